@@ -1,0 +1,16 @@
+"""dmftopt: exact high-dimensional predictions of SGD's risk, fast and differentiable, to tune its hyperparameters."""
+
+from . import features as features
+from . import noise as noise
+from . import schedules as schedules
+from . import tasks as tasks
+from .dmft import RESULTS as RESULTS
+from .dmft import DiscreteStep as DiscreteStep
+from .dmft import ExponentialStep as ExponentialStep
+from .dmft import Solution as Solution
+from .dmft import SolveError as SolveError
+from .dmft import solve as solve
+from .grid import TimeGrid as TimeGrid
+from .observables import Observables as Observables
+from .problem import Problem as Problem
+from .protocol import Protocol as Protocol

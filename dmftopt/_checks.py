@@ -1,0 +1,53 @@
+"""Checks of concrete input at the front doors. Traced values pass through: their errors become result codes."""
+
+from typing import Any
+
+import jax
+import numpy as np
+
+
+def is_concrete(value: Any) -> bool:
+    return not isinstance(value, jax.core.Tracer)
+
+
+def check_real(name: str, value: Any, *, minimum: float | None = None, exclusive: bool = False, cure: str = "") -> None:
+    """Raise a ValueError naming `name` unless every entry of a concrete `value` is a finite real number within bounds."""
+    if not is_concrete(value):
+        return
+    try:
+        array = np.asarray(value)
+    except Exception as error:
+        raise TypeError(f"{name} must be a real number or array, got {type(value).__name__}. {cure}".strip()) from error
+    if array.dtype == bool or not (np.issubdtype(array.dtype, np.floating) or np.issubdtype(array.dtype, np.integer)):
+        raise TypeError(f"{name} must be a real number or array, got {value!r}. {cure}".strip())
+    if not np.all(np.isfinite(array)):
+        raise ValueError(f"{name} must be finite, got {value!r}. Remove NaN and infinite entries. {cure}".strip())
+    if minimum is not None:
+        bad = np.any(array <= minimum) if exclusive else np.any(array < minimum)
+        if bad:
+            sign = ">" if exclusive else ">="
+            raise ValueError(f"{name} must be {sign} {minimum:g}, got {value!r}. {cure}".strip())
+
+
+def check_shape(name: str, value: Any, shapes: tuple[tuple[int, ...], ...], cure: str = "") -> None:
+    shape = np.shape(value)
+    if shape not in shapes:
+        allowed = " or ".join(str(s) for s in shapes)
+        raise ValueError(f"{name} must have shape {allowed}, got {shape}. {cure}".strip())
+
+
+def check_count(name: str, value: Any, *, minimum: int = 1, cure: str = "") -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+        raise TypeError(f"{name} must be a Python integer, got {value!r}. {cure}".strip())
+    if value < minimum:
+        raise ValueError(f"{name} must be at least {minimum}, got {value}. {cure}".strip())
+
+
+def check_instance(name: str, value: Any, kind: type, cure: str) -> None:
+    if not isinstance(value, kind):
+        raise TypeError(f"{name} must be a {kind.__name__}, got {type(value).__name__}. {cure}")
+
+
+def check_key(key: Any) -> None:
+    if not isinstance(key, jax.Array):
+        raise TypeError(f"key must be a JAX random key, got {key!r}. Pass jax.random.key(seed).")

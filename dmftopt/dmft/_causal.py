@@ -1,0 +1,133 @@
+"""The causal innovations scheme: one pass over the time steps (THEORY of README, section "How it works").
+
+Two orthonormal families grow as time goes on. On the field side, the gradients of a population of samples: each direction g^_j
+owns a fresh weight-side normal zeta_j. On the weight side, the weights theta~ = sqrt(lambda) theta themselves: each direction
+phi_j owns a fresh field-side normal xi_j. Bolthausen's conditioning argument turns the Gaussian feature matrix into these
+normals, so the two sides meet only through the numbers L, P (weights to fields) and G, S (fields to weights).
+
+The gradient g = l M of each step is split into its mean over the multiplier, l E[M], and the gradient noise l (M - E[M]), each
+with a direction of its own, so that drift and noise can be stepped exponentially.
+"""
+
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from ..noise import AbstractNoise
+from ..observables import Observables, from_kernel
+from ..problem import Problem
+from . import _weights as weights
+from ._orthogonal import normalized, remove
+from ._points import Points
+from ._scan import history_scan
+from ._step import AbstractStep
+
+
+class Inputs(NamedTuple):
+    """The protocol on the grid, one entry per step: drift = eta D, noise = deviation of M, ridge = D eta ridge."""
+
+    drift: Float[Array, " step"]
+    noise: Float[Array, " step"]
+    ridge: Float[Array, " step"]
+
+
+class History(NamedTuple):
+    """Row k+1 is written at step k: the directions (column sample) of the gradients, and phi (group basis)."""
+
+    gradients: Array
+    phi: Array
+
+
+class Readout(NamedTuple):
+    """Per step: L(k, :) over all directions, losses over the samples, E[theta²]."""
+
+    coefficients: Float[Array, " direction"]
+    train_loss: Array
+    train_error: Array | None
+    norm: Array
+
+
+def run(problem: Problem, noise: AbstractNoise, step: AbstractStep, inputs: Inputs, points: Points) -> Observables:
+    """Solve for one replicate. Observables at all grid times, (step+1,)."""
+    times = inputs.drift.shape[0] + 1
+    columns = 1 if noise.deterministic else 2
+    theta, phi, rho = weights.initial(problem, weights.FIRST_ZETA + columns * (times + 1))
+    teacher_field, labels = problem.task.sample(points.teacher, points.label, jnp.sqrt(rho))
+    # One more step than there are updates, so that the fields at the last time are read; it does not move.
+    xs = Inputs(*(jnp.append(value, 0.0) for value in inputs))
+    arrays, static = eqx.partition((problem, step), eqx.is_inexact_array)
+    innovations = jnp.concatenate([jnp.zeros_like(teacher_field)[None], points.innovations])
+    multipliers = None if noise.deterministic else jnp.concatenate([points.multipliers, jnp.zeros_like(labels)[None]])
+    row = History(jnp.zeros((columns, points.samples), labels.dtype), phi)
+    _, readout, _ = history_scan(
+        _Step(static), times, (innovations, multipliers), (arrays, teacher_field, labels), xs, theta, row
+    )
+    L = readout.coefficients
+    return from_kernel(
+        problem, L @ L.T, L[:, 0] * jnp.sqrt(rho), readout.norm, readout.train_loss, readout.train_error, rho
+    )
+
+
+class _Step:
+    def __init__(self, static: Any):
+        self.static = static
+
+    def __call__(self, constants, parameters, x: Inputs, theta, history: History, k):
+        innovations, multipliers = constants
+        arrays, teacher_field, labels = parameters
+        problem, step = eqx.combine(arrays, self.static)
+        features, delta = problem.features, problem.delta
+        rows, columns, samples = history.gradients.shape
+        gradients = history.gradients.reshape(rows * columns, samples)
+        past = (jnp.arange(rows) <= k).astype(labels.dtype)
+        past_columns = jnp.repeat(past, columns)
+
+        # Weights to fields. The teacher's innovation is kept apart: it may carry derivatives, the others are constants.
+        L, direction, length, P = weights.read(theta, history.phi, past, features)
+        L = L.at[k + 1].add(length)
+        r = L[0] * teacher_field + L @ innovations + (past_columns * P) @ gradients / jnp.sqrt(delta)
+
+        # Fields to weights: the mean gradient's coefficients on the past and on the innovations.
+        l = problem.task.gradient(r, labels)
+        size2 = jnp.mean(l**2)
+        G, rest = remove(l, gradients, past_columns, samples, passes=2)
+        new, height = normalized(rest, jnp.mean(rest**2), size2)
+        S = jnp.where(jnp.arange(rows) <= k + 1, innovations @ l, 0.0).at[0].set(teacher_field @ l) / samples
+        phi = history.phi.at[k + 1].set(direction)
+        zeta_drift = G.at[(k + 1) * columns].add(height)
+        if columns == 1:
+            written, zeta_noise = new[None], jnp.zeros_like(zeta_drift)
+        else:
+            # In law this is orthogonal to everything before and of norm sqrt(E[l²]) times the multiplier's deviation.
+            # Its direction must be orthonormal in the sample too (or errors grow from step to step); the coefficients
+            # removed on the way are sampling error and are dropped. Nothing cancels, so one pass suffices.
+            swing = l * multipliers[k]
+            own = jnp.mean(swing**2)
+            _, swing = remove(swing, gradients, past_columns, samples, passes=1)
+            for _ in range(2):
+                swing = swing - jnp.mean(swing * new) * new
+            swing, _ = normalized(swing, jnp.mean(swing**2), own)
+            written = jnp.stack([new, swing])
+            zeta_noise = jnp.zeros_like(zeta_drift).at[(k + 1) * columns + 1].set(jnp.where(size2 > 0, jnp.sqrt(size2), 0.0))
+
+        decay = x.drift * features.eigenvalues * jnp.mean(problem.task.curvature(r, labels)) + x.ridge
+        theta_next = weights.update(
+            theta,
+            x.drift * zeta_drift / jnp.sqrt(delta),
+            x.drift * jnp.tensordot(S, phi, 1),
+            x.noise * zeta_noise / jnp.sqrt(delta),
+            x.ridge,
+            decay,
+            step,
+            features,
+        )
+        error = problem.task.error(r, labels)
+        readout = Readout(
+            L,
+            jnp.mean(problem.task.loss(r, labels)),
+            None if error is None else jnp.mean(error),
+            jnp.sum(features.weights * jnp.sum(theta**2, axis=1)),
+        )
+        return theta_next, History(written, direction), readout

@@ -1,0 +1,74 @@
+"""A scan over a write-once history, with a reverse mode that stores the history once.
+
+Differentiating a plain `lax.scan` that carries a (steps, samples) history saves it at every step: O(samples × steps²). But each
+row is written once and never changed, so the final history already holds every earlier one. The reverse pass below replays
+one step at a time on the final history (a step multiplies rows not yet written by zero) and adds its cotangent to one
+history-sized array.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import PyTree
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def history_scan(step: Callable, length: int, constants: PyTree, parameters: PyTree, xs: PyTree, carry: Any, row: PyTree):
+    """Run `length` steps of
+
+        carry, row, output = step(constants, parameters, x, carry, history, k)
+
+    for k = 0..length-1. `history` has `length + 1` rows: `row` first, then row k+1 from step k. The step must not let rows
+    k+1 and beyond influence its result. Returns (history, outputs, final carry).
+
+    Reverse mode only. `constants` get no derivative (they are held once and never copied); memory is one history for its
+    cotangent, the stacked carries, and the working set of a single step.
+    """
+    (carry, history), (outputs, _) = _forward(step, length, constants, parameters, xs, carry, row)
+    return history, outputs, carry
+
+
+def _forward(step, length, constants, parameters, xs, carry, row):
+    history = jax.tree.map(lambda r: jnp.zeros((length + 1, *r.shape), r.dtype).at[0].set(r), row)
+
+    def body(state, inputs):
+        k, x = inputs
+        carry, history = state
+        new, written, output = step(constants, parameters, x, carry, history, k)
+        history = jax.tree.map(lambda h, w: jax.lax.dynamic_update_index_in_dim(h, w, k + 1, 0), history, written)
+        return (new, history), (output, carry)
+
+    return jax.lax.scan(body, (carry, history), (jnp.arange(length), xs))
+
+
+def _fwd(step, length, constants, parameters, xs, carry, row):
+    (final, history), (outputs, carries) = _forward(step, length, constants, parameters, xs, carry, row)
+    return (history, outputs, final), (constants, parameters, xs, carries, history)
+
+
+def _bwd(step, length, residuals, cotangents):
+    constants, parameters, xs, carries, history = residuals
+    d_history, d_outputs, d_carry = cotangents
+
+    def body(state, inputs):
+        d_carry, d_history, d_parameters = state
+        k, x, carry, d_output = inputs
+        _, pullback = jax.vjp(
+            lambda parameters, x, carry, history: step(constants, parameters, x, carry, history, k),
+            parameters, x, carry, history,
+        )  # fmt: skip
+        d_row = jax.tree.map(lambda h: jax.lax.dynamic_index_in_dim(h, k + 1, 0, keepdims=False), d_history)
+        d_params, d_x, d_carry, d_past = pullback((d_carry, d_row, d_output))
+        add = partial(jax.tree.map, jnp.add)
+        return (d_carry, add(d_history, d_past), add(d_parameters, d_params)), d_x
+
+    zeros = jax.tree.map(jnp.zeros_like, parameters)
+    inputs = (jnp.arange(length), xs, carries, d_outputs)
+    (d_carry, d_history, d_parameters), d_xs = jax.lax.scan(body, (d_carry, d_history, zeros), inputs, reverse=True)
+    return None, d_parameters, d_xs, d_carry, jax.tree.map(lambda h: h[0], d_history)
+
+
+history_scan.defvjp(_fwd, _bwd)

@@ -1,0 +1,47 @@
+"""Scrambled Sobol points as a pure function of a key. The direction numbers are SciPy's (Joe & Kuo 2008)."""
+
+from functools import lru_cache
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+from scipy.stats import qmc
+
+MAX_DIMENSION = qmc.Sobol.MAXDIM
+_BITS = 30
+
+
+@lru_cache(maxsize=32)
+def _directions(dimension: int, log_samples: int) -> np.ndarray:
+    """Direction numbers (log_samples, dimension), `_BITS` bits, read off SciPy's unscrambled points at powers of two:
+    point 2^k of the sequence, in Gray code order, is v_k xor v_{k-1}."""
+    sampler = qmc.Sobol(dimension, scramble=False, bits=_BITS)
+    rows, position = [], 0
+    for k in range(log_samples):
+        sampler.fast_forward(2**k - position)
+        position = 2**k + 1
+        row = (sampler.random(1)[0] * 2.0**_BITS).astype(np.uint32)
+        rows.append(row ^ rows[-1] if rows else row)
+    return np.stack(rows) if rows else np.zeros((0, dimension), np.uint32)
+
+
+def scrambled_sobol(key: Array, dimension: int, samples: int) -> Float[Array, "dimension sample"]:
+    """`samples` (a power of two) points in (0, 1)^dimension, random linear matrix scramble and digital shift
+    (Matoušek 1998). The first half of the points is itself a scrambled Sobol set."""
+    log_samples = samples.bit_length() - 1
+    directions = jnp.asarray(_directions(dimension, log_samples))
+    key_matrix, key_shift = jax.random.split(key)
+    # Row p of a lower-triangular bit matrix with unit diagonal makes output bit p (from the top) of input bits 0..p.
+    position = np.arange(_BITS)
+    diagonal = jnp.asarray((1 << (_BITS - 1 - position)).astype(np.uint32))
+    above = jnp.asarray((((1 << position) - 1) << (_BITS - position)).astype(np.uint32))
+    matrix = (jax.random.bits(key_matrix, (_BITS, dimension), jnp.uint32) & above[:, None]) | diagonal[:, None]
+    parity = jax.lax.population_count(matrix[None] & directions[:, None]) & 1
+    directions = jnp.sum(parity << jnp.asarray(_BITS - 1 - position, jnp.uint32)[:, None], axis=1, dtype=jnp.uint32)
+    points = jax.random.bits(key_shift, (dimension, 1), jnp.uint32) >> (32 - _BITS)
+    for k in range(log_samples):
+        points = jnp.concatenate([points, points ^ directions[k][:, None]], axis=1)
+    dtype = jnp.zeros(()).dtype
+    kept = min(_BITS, jnp.finfo(dtype).nmant)  # so that the largest point stays below 1 after rounding
+    return ((points >> (_BITS - kept)).astype(dtype) + 0.5) * 2.0**-kept

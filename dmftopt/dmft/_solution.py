@@ -1,0 +1,92 @@
+from typing import NamedTuple
+
+import equinox as eqx
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from ..observables import AbstractResult, Observables
+
+
+class RESULTS(eqx.Enumeration):
+    """How a solve ended."""
+
+    successful = ""
+    diverged = (
+        "The student's overlap grew a million times beyond teacher and initial student: this learning rate is unstable. "
+        "Lower the learning rate, raise the batch size, or, with DiscreteStep, take smaller steps "
+        "(step * learning_rate * largest eigenvalue must stay below about 2)."
+    )
+    nonfinite = (
+        "A value became infinite or NaN. Check the loss and the label law for overflow; otherwise the learning rate is "
+        "far above its stability limit, or (in float32) the numbers need jax_enable_x64."
+    )
+    invalid = (
+        "The protocol or the problem left its domain: learning rate and ridge must be >= 0, batch size >= 1, delta > 0, "
+        "scales >= 0, all finite. Parametrize with log=True or bound what is tuned."
+    )
+
+
+class SolveError(RuntimeError):
+    """A solve that did not succeed; the message says why and what to do."""
+
+
+class Statistics(NamedTuple):
+    """What was run."""
+
+    samples: int
+    replicates: int
+    steps: int
+    richardson: bool
+
+
+class Solution(AbstractResult):
+    """Observables of the DMFT at the grid's times, see `dmftopt.Observables` for shapes.
+
+    - `times` (step+1,); `observables`, also as attributes: `test_risk`, `train_loss`, `student_overlap`, ...
+    - `standard_error`: of the same observables, from the spread over replicates (raises for a single replicate).
+    - `bias`: estimate of the finite-sample bias, the result with half the samples less the result (the bias is of order
+      steps / samples, and no standard error shows it). Raises unless asked for with `estimate_bias=True`.
+    - `result`: a member of `dmftopt.RESULTS`. Where it is not successful, entries from the failing time on are NaN.
+    """
+
+    times: Float[Array, " time"]
+    observables: Observables
+    replicated: Observables | None
+    half_difference: Observables | None
+    result: RESULTS
+    stats: Statistics = eqx.field(static=True)
+
+    @property
+    def bias(self) -> Observables:
+        if self.half_difference is None:
+            raise ValueError("bias was not estimated. Ask for estimate_bias=True in solve.")
+        return self.half_difference
+
+
+def judge(observables: Observables, scale: Array, valid: Array) -> tuple[RESULTS, Array]:
+    """Result code, and the mask of times before the first failure."""
+    per_time = [a.reshape(a.shape[0], -1) for a in (observables.test_risk, observables.train_loss, observables.norm)]
+    rows = jnp.concatenate([*per_time, observables.correlation.reshape(observables.norm.shape[0], -1)], axis=1)
+    # A NaN at time k also enters row j < k of the correlation, in column k: look at the lower triangle only.
+    steps = observables.norm.shape[0]
+    seen = jnp.concatenate([jnp.ones((steps, len(per_time)), bool), jnp.tril(jnp.ones((steps, steps), bool))], axis=1)
+    finite = jnp.all(jnp.isfinite(rows) | ~seen, axis=1)
+    bounded = ~(observables.student_overlap[:, 0, 0] > 1e6 * scale)
+    good = jnp.cumprod((finite & bounded & valid).astype(int)).astype(bool)
+    result = RESULTS.where(jnp.all(good), RESULTS.successful, RESULTS.nonfinite)
+    first_bad = jnp.argmin(good)
+    result = RESULTS.where(jnp.all(good) | bounded[first_bad], result, RESULTS.diverged)
+    return RESULTS.where(valid, result, RESULTS.invalid), good
+
+
+def blank(observables: Observables, good: Array) -> Observables:
+    """NaN from the failing time on."""
+
+    def mask(a, keep):
+        return jnp.where(keep.reshape(keep.shape + (1,) * (a.ndim - keep.ndim)), a, jnp.nan)
+
+    def field(name):
+        value = getattr(observables, name)
+        return None if value is None else mask(value, good[:, None] & good[None, :] if name == "correlation" else good)
+
+    return Observables(**{name: field(name) for name in Observables.__dataclass_fields__})

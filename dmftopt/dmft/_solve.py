@@ -1,0 +1,202 @@
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from .._checks import check_count, check_instance, check_key, check_real, is_concrete
+from ..grid import TimeGrid
+from ..noise import AbstractNoise, Bernoulli, NoNoise, Poisson
+from ..observables import Observables, mean_and_error
+from ..problem import Problem
+from ..protocol import Protocol
+from . import _causal, _points
+from ._sobol import MAX_DIMENSION
+from ._solution import RESULTS, Solution, SolveError, Statistics, blank, judge
+from ._step import AbstractStep, DiscreteStep, ExponentialStep
+
+
+class _Values(eqx.Module):
+    """The protocol on one grid."""
+
+    learning_rate: Array
+    batch_size: Array
+    ridge: Array
+
+
+def solve(
+    problem: Problem,
+    protocol: Protocol,
+    grid: TimeGrid,
+    *,
+    key: Array,
+    noise: AbstractNoise = Poisson(),
+    samples: int = 4096,
+    replicates: int = 1,
+    step: AbstractStep | None = None,
+    richardson: bool = False,
+    estimate_bias: bool = False,
+    throw: bool = True,
+) -> Solution:
+    """Exact asymptotic (d -> infinity) train and test behavior of multi-pass SGD, by dynamical mean-field theory.
+
+    The update theta <- theta - D eta ridge theta - X^T (l(X theta, y) * M) / delta, with random multipliers M of mean eta D,
+    becomes a pair of scalar processes coupled through two-time kernels; the causal innovations scheme solves them in one
+    pass, O(samples * steps²) time and O(samples * steps) memory. Sources: arXiv:2602.06320 (SGF), arXiv:2112.07572 (gradient
+    flow), arXiv:2210.06591 (discrete time).
+
+    Main arguments:
+
+    - `problem`, `protocol`, `grid`: what is learned, how, and at which times t = (SGD steps) / d.
+    - `key`: a JAX random key; the same key gives the same answer.
+    - `noise`: law of the gradient noise. `noise.Poisson()` is SGD itself at finite learning rate; `noise.Brownian()` is
+      stochastic gradient flow, differentiable in batch size and delta too; `noise.NoNoise()` gradient flow;
+      `noise.Bernoulli(fraction)` batches that are a fraction of the training set.
+    - `samples`: population size of the field side, a power of two.
+
+    Other arguments:
+
+    - `replicates`: independent repetitions; results are their mean, and two or more give standard errors.
+    - `step`: `ExponentialStep()` (continuous time, first order; the default) or `DiscreteStep()` (one update of the
+      algorithm per grid step; the default for Bernoulli).
+    - `richardson`: solve also with every step halved, on the same random numbers, and extrapolate: second order. Triples
+      the cost or more.
+    - `estimate_bias`: solve also with half the samples; see `Solution.bias`. Doubles the cost.
+    - `throw`: raise `SolveError` where the result is not successful. Inside jit, grad or vmap nothing can be raised: look
+      at `solution.result`; failed entries are NaN.
+
+    Reverse-mode differentiable (memory O(samples * steps)) in everything real in `problem`, `protocol` and `grid`; Poisson
+    and Bernoulli counts are not differentiable in batch size, delta, times or fraction, and asking for that is an error.
+    Finite-sample bias is of order steps / samples.
+
+    Raises ValueError or TypeError naming the argument for input outside its domain.
+    """
+    step = _check(problem, protocol, grid, noise, step, samples, replicates, richardson, key)
+    problem, noise, grid = _arrays((problem, noise, grid))
+    grids = (grid, grid.refined()) if richardson else (grid,)
+    values = tuple(_read(protocol, g, step, noise) for g in grids)
+    settings = Statistics(samples, replicates, grid.steps, richardson)
+    solution = _solve(problem, noise, step, grids, values, key, settings, estimate_bias)
+    code = solution.result._value
+    if throw and is_concrete(code) and np.ndim(code) == 0 and bool(solution.result != RESULTS.successful):
+        failed = solution.times[int(jnp.argmin(jnp.isfinite(solution.test_risk)))]
+        raise SolveError(f"solve failed at t = {float(failed):.4g}. {RESULTS[solution.result]} (throw=False returns the rest.)")
+    return solution
+
+
+@eqx.filter_jit
+def _solve(problem, noise, step, grids, values, key, settings: Statistics, estimate_bias: bool) -> Solution:
+    keys = jax.random.split(key, settings.replicates)
+
+    def replicate(key):
+        return _replicate(problem, noise, step, grids, values, key, settings.samples, estimate_bias)
+
+    if settings.replicates == 1:
+        full, halves = jax.tree.map(lambda a: a[None], replicate(keys[0]))
+    else:
+        full, halves = jax.lax.map(replicate, keys)
+    mean, error = mean_and_error(full)
+    valid = _valid(problem, values)
+    result, good = judge(mean, problem.rho + problem.initial_overlap + 1e-30, valid)
+    difference = None if halves is None else jax.tree.map(lambda h, m: jnp.mean(h, axis=0) - m, halves, mean)
+    blanked = [None if o is None else blank(o, good) for o in (mean, error, difference)]
+    return Solution(grids[0].times, *blanked, result, settings)
+
+
+def _replicate(problem, noise, step, grids, values, key, samples, estimate_bias) -> tuple[Observables, Observables | None]:
+    rates = [v.batch_size * g.step_sizes / problem.delta for g, v in zip(grids, values, strict=True)]
+    # Drawn on the finest grid; a coarser level uses the same randomness, summed over pairs of steps.
+    points = [_points.draw(key, samples, grids[-1], noise, rates[-1])]
+    if len(grids) == 2:
+        points.insert(0, points[0].coarsened(grids[1], noise, rates[1]))
+
+    def extrapolated(select):
+        levels = []
+        for grid, value, rate, p in zip(grids, values, rates, points, strict=True):
+            drift = value.learning_rate * grid.step_sizes
+            deviation = noise.deviation(value.learning_rate, grid.step_sizes, rate)
+            inputs = _causal.Inputs(drift, deviation, drift * value.ridge)
+            levels.append(_causal.run(problem, noise, step, inputs, select(p)))
+        return levels[0] if len(levels) == 1 else _richardson(*levels)
+
+    full = extrapolated(lambda p: p)
+    if not estimate_bias:
+        return full, None
+    halves = [extrapolated(lambda p, h=half: p.half(h)) for half in (0, 1)]
+    return full, jax.tree.map(lambda a, b: 0.5 * (a + b), *halves)
+
+
+def _richardson(coarse: Observables, fine: Observables) -> Observables:
+    """2 fine - coarse at the coarse times: the error of order step cancels."""
+
+    def combine(name):
+        c, f = getattr(coarse, name), getattr(fine, name)
+        return None if c is None else 2 * (f[::2, ::2] if name == "correlation" else f[::2]) - c
+
+    return Observables(**{name: combine(name) for name in Observables.__dataclass_fields__})
+
+
+def _read(protocol: Protocol, grid: TimeGrid, step: AbstractStep, noise: AbstractNoise) -> _Values:
+    """The protocol at the step's evaluation times, checked where concrete."""
+    times = step.evaluation_times(grid)
+
+    def at(name, minimum, cure):
+        value = jnp.asarray(getattr(protocol, name)(times), dtype=times.dtype)
+        if value.shape not in ((), times.shape):
+            raise ValueError(
+                f"{name} must return one value per time, shape {times.shape} or (), got {value.shape}. "
+                "Write the schedule with jax.numpy, elementwise in t."
+            )
+        check_real(name, value, minimum=minimum, cure=cure)
+        return jnp.broadcast_to(value, times.shape)
+
+    # Full-batch and extensive-batch algorithms do not read the batch size.
+    minibatch = not isinstance(noise, (NoNoise, Bernoulli))
+    return _Values(
+        at("learning_rate", 0.0, "Learning rates cannot be negative."),
+        at("batch_size", 1.0, "SGD uses at least one sample per step.") if minibatch else jnp.ones_like(times),
+        at("ridge", 0.0, "A negative ridge is unbounded below."),
+    )
+
+
+def _valid(problem: Problem, values: tuple[_Values, ...]) -> Array:
+    """The checks of `_check` and `_read` again, for traced values."""
+    ok = (problem.delta > 0) & jnp.all(problem.features.eigenvalues > 0)
+    for scale in (problem.teacher_scale, problem.student_scale):
+        ok = ok & jnp.all(scale >= 0)
+    for value in values:
+        # Rounding of exp(log(1)) must not fail a batch size of 1.
+        ok = ok & jnp.all(value.learning_rate >= 0) & jnp.all(value.batch_size >= 1 - 1e-6) & jnp.all(value.ridge >= 0)
+    return ok
+
+
+def _check(problem, protocol, grid, noise, step, samples, replicates, richardson, key) -> AbstractStep:
+    check_instance("problem", problem, Problem, "Build it with dmftopt.Problem(...).")
+    check_instance("protocol", protocol, Protocol, "Build it with dmftopt.Protocol(learning_rate=...).")
+    check_instance("grid", grid, TimeGrid, "Build it with dmftopt.TimeGrid.uniform(horizon, steps).")
+    check_instance("noise", noise, AbstractNoise, "Pass an instance, for example dmftopt.noise.Poisson().")
+    if step is None:
+        step = DiscreteStep() if noise.discrete else ExponentialStep()
+    check_instance("step", step, AbstractStep, "Pass ExponentialStep() or DiscreteStep().")
+    check_count("samples", samples, minimum=4)
+    if samples & (samples - 1):
+        raise ValueError(f"samples must be a power of two (Sobol points), got {samples}. Use {1 << samples.bit_length()}.")
+    check_count("replicates", replicates)
+    if step.continuous and noise.discrete:
+        raise ValueError("step: an extensive batch is one discrete update per grid step. Use DiscreteStep(), or leave step out.")
+    if richardson and (noise.discrete or (noise.deterministic and not step.continuous)):
+        raise ValueError("richardson extrapolates the time step away, but here the step is the algorithm. Drop richardson.")
+    dimensions = _points.dimensions(grid.steps * (2 if richardson else 1), noise)
+    if dimensions > MAX_DIMENSION:
+        raise ValueError(f"steps: {grid.steps} need {dimensions} Sobol dimensions, of at most {MAX_DIMENSION}. Use fewer steps.")
+    check_key(key)
+    if is_concrete(problem.rho) and not problem.rho > 0:
+        raise ValueError("teacher_scale must be > 0 in some group: there is no teacher. Give it a positive scale.")
+    return step
+
+
+def _arrays(tree: Any) -> Any:
+    """Python and NumPy numbers become arrays, so that a change of number never retraces."""
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype=float) if isinstance(leaf, (float, np.ndarray)) else leaf, tree)

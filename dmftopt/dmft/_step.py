@@ -1,0 +1,59 @@
+"""How one time step moves the weights."""
+
+import abc
+from typing import ClassVar
+
+import equinox as eqx
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from ..grid import TimeGrid
+
+
+class AbstractStep(eqx.Module):
+    """`exact_order`: whether halving the step converges to something else than itself (so Richardson makes sense)."""
+
+    continuous: ClassVar[bool]
+
+    @abc.abstractmethod
+    def evaluation_times(self, grid: TimeGrid) -> Float[Array, " step"]:
+        """Times at which the protocol is read, one per step."""
+
+    @abc.abstractmethod
+    def factors(self, x: Float[Array, " group"]) -> tuple[Array, Array]:
+        """Factors of the drift and of the noise of one step, given decay rate times step x of each eigenvalue group."""
+
+
+class ExponentialStep(AbstractStep):
+    """Continuous time, first order. With x = D eta (lambda E[l'] + ridge) the drift is multiplied by (1 - e^-x)/x and the
+    noise by sqrt((1 - e^-2x)/(2x)): exact for one linear mode with noise (Ornstein-Uhlenbeck), stable for any x. The
+    protocol is read at the middle of each step."""
+
+    continuous: ClassVar[bool] = True
+
+    def evaluation_times(self, grid):
+        return 0.5 * (grid.times[1:] + grid.times[:-1])
+
+    def factors(self, x):
+        return _phi(x), jnp.sqrt(_phi(2 * x))
+
+
+class DiscreteStep(AbstractStep):
+    """The update itself, no approximation: full-batch gradient descent (NoNoise) or SGD with extensive batches (Bernoulli),
+    one update per grid step, learning rate `step * learning_rate`. The protocol is read at the start of each step.
+    (With Brownian or Poisson noise this is plain Euler stepping of the continuous-time equations.)"""
+
+    continuous: ClassVar[bool] = False
+
+    def evaluation_times(self, grid):
+        return grid.times[:-1]
+
+    def factors(self, x):
+        return jnp.ones_like(x), jnp.ones_like(x)
+
+
+def _phi(x):
+    """(1 - e^-x) / x, analytic at 0."""
+    small = jnp.abs(x) < 1e-4
+    safe = jnp.where(small, 1.0, x)
+    return jnp.where(small, 1 - x / 2 + x**2 / 6, -jnp.expm1(-safe) / safe)

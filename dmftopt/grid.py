@@ -1,0 +1,77 @@
+"""Time grids. Time is t = steps / d."""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from ._checks import check_count, check_real, is_concrete
+
+
+class TimeGrid(eqx.Module):
+    """Times t_0 = 0 < t_1 < ... < t_K at which the equations are stepped and observed. `times`: (steps+1,)."""
+
+    times: Float[Array, " time"]
+
+    def __init__(self, times: Any):
+        self.times = jnp.asarray(times, dtype=float)
+
+    def __check_init__(self):
+        if self.times.ndim != 1 or self.times.shape[0] < 2:
+            raise ValueError(f"times must be one-dimensional with at least two entries, got shape {self.times.shape}.")
+        check_real("times", self.times)
+        if is_concrete(self.times):
+            times = np.asarray(self.times)
+            if times[0] != 0.0:
+                raise ValueError(f"times must start at 0, got {times[0]}. Time counts SGD steps from the start.")
+            if not np.all(np.diff(times) > 0):
+                where = int(np.argmax(np.diff(times) <= 0))
+                raise ValueError(f"times must be increasing, but times[{where + 1}] <= times[{where}]. Sort and deduplicate.")
+
+    @classmethod
+    def uniform(cls, horizon: Any, steps: int) -> "TimeGrid":
+        """`steps` equal steps from 0 to `horizon`."""
+        _check_horizon(horizon, steps)
+        return cls(horizon * jnp.linspace(0.0, 1.0, steps + 1))
+
+    @classmethod
+    def geometric(cls, horizon: Any, steps: int, ratio: float = 20.0) -> "TimeGrid":
+        """Steps that grow geometrically; the last is `ratio` times the first. For stiff spectra: dense early, sparse late."""
+        _check_horizon(horizon, steps)
+        check_real("ratio", ratio, minimum=0.0, exclusive=True, cure="It is last step / first step.")
+        sizes = jnp.asarray(ratio, dtype=float) ** jnp.linspace(0.0, 1.0, steps)
+        return cls(horizon * jnp.concatenate([jnp.zeros(1), jnp.cumsum(sizes) / jnp.sum(sizes)]))
+
+    @property
+    def steps(self) -> int:
+        return self.times.shape[0] - 1
+
+    @property
+    def step_sizes(self) -> Float[Array, " step"]:
+        return jnp.diff(self.times)
+
+    def refined(self) -> "TimeGrid":
+        """The grid with every step halved."""
+        middle = 0.5 * (self.times[1:] + self.times[:-1])
+        return TimeGrid(jnp.concatenate([self.times[:1], jnp.stack([middle, self.times[1:]], axis=1).ravel()]))
+
+    def rotation(self) -> Float[Array, "step step"]:
+        """Orthogonal matrix that maps independent normals to this grid's normalized Brownian increments, with the
+        normals in order of decreasing share of the path's variance (principal components)."""
+        # The law does not depend on the rotation, so no derivative with respect to the grid is lost here.
+        times = jax.lax.stop_gradient(self.times[1:])
+        steps = jnp.diff(times, prepend=0.0)
+        variances, modes = jnp.linalg.eigh(jnp.minimum(times[:, None], times[None, :]))
+        paths = (modes * jnp.sqrt(jnp.maximum(variances, 0.0)))[:, ::-1]
+        rows = jnp.diff(paths, axis=0, prepend=0.0) / jnp.sqrt(steps)[:, None]
+        # Rounding in the smallest modes spoils orthogonality on strongly non-uniform grids; QR restores it exactly.
+        q, r = jnp.linalg.qr(rows)
+        return q * jnp.sign(jnp.diagonal(r))
+
+
+def _check_horizon(horizon: Any, steps: int) -> None:
+    check_real("horizon", horizon, minimum=0.0, exclusive=True, cure="It is the final time, SGD steps / d.")
+    check_count("steps", steps)

@@ -1,0 +1,176 @@
+"""Gradient-noise laws: the random multipliers M of each sample and step.
+
+One update of every algorithm is theta <- theta - D eta h(theta) - X^T (l * M) / delta, with independent multipliers of mean
+eta D. A law says their standard deviation, and how to draw them, standardized, from low-discrepancy uniforms.
+"""
+
+import abc
+from typing import Any, ClassVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.scipy.special import ndtri
+from jaxtyping import Array, Float
+
+from ._checks import check_real
+
+
+class AbstractNoise(eqx.Module):
+    """A law of gradient noise.
+
+    `deterministic`: no multipliers are random. `discrete`: the step is the algorithm, not an approximation to continuous
+    time.
+    """
+
+    deterministic: ClassVar[bool] = False
+    discrete: ClassVar[bool] = False
+
+    @abc.abstractmethod
+    def deviation(self, learning_rate: Array, step: Array, rate: Array) -> Array:
+        """Standard deviation of the multiplier. `rate` = B D / delta: the mean number of visits of a sample in a step D."""
+
+    @abc.abstractmethod
+    def standardized(
+        self, uniforms: Float[Array, "step sample"], rotation: Float[Array, "step step"], rate: Float[Array, " step"]
+    ) -> Float[Array, "step sample"]:
+        """Multipliers less their mean, over their deviation. The first rows of `uniforms` are the most evenly spread."""
+
+    def coarsening(self, step: Float[Array, " step"], rate: Float[Array, " step"]) -> Float[Array, " step"]:
+        """Squared weights with which standardized multipliers of two steps add up to that of both (Richardson)."""
+        return step
+
+
+class NoNoise(AbstractNoise):
+    """M = eta D: gradient flow, or full-batch gradient descent when the step is discrete."""
+
+    deterministic: ClassVar[bool] = True
+
+    def deviation(self, learning_rate, step, rate):
+        return jnp.zeros_like(learning_rate)
+
+    def standardized(self, uniforms, rotation, rate):
+        return jnp.zeros_like(uniforms)
+
+
+class Brownian(AbstractNoise):
+    """M = eta (D + sqrt(delta D / B) z), z ~ N(0, 1): stochastic gradient flow, the small-step diffusion limit of SGD."""
+
+    def deviation(self, learning_rate, step, rate):
+        return learning_rate * step / jnp.sqrt(rate)
+
+    def standardized(self, uniforms, rotation, rate):
+        return rotation @ ndtri(uniforms)
+
+
+class Poisson(AbstractNoise):
+    """M = eta (delta / B) N, N ~ Poisson(B D / delta): small-batch SGD itself, at finite learning rate.
+
+    Counts jump where batch size, delta or the times move, so a derivative in one of those raises an error.
+    """
+
+    def deviation(self, learning_rate, step, rate):
+        return learning_rate * step / jnp.sqrt(rate)
+
+    def standardized(self, uniforms, rotation, rate):
+        counts = _poisson_bridge(uniforms, rate)
+        return (counts - rate[:, None]) / jnp.sqrt(rate)[:, None]
+
+    def coarsening(self, step, rate):
+        return rate
+
+
+class Bernoulli(AbstractNoise):
+    """M = eta D s / b, s ~ Bernoulli(b): SGD with extensive batches, each step using a fraction `fraction` = b of the
+    training set. The protocol's batch size plays no part; time counts D of the grid per step."""
+
+    fraction: Any
+    discrete: ClassVar[bool] = True
+
+    def __check_init__(self):
+        check_real("fraction", self.fraction, minimum=0.0, exclusive=True, cure="It is batch size / training samples.")
+        if not isinstance(self.fraction, jax.core.Tracer) and np.any(np.asarray(self.fraction) > 1):
+            raise ValueError(f"fraction must be at most 1, got {self.fraction}. It is batch size / training samples.")
+
+    def deviation(self, learning_rate, step, rate):
+        b = jnp.asarray(self.fraction, dtype=step.dtype)
+        return learning_rate * step * jnp.sqrt(jnp.maximum((1 - b) / b, 0.0))
+
+    def standardized(self, uniforms, rotation, rate):
+        b = _integer_law(jnp.asarray(self.fraction, dtype=uniforms.dtype), "noise.Bernoulli", "fraction")
+        taken = (rotation @ ndtri(uniforms) < ndtri(b)).astype(uniforms.dtype)
+        full = b >= 1
+        return jnp.where(full, 0.0, (taken - b) / jnp.sqrt(jnp.where(full, 1.0, b * (1 - b))))
+
+
+def _integer_law(value: Array, law: str, parameters: str) -> Array:
+    """The identity, with a derivative that is an error instead of a silent zero."""
+
+    @jax.custom_jvp
+    def identity(value):
+        return value
+
+    @identity.defjvp
+    def _(primals, tangents):
+        raise ValueError(
+            f"{law} draws whole numbers, which have no derivative in {parameters}. Use noise.Brownian() to differentiate "
+            "in them, or hold them fixed (a Python number in Protocol or Problem, or jax.lax.stop_gradient)."
+        )
+
+    return identity(value)
+
+
+def _poisson_bridge(uniforms: Float[Array, "step sample"], rate: Float[Array, " step"]) -> Float[Array, "step sample"]:
+    """Independent Poisson(rate) counts: the first uniform draws a sample's total, the others split it binomially down a
+    binary tree over the steps, largest intervals first."""
+    rate = _integer_law(rate, "noise.Poisson", "batch_size, delta or times")
+    steps, samples = uniforms.shape
+    leaves = 1 << (steps - 1).bit_length()
+    edges = jnp.concatenate([jnp.zeros(1, rate.dtype), jnp.cumsum(rate)])
+    counts = _poisson_quantile(uniforms[0], edges[-1])[None]
+    used, width = 1, leaves
+    while width > 1:
+        start = np.arange(0, leaves, width)
+        # The last intervals may reach past the grid: there the left half takes everything, without a uniform.
+        split = start + width // 2 < steps
+        row = np.where(split, used + np.cumsum(split) - 1, 0)
+        left = edges[np.minimum(start + width // 2, steps)] - edges[np.minimum(start, steps)]
+        whole = edges[np.minimum(start + width, steps)] - edges[np.minimum(start, steps)]
+        chance = jnp.where(split, left / jnp.where(split, whole, 1.0), 1.0)
+        taken = _binomial_quantile(uniforms[row], counts, chance[:, None])
+        taken = jnp.where(jnp.asarray(split)[:, None], taken, counts)
+        counts = jnp.stack([taken, counts - taken], axis=1).reshape(-1, samples)
+        used += int(split.sum())
+        width //= 2
+    return counts[:steps]
+
+
+def _poisson_quantile(u: Array, mean: Array) -> Array:
+    """Smallest k with P(Poisson(mean) <= k) > u, by summing the probabilities in turn."""
+
+    def body(state):
+        k, log_p, total, count = state
+        total = total + jnp.exp(log_p)
+        # Rounding in `total` cannot run on for ever: far beyond the mean everything counts as reached.
+        reached = (total > u) | (k > mean + 12 * jnp.sqrt(mean) + 30)
+        return k + 1, log_p + jnp.log(mean) - jnp.log(k + 1), total, jnp.where(reached, count, k + 1)
+
+    state = (jnp.zeros_like(mean), -mean, jnp.zeros_like(mean), jnp.zeros_like(u))
+    return jax.lax.while_loop(lambda s: jnp.any(s[3] >= s[0]), body, state)[3]
+
+
+def _binomial_quantile(u: Array, n: Array, p: Array) -> Array:
+    """Smallest k with P(Binomial(n, p) <= k) > u, by summing the probabilities in turn."""
+    odds = jnp.log(p) - jnp.log1p(-jnp.where(p < 1, p, 0.5))
+
+    def body(state):
+        k, log_p, total, count = state
+        total = total + jnp.exp(log_p)
+        reached = (total > u) | (k >= n)
+        log_p = log_p + jnp.log(jnp.maximum(n - k, 1)) - jnp.log(k + 1) + odds
+        return k + 1, log_p, total, jnp.where(reached, count, k + 1)
+
+    start = n * jnp.log1p(-jnp.where(p < 1, p, 0.5))
+    state = (jnp.zeros((), u.dtype), start, jnp.zeros_like(u), jnp.zeros_like(u))
+    return jax.lax.while_loop(lambda s: jnp.any(s[3] >= s[0]), body, state)[3]

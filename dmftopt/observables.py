@@ -1,0 +1,101 @@
+"""What every route returns: the same observables from the solver, the limits and the simulations."""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from .problem import Problem
+
+
+class Observables(eqx.Module):
+    """Order parameters and risks along a run. m = m_star = 1 student and teacher columns.
+
+    - `test_risk` (time,): E[loss] on a fresh sample. `train_loss` (time,): mean loss over the training set, without ridge.
+    - `student_overlap` (time, m, m): E[theta lambda theta^T]. `teacher_overlap` (time, m, m_star): E[theta lambda theta_star^T].
+    - `correlation` (time, time, m, m): two-time E[theta(t) lambda theta(s)^T].
+    - `norm` (time, m, m): E[theta theta^T], not weighted by the features.
+    - `test_error`, `train_error` (time,): 0-1 errors, None unless the task is a classification.
+    """
+
+    test_risk: Float[Array, " time"]
+    train_loss: Float[Array, " time"]
+    student_overlap: Float[Array, "time m m"]
+    teacher_overlap: Float[Array, "time m m_star"]
+    correlation: Float[Array, "time time m m"]
+    norm: Float[Array, "time m m"]
+    test_error: Float[Array, " time"] | None
+    train_error: Float[Array, " time"] | None
+
+
+class AbstractResult(eqx.Module):
+    """Times and observables (means), with the observables also as attributes of the result itself."""
+
+    times: eqx.AbstractVar[Float[Array, " time"]]
+    observables: eqx.AbstractVar[Observables]
+    replicated: eqx.AbstractVar[Observables | None]
+
+    @property
+    def test_risk(self) -> Float[Array, " time"]:
+        return self.observables.test_risk
+
+    @property
+    def train_loss(self) -> Float[Array, " time"]:
+        return self.observables.train_loss
+
+    @property
+    def student_overlap(self) -> Float[Array, "time m m"]:
+        return self.observables.student_overlap
+
+    @property
+    def teacher_overlap(self) -> Float[Array, "time m m_star"]:
+        return self.observables.teacher_overlap
+
+    @property
+    def correlation(self) -> Float[Array, "time time m m"]:
+        return self.observables.correlation
+
+    @property
+    def norm(self) -> Float[Array, "time m m"]:
+        return self.observables.norm
+
+    @property
+    def test_error(self) -> Float[Array, " time"] | None:
+        return self.observables.test_error
+
+    @property
+    def train_error(self) -> Float[Array, " time"] | None:
+        return self.observables.train_error
+
+    @property
+    def standard_error(self) -> Observables:
+        """Standard errors of the same observables, from independent replicates (solver) or runs (simulation)."""
+        if self.replicated is None:
+            raise ValueError("standard_error needs at least two independent replicates. Ask for replicates=4 (or runs=4).")
+        return self.replicated
+
+
+def from_kernel(problem: Problem, correlation: Array, teacher_overlap: Array, norm: Array, train_loss, train_error, rho):
+    """Observables of one replicate or run from scalar kernels: (time, time), (time,), (time,)."""
+    student_overlap = jnp.diagonal(correlation)
+    return Observables(
+        test_risk=problem.task.test_risk(student_overlap, teacher_overlap, rho),
+        train_loss=train_loss,
+        student_overlap=student_overlap[:, None, None],
+        teacher_overlap=teacher_overlap[:, None, None],
+        correlation=correlation[:, :, None, None],
+        norm=norm[:, None, None],
+        test_error=problem.task.test_error(student_overlap, teacher_overlap, rho),
+        train_error=train_error,
+    )
+
+
+def mean_and_error(stacked: Any) -> tuple[Any, Any]:
+    """Mean over the leading axis of every leaf and its standard error (None for a single replicate)."""
+    count = jax.tree.leaves(stacked)[0].shape[0]
+    mean = jax.tree.map(lambda a: jnp.mean(a, axis=0), stacked)
+    if count == 1:
+        return mean, None
+    return mean, jax.tree.map(lambda a: jnp.std(a, axis=0, ddof=1) / jnp.sqrt(count), stacked)

@@ -1,0 +1,27 @@
+"""Expectations over standard normal variables."""
+
+from collections.abc import Callable
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+# The trapezoidal rule on a Gaussian-weighted analytic integrand converges like exp(-2 pi w / h), w the distance of the
+# nearest singularity from the real line; h = 1/20 leaves softplus(10 z) exact to rounding where 64-node Gauss-Hermite
+# is wrong in the fifth digit.
+_NODES = np.linspace(-9.0, 9.0, 361)
+_WEIGHTS = np.exp(-0.5 * _NODES**2)
+_WEIGHTS = _WEIGHTS / _WEIGHTS.sum()
+
+
+def gaussian_mean(function: Callable, scale: Float[Array, "..."]) -> Float[Array, "..."]:
+    """E[function(scale * z)], z ~ N(0, 1), for every entry of `scale`."""
+    scale = jnp.asarray(scale)
+    nodes = jnp.asarray(_NODES, scale.dtype)
+    return jnp.sum(function(scale[..., None] * nodes) * jnp.asarray(_WEIGHTS, scale.dtype), axis=-1)
+
+
+def safe_sqrt(value: Float[Array, "..."]) -> Float[Array, "..."]:
+    """Square root of a variance, with derivative 0 at 0 (where a variance is at its minimum) and 0 below by rounding."""
+    positive = value > 0
+    return jnp.where(positive, jnp.sqrt(jnp.where(positive, value, 1.0)), 0.0)

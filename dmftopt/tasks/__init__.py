@@ -1,0 +1,5 @@
+"""What is learned: the loss and the law of the labels."""
+
+from ._base import AbstractTask as AbstractTask
+from ._least_squares import LeastSquares as LeastSquares
+from ._logistic import Logistic as Logistic

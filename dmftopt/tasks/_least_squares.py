@@ -1,0 +1,35 @@
+from typing import Any
+
+import jax.numpy as jnp
+from jax.scipy.special import ndtri
+
+from .._checks import check_real
+from ._base import AbstractTask
+
+
+class LeastSquares(AbstractTask):
+    """loss = (r - y)² / 2 with y = w_star + label_noise * N(0, 1). (Twice the risk is the mean squared error.)
+
+    `label_noise` is the standard deviation of the noise, in the units of the labels.
+    """
+
+    label_noise: Any = 0.0
+
+    def __check_init__(self):
+        check_real("label_noise", self.label_noise, minimum=0.0, cure="It is a standard deviation.")
+
+    def loss(self, r, y):
+        return 0.5 * (r - y) ** 2
+
+    def label(self, w_star, noise):
+        return w_star + self.label_noise * ndtri(noise)
+
+    def gradient(self, r, y):
+        return r - y
+
+    def curvature(self, r, y):
+        return jnp.ones_like(r)
+
+    def test_risk(self, Q, O, rho):
+        """(Q - 2 O + rho + label_noise²) / 2, exact."""
+        return 0.5 * (Q - 2 * O + rho + self.label_noise**2)

@@ -58,12 +58,10 @@ def run(problem: Problem, noise: AbstractNoise, step: AbstractStep, inputs: Inpu
     # One more step than there are updates, so that the fields at the last time are read; it does not move.
     xs = Inputs(*(jnp.append(value, 0.0) for value in inputs))
     arrays, static = eqx.partition((problem, step), eqx.is_inexact_array)
-    innovations = jnp.concatenate([jnp.zeros_like(teacher_field)[None], points.innovations])
-    multipliers = None if noise.deterministic else jnp.concatenate([points.multipliers, jnp.zeros_like(labels)[None]])
-    row = History(jnp.zeros((columns, points.samples), labels.dtype), phi)
-    _, readout, _ = history_scan(
-        _Step(static), times, (innovations, multipliers), (arrays, teacher_field, labels), xs, theta, row
-    )
+    row = History(jnp.zeros((columns, labels.shape[0]), labels.dtype), phi)
+    constants = (points.innovations, points.multipliers)
+    parameters = (arrays, teacher_field, labels)
+    _, readout, _ = history_scan(_Step(static), times, constants, parameters, xs, theta, row)
     L = readout.coefficients
     return from_kernel(
         problem, L @ L.T, L[:, 0] * jnp.sqrt(rho), readout.norm, readout.train_loss, readout.train_error, rho

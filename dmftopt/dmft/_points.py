@@ -14,17 +14,15 @@ from ._sobol import scrambled_sobol
 class Points(eqx.Module):
     """Uniforms of the teacher field and the label, normal innovations and standardized multipliers.
 
-    `innovations[j]` belongs to the weight-side direction phi_{j+1}: first the initial student's, then one per step.
+    `innovations[j]` belongs to the weight-side direction phi_j: row 0, the teacher's, is zero here (the task draws it), row 1
+    is the initial student's, then one row per step. `multipliers` has a last row of zeros, for the readout at the end.
+    Both are laid out as the scan wants them, because a copy costs as much memory as the points themselves.
     """
 
     teacher: Float[Array, " sample"]
     label: Float[Array, " sample"]
-    innovations: Float[Array, "step+1 sample"]
-    multipliers: Float[Array, "step sample"]
-
-    @property
-    def samples(self) -> int:
-        return self.teacher.shape[0]
+    innovations: Float[Array, "step+2 sample"]
+    multipliers: Float[Array, "step+1 sample"] | None
 
     def half(self, which: int) -> "Points":
         """The first (0) or second (1) half of the samples: each is a Sobol set of its own."""
@@ -35,12 +33,16 @@ class Points(eqx.Module):
 
         def pairs(values, squared_weights):
             w = jnp.sqrt(squared_weights).reshape(-1, 2, 1)
-            total = jnp.sum(w * values.reshape(-1, 2, self.samples), axis=1)
+            total = jnp.sum(w * values.reshape(*w.shape[:2], -1), axis=1)
             return total / jnp.sqrt(jnp.sum(w**2, axis=1))
 
-        steps = pairs(self.innovations[1:], jax.lax.stop_gradient(fine.step_sizes))
-        multipliers = pairs(self.multipliers, noise.coarsening(jax.lax.stop_gradient(fine.step_sizes), rate))
-        return Points(self.teacher, self.label, jnp.concatenate([self.innovations[:1], steps]), multipliers)
+        steps = jax.lax.stop_gradient(fine.step_sizes)
+        innovations = jnp.concatenate([self.innovations[:2], pairs(self.innovations[2:], steps)])
+        multipliers = self.multipliers
+        if multipliers is not None:
+            summed = pairs(multipliers[:-1], noise.coarsening(steps, rate))
+            multipliers = jnp.concatenate([summed, multipliers[-1:]])
+        return Points(self.teacher, self.label, innovations, multipliers)
 
 
 def draw(key: Array, samples: int, grid: TimeGrid, noise: AbstractNoise, rate: Float[Array, " step"]) -> Points:
@@ -48,13 +50,13 @@ def draw(key: Array, samples: int, grid: TimeGrid, noise: AbstractNoise, rate: F
     in turn; each family rotated so that its first dimensions move the whole path (principal components)."""
     uniforms = scrambled_sobol(key, dimensions(grid.steps, noise), samples)
     rotation = grid.rotation()
-    rest = uniforms[3:]
     if noise.deterministic:
-        innovations, multipliers = rest, jnp.zeros_like(rest)
+        normals, multipliers = uniforms[2:], None
     else:
-        innovations, multipliers = rest[0::2], noise.standardized(rest[1::2], rotation, rate)
-    innovations = jnp.concatenate([ndtri(uniforms[2:3]), rotation @ ndtri(innovations)])
-    return Points(uniforms[0], uniforms[1], innovations, multipliers)
+        normals = jnp.concatenate([uniforms[2:3], uniforms[3::2]])
+        multipliers = jnp.pad(noise.standardized(uniforms[4::2], rotation, rate), ((0, 1), (0, 0)))
+    with_student = jnp.zeros((grid.steps + 2, grid.steps + 1)).at[1, 0].set(1.0).at[2:, 1:].set(rotation)
+    return Points(uniforms[0], uniforms[1], with_student @ ndtri(normals), multipliers)
 
 
 def dimensions(steps: int, noise: AbstractNoise) -> int:

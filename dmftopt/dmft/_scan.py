@@ -32,7 +32,9 @@ def history_scan(step: Callable, length: int, constants: PyTree, parameters: PyT
 
 
 def _forward(step, length, constants, parameters, xs, carry, row):
-    history = jax.tree.map(lambda r: jnp.zeros((length + 1, *r.shape), r.dtype).at[0].set(r), row)
+    # Ties the birth of the history to the constants: otherwise XLA reserves it beside the scratch space they are made in.
+    zero = 0 * jnp.ravel(jax.tree.leaves(constants)[0])[0]
+    history = jax.tree.map(lambda r: jnp.full((length + 1, *r.shape), zero, r.dtype).at[0].set(r), row)
 
     def body(state, inputs):
         k, x = inputs

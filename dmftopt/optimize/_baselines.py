@@ -1,0 +1,18 @@
+from typing import Any
+
+import equinox as eqx
+
+from .. import schedules
+from ..protocol import Protocol
+
+
+def baselines(protocol: Protocol, *, horizon: float, peak: Any) -> dict[str, Protocol]:
+    """What most people would run: `protocol` with its learning rate replaced by a constant, a linear decay to zero and a
+    cosine to zero over `horizon`, each starting from the given peak, the one thing to tune. Everything else is held fixed.
+    """
+    rates = {
+        "constant": schedules.constant(peak, log=True),
+        "linear decay": schedules.linear_decay(peak, horizon),
+        "cosine": schedules.cosine(peak, horizon),
+    }
+    return {name: eqx.tree_at(lambda p: p.learning_rate, protocol, rate) for name, rate in rates.items()}

@@ -1,0 +1,6 @@
+"""Finite-size simulations of what the theory predicts, from the same Problem and Protocol, with the same observables."""
+
+from ._result import Simulation as Simulation
+from ._runs import gradient_descent as gradient_descent
+from ._runs import sgd as sgd
+from ._runs import sgf as sgf

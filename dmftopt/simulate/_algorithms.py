@@ -1,0 +1,93 @@
+"""The algorithms: each maps one instance to the path of weights (time, d) at the observed times."""
+
+import diffrax
+import jax
+import jax.numpy as jnp
+import lineax
+from jaxtyping import Array, Float
+
+from ..problem import Problem
+from ..protocol import Protocol
+from ._data import Instance
+
+
+def step_through(problem: Problem, instance: Instance, key: Array, protocol: Protocol, at: Array) -> Float[Array, "time d"]:
+    """SGD, observed after `at` steps."""
+    samples, dimension = instance.features.shape
+    task = problem.task
+
+    def step(s, theta):
+        t = s.astype(theta.dtype) / dimension
+        learning_rate, batch_size, ridge = (f(t) for f in (protocol.learning_rate, protocol.batch_size, protocol.ridge))
+        key_count, key_batch = jax.random.split(jax.random.fold_in(key, s))
+        whole = jnp.floor(batch_size)
+        count = whole + (jax.random.uniform(key_count, dtype=theta.dtype) < batch_size - whole)
+
+        def add(j, gradient):
+            i = jax.random.randint(jax.random.fold_in(key_batch, j), (), 0, samples)
+            x = instance.features[i]
+            return gradient + jnp.where(j < count, task.gradient(x @ theta, instance.labels[i]), 0.0) * x
+
+        # The same number of draws in every run, so that runs stay batched; the last may count for nothing.
+        gradient = jax.lax.fori_loop(0, jnp.ceil(batch_size).astype(int), add, jnp.zeros_like(theta))
+        return theta - learning_rate * (gradient / batch_size + ridge / dimension * theta)
+
+    def record(theta, span):
+        theta = jax.lax.fori_loop(span[0], span[1], step, theta)
+        return theta, theta
+
+    _, path = jax.lax.scan(record, instance.student, jnp.stack([at[:-1], at[1:]], axis=1))
+    return jnp.concatenate([instance.student[None], path])
+
+
+def diffuse(problem, instance: Instance, key: Array, protocol: Protocol, times: Array, fine: Array) -> Float[Array, "time d"]:
+    """SGF through diffrax on the fixed times `fine`, observed at `times`."""
+    samples, _ = instance.features.shape
+
+    def gradient(theta):
+        return problem.task.gradient(instance.features @ theta, instance.labels)
+
+    def drift(t, theta, _):
+        pull = instance.features.T @ gradient(theta) / problem.delta
+        return -protocol.learning_rate(t) * (pull + protocol.ridge(t) * theta)
+
+    def diffusion(t, theta, _):
+        amplitude = protocol.learning_rate(t) / jnp.sqrt(protocol.batch_size(t) * problem.delta)
+        l = amplitude * gradient(theta)
+        # x_i l_i dW_i summed over samples, without ever building the (d, n) matrix.
+        structure = jax.ShapeDtypeStruct((samples,), theta.dtype)
+        return lineax.FunctionLinearOperator(lambda dw: instance.features.T @ (l * dw), structure)
+
+    noise = diffrax.UnsafeBrownianPath((samples,), key)
+    terms = diffrax.MultiTerm(diffrax.ODETerm(drift), diffrax.ControlTerm(diffusion, noise))
+    solution = diffrax.diffeqsolve(
+        terms,
+        diffrax.Euler(),
+        fine[0],
+        fine[-1],
+        None,
+        instance.student,
+        saveat=diffrax.SaveAt(ts=times),
+        stepsize_controller=diffrax.StepTo(fine),
+        max_steps=None,
+        adjoint=diffrax.ForwardMode(),
+    )
+    assert solution.ys is not None
+    return solution.ys
+
+
+def descend(problem, instance: Instance, key: Array, protocol: Protocol, times: Array, fraction) -> Float[Array, "time d"]:
+    """Full-batch or extensive-batch gradient descent, one update per time step."""
+    samples, _ = instance.features.shape
+
+    def step(theta, inputs):
+        t, size, key = inputs
+        drift = size * protocol.learning_rate(t)
+        taken = jax.random.uniform(key, (samples,), theta.dtype) < fraction
+        l = problem.task.gradient(instance.features @ theta, instance.labels) * taken / fraction
+        theta = theta - drift * (protocol.ridge(t) * theta + instance.features.T @ l / problem.delta)
+        return theta, theta
+
+    keys = jax.random.split(key, times.shape[0] - 1)
+    _, path = jax.lax.scan(step, instance.student, (times[:-1], jnp.diff(times), keys))
+    return jnp.concatenate([instance.student[None], path])

@@ -1,0 +1,17 @@
+import equinox as eqx
+from jaxtyping import Array, Float
+
+from ..observables import AbstractResult, Observables
+
+
+class Simulation(AbstractResult):
+    """Means over independent runs, each with its own teacher, student, data and batches; `standard_error` over runs.
+
+    `test_risk` and overlaps are exact population values for each run's weights, not estimates on a test set.
+    """
+
+    times: Float[Array, " time"]
+    observables: Observables
+    replicated: Observables | None
+    dimension: int = eqx.field(static=True)
+    runs: int = eqx.field(static=True)

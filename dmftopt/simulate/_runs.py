@@ -1,0 +1,137 @@
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from .._checks import check_count, check_instance, check_key, check_real, is_concrete
+from ..grid import TimeGrid
+from ..noise import Bernoulli, NoNoise
+from ..observables import mean_and_error
+from ..problem import Problem
+from ..protocol import Protocol
+from ._algorithms import descend, diffuse, step_through
+from ._data import draw, group_sizes, observe
+from ._result import Simulation
+
+
+def sgd(
+    problem: Problem,
+    protocol: Protocol,
+    *,
+    horizon: float,
+    dimension: int,
+    runs: int,
+    key: Array,
+    records: int = 40,
+) -> Simulation:
+    """Ordinary SGD, step by step: theta <- theta - eta [ (1/B) sum_{i in batch} x_i l(x_i·theta, y_i) + ridge theta / d ].
+
+    `horizon` * `dimension` steps; the batch is drawn with replacement from n = delta * d training samples; learning rate,
+    batch size and ridge are read at t = step / d. A batch size that is not a whole number is rounded up or down at random
+    with that mean, keeping the factor 1/B (which is what the Poisson noise of the solver describes). Observed at `records`
+    + 1 equally spaced times, rounded to steps. Returns means and standard errors over `runs`.
+    """
+    check_real("horizon", horizon, minimum=0.0, exclusive=True, cure="It is the final time, SGD steps / dimension.")
+    check_count("records", records)
+    sizes, samples = _check(problem, protocol, dimension, runs, key)
+    total = round(float(horizon) * dimension)
+    if total < records:
+        raise ValueError(f"records must be at most the {total} SGD steps, got {records}. Raise dimension or horizon.")
+    at = np.unique(np.round(np.linspace(0, total, records + 1)).astype(int))
+    _check_protocol(protocol, at / dimension)
+    return _runs(problem, sizes, samples, runs, key, jnp.asarray(at / dimension), (protocol, jnp.asarray(at)), step_through)
+
+
+def sgf(
+    problem: Problem,
+    protocol: Protocol,
+    grid: TimeGrid,
+    *,
+    dimension: int,
+    runs: int,
+    key: Array,
+    substeps: int = 8,
+) -> Simulation:
+    """Stochastic gradient flow, the Itô SDE
+
+        d theta = -eta ridge theta dt - (eta / delta) X^T l dt + (eta / sqrt(B delta)) sum_i x_i l_i dW_i
+
+    with one Brownian motion per training sample, by diffrax's Euler scheme (weak order 1) with `substeps` equal steps in each
+    step of `grid`, observed at the grid's times. Returns means and standard errors over `runs`.
+    """
+    check_instance("grid", grid, TimeGrid, "Build it with dmftopt.TimeGrid.uniform(horizon, steps).")
+    check_count("substeps", substeps)
+    sizes, samples = _check(problem, protocol, dimension, runs, key)
+    _check_protocol(protocol, grid.times)
+    fine = grid.times[:-1, None] + grid.step_sizes[:, None] * jnp.linspace(0, 1, substeps, endpoint=False)
+    fine = jnp.append(fine.ravel(), grid.times[-1])
+    return _runs(problem, sizes, samples, runs, key, grid.times, (protocol, grid.times, fine), diffuse)
+
+
+def gradient_descent(
+    problem: Problem,
+    protocol: Protocol,
+    grid: TimeGrid,
+    *,
+    dimension: int,
+    runs: int,
+    key: Array,
+    noise: NoNoise | Bernoulli = NoNoise(),
+) -> Simulation:
+    """Gradient descent with one update per step D of `grid`, exactly as `solve` with `DiscreteStep`:
+
+        theta <- theta - D eta ridge theta - X^T (l * M) / delta
+
+    with M = eta D for `noise.NoNoise()` (full batch), and M = (eta D / b) s, s ~ Bernoulli(b) for `noise.Bernoulli(b)`. The
+    protocol is read at the start of each step. Returns means and standard errors over `runs`.
+    """
+    check_instance("grid", grid, TimeGrid, "Build it with dmftopt.TimeGrid.uniform(horizon, steps).")
+    if not isinstance(noise, (NoNoise, Bernoulli)):
+        raise TypeError(f"noise must be NoNoise() or Bernoulli(fraction), got {noise!r}. Use sgd or sgf for small batches.")
+    sizes, samples = _check(problem, protocol, dimension, runs, key)
+    _check_protocol(protocol, grid.times[:-1])
+    fraction = jnp.asarray(noise.fraction if isinstance(noise, Bernoulli) else 1.0, dtype=float)
+    return _runs(problem, sizes, samples, runs, key, grid.times, (protocol, grid.times, fraction), descend)
+
+
+def _runs(problem, sizes, samples, runs, key, times, arguments: Any, algorithm: Callable) -> Simulation:
+    mean, error = _compiled(problem, sizes, samples, arguments, jax.random.split(key, runs), algorithm)
+    for name in ("test_risk", "train_loss", "student_overlap"):
+        value = getattr(mean, name)
+        if is_concrete(value) and not bool(jnp.all(jnp.isfinite(value))):
+            raise FloatingPointError(f"{name} became infinite or NaN in the simulation. Lower the learning rate.")
+    return Simulation(times, mean, error, sum(sizes), runs)
+
+
+@eqx.filter_jit
+def _compiled(problem, sizes, samples, arguments, keys, algorithm):
+    def run(key):
+        key_data, key_run = jax.random.split(key)
+        instance = draw(problem, sizes, samples, key_data)
+        return observe(problem, instance, algorithm(problem, instance, key_run, *arguments))
+
+    return mean_and_error(jax.vmap(run)(keys))
+
+
+def _check(problem, protocol, dimension, runs, key) -> tuple[tuple[int, ...], int]:
+    check_instance("problem", problem, Problem, "Build it with dmftopt.Problem(...).")
+    check_instance("protocol", protocol, Protocol, "Build it with dmftopt.Protocol(learning_rate=...).")
+    check_count("dimension", dimension, minimum=2)
+    check_count("runs", runs)
+    check_key(key)
+    if not (is_concrete(problem.delta) and is_concrete(problem.features.weights)):
+        raise TypeError("problem: delta and the features' weights fix array sizes in a simulation, so they cannot be traced.")
+    samples = round(float(problem.delta) * dimension)
+    if samples < 1:
+        raise ValueError(f"dimension {dimension} leaves no training sample at delta = {problem.delta}. Raise dimension.")
+    return tuple(int(s) for s in group_sizes(problem.features.weights, dimension)), samples
+
+
+def _check_protocol(protocol: Protocol, times: Any) -> None:
+    times = jnp.asarray(times)
+    for name, minimum in (("learning_rate", 0.0), ("batch_size", 1.0), ("ridge", 0.0)):
+        check_real(name, getattr(protocol, name)(times), minimum=minimum, cure="It must be so at every time.")

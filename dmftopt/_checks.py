@@ -3,11 +3,18 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
+
+
+def numbers_to_arrays(tree: Any) -> Any:
+    """Python and NumPy numbers as JAX arrays, so that under our own jit a change of number never retraces."""
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype=float) if isinstance(leaf, (float, np.ndarray)) else leaf, tree)
 
 
 def is_concrete(value: Any) -> bool:
-    return not isinstance(value, jax.core.Tracer)
+    return not isinstance(value, Tracer)
 
 
 def check_real(name: str, value: Any, *, minimum: float | None = None, exclusive: bool = False, cure: str = "") -> None:

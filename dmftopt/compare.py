@@ -18,9 +18,10 @@ class Difference(eqx.Module):
 
     @property
     def z_score(self) -> Float[Array, "..."]:
-        """Difference in combined standard errors, 0 where both vanish (at time 0, say)."""
-        exact = self.standard_error == 0
-        return jnp.where(exact & (self.difference == 0), 0.0, self.difference / jnp.where(exact, 1e-300, self.standard_error))
+        """Difference in combined standard errors; 0 where the two are equal to rounding (at time 0, say)."""
+        rounding = 1e3 * jnp.finfo(self.reference.dtype).eps * jnp.max(jnp.abs(self.reference))
+        equal = jnp.abs(self.difference) <= rounding
+        return jnp.where(equal, 0.0, self.difference / jnp.maximum(self.standard_error, rounding))
 
     def excess(self, sigmas: float, relative: float) -> Float[Array, ""]:
         """Largest |difference| beyond `sigmas` standard errors, as a fraction of the largest |reference|, less `relative`.

@@ -47,7 +47,9 @@ def describe(features: Any, labels: Any, *, train_size: int, groups: int) -> Des
     x, y = x.astype(np.float64), y.astype(np.float64)
     for name, array in (("features", x), ("labels", y)):
         if not np.all(np.isfinite(array)):
-            raise ValueError(f"{name} holds {np.count_nonzero(~np.isfinite(array))} NaN or infinite entries. Impute or drop them.")
+            raise ValueError(
+                f"{name} holds {np.count_nonzero(~np.isfinite(array))} NaN or infinite entries. Impute or drop them."
+            )
     check_count("train_size", train_size)
     check_count("groups", groups)
     if train_size > samples:
@@ -62,7 +64,9 @@ def describe(features: Any, labels: Any, *, train_size: int, groups: int) -> Des
     spread = x.std(axis=0)
     constant = np.flatnonzero(spread <= 1e-10 * max(float(spread.max()), np.finfo(float).tiny))
     if constant.size:
-        raise ValueError(f"features has constant columns: {constant[:10].tolist()}{'...' if constant.size > 10 else ''}. Drop them.")
+        raise ValueError(
+            f"features has constant columns: {constant[:10].tolist()}{'...' if constant.size > 10 else ''}. Drop them."
+        )
     if np.ptp(y) == 0:
         raise ValueError("labels are all equal: there is nothing to learn. Check the labels.")
 

@@ -14,7 +14,7 @@ import numpy as np
 from jax.scipy.special import ndtri
 from jaxtyping import Array, Float
 
-from ._checks import check_real
+from ._checks import check_real, is_concrete
 
 
 class AbstractNoise(eqx.Module):
@@ -90,7 +90,7 @@ class Bernoulli(AbstractNoise):
 
     def __check_init__(self):
         check_real("fraction", self.fraction, minimum=0.0, exclusive=True, cure="It is batch size / training samples.")
-        if not isinstance(self.fraction, jax.core.Tracer) and np.any(np.asarray(self.fraction) > 1):
+        if is_concrete(self.fraction) and np.any(np.asarray(self.fraction) > 1):
             raise ValueError(f"fraction must be at most 1, got {self.fraction}. It is batch size / training samples.")
 
     def deviation(self, learning_rate, step, rate):

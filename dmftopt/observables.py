@@ -1,5 +1,6 @@
 """What every route returns: the same observables from the solver, the limits and the simulations."""
 
+from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
@@ -28,6 +29,12 @@ class Observables(eqx.Module):
     norm: Float[Array, "time m m"]
     test_error: Float[Array, " time"] | None
     train_error: Float[Array, " time"] | None
+
+    def along_time(self, function: Callable[[Array], Array]) -> "Observables":
+        """Apply `function`, which acts on the leading axis, along every time axis (both of the correlation's)."""
+        mapped = jax.tree.map(function, self)
+        both = jnp.swapaxes(function(jnp.swapaxes(mapped.correlation, 0, 1)), 0, 1)
+        return eqx.tree_at(lambda o: o.correlation, mapped, both)
 
 
 class AbstractResult(eqx.Module):

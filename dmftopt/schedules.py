@@ -30,7 +30,7 @@ class Constant(eqx.Module):
 class PiecewiseLinear(eqx.Module):
     """Linear interpolation between `values` at `times`, constant outside; of exp(values) in log value with `log`."""
 
-    times: np.ndarray = eqx.field(static=True, converter=lambda times: tuple(float(t) for t in times))
+    times: tuple[float, ...] = eqx.field(static=True, converter=lambda times: tuple(float(t) for t in times))
     values: Float[Array, " knot"]
     log: bool = eqx.field(static=True, default=False)
 

@@ -63,9 +63,7 @@ def run(problem: Problem, noise: AbstractNoise, step: AbstractStep, inputs: Inpu
     parameters = (arrays, teacher_field, labels)
     _, readout, _ = history_scan(_Step(static), times, constants, parameters, xs, theta, row)
     L = readout.coefficients
-    return from_kernel(
-        problem, L @ L.T, L[:, 0] * jnp.sqrt(rho), readout.norm, readout.train_loss, readout.train_error, rho
-    )
+    return from_kernel(problem, L @ L.T, L[:, 0] * jnp.sqrt(rho), readout.norm, readout.train_loss, readout.train_error, rho)
 
 
 class _Step:

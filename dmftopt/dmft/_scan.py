@@ -15,8 +15,9 @@ import jax.numpy as jnp
 from jaxtyping import PyTree
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def history_scan(step: Callable, length: int, constants: PyTree, parameters: PyTree, xs: PyTree, carry: Any, row: PyTree):
+def history_scan(
+    step: Callable, length: int, constants: PyTree, parameters: PyTree, xs: PyTree, carry: Any, row: PyTree
+) -> tuple[PyTree, PyTree, Any]:
     """Run `length` steps of
 
         carry, row, output = step(constants, parameters, x, carry, history, k)
@@ -27,8 +28,12 @@ def history_scan(step: Callable, length: int, constants: PyTree, parameters: PyT
     Reverse mode only. `constants` get no derivative (they are held once and never copied); memory is one history for its
     cotangent, the stacked carries, and the working set of a single step.
     """
-    (carry, history), (outputs, _) = _forward(step, length, constants, parameters, xs, carry, row)
-    return history, outputs, carry
+    return _history_scan(step, length, constants, parameters, xs, carry, row)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _history_scan(step, length, constants, parameters, xs, carry, row):
+    return _fwd(step, length, constants, parameters, xs, carry, row)[0]
 
 
 def _forward(step, length, constants, parameters, xs, carry, row):
@@ -74,4 +79,4 @@ def _bwd(step, length, residuals, cotangents):
     return None, d_parameters, d_xs, d_carry, jax.tree.map(lambda h: h[0], d_history)
 
 
-history_scan.defvjp(_fwd, _bwd)
+_history_scan.defvjp(_fwd, _bwd)

@@ -81,12 +81,4 @@ def judge(observables: Observables, scale: Array, valid: Array) -> tuple[RESULTS
 
 def blank(observables: Observables, good: Array) -> Observables:
     """NaN from the failing time on."""
-
-    def mask(a, keep):
-        return jnp.where(keep.reshape(keep.shape + (1,) * (a.ndim - keep.ndim)), a, jnp.nan)
-
-    def field(name):
-        value = getattr(observables, name)
-        return None if value is None else mask(value, good[:, None] & good[None, :] if name == "correlation" else good)
-
-    return Observables(**{name: field(name) for name in Observables.__dataclass_fields__})
+    return observables.along_time(lambda a: jnp.where(good.reshape(-1, *[1] * (a.ndim - 1)), a, jnp.nan))

@@ -1,12 +1,10 @@
-from typing import Any
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from .._checks import check_count, check_instance, check_key, check_real, is_concrete
+from .._checks import check_count, check_instance, check_key, check_real, is_concrete, numbers_to_arrays
 from ..grid import TimeGrid
 from ..noise import AbstractNoise, Bernoulli, NoNoise, Poisson
 from ..observables import Observables, mean_and_error
@@ -74,7 +72,7 @@ def solve(
     Raises ValueError or TypeError naming the argument for input outside its domain.
     """
     step = _check(problem, protocol, grid, noise, step, samples, replicates, richardson, key)
-    problem, noise, grid = _arrays((problem, noise, grid))
+    problem, noise, grid = numbers_to_arrays((problem, noise, grid))
     grids = (grid, grid.refined()) if richardson else (grid,)
     values = tuple(_read(protocol, g, step, noise) for g in grids)
     settings = Statistics(samples, replicates, grid.steps, richardson)
@@ -101,8 +99,8 @@ def _solve(problem, noise, step, grids, values, key, settings: Statistics, estim
     valid = _valid(problem, values)
     result, good = judge(mean, problem.rho + problem.initial_overlap + 1e-30, valid)
     difference = None if halves is None else jax.tree.map(lambda h, m: jnp.mean(h, axis=0) - m, halves, mean)
-    blanked = [None if o is None else blank(o, good) for o in (mean, error, difference)]
-    return Solution(grids[0].times, *blanked, result, settings)
+    error, difference = (None if o is None else blank(o, good) for o in (error, difference))
+    return Solution(grids[0].times, blank(mean, good), error, difference, result, settings)
 
 
 def _replicate(problem, noise, step, grids, values, key, samples, estimate_bias) -> tuple[Observables, Observables | None]:
@@ -131,11 +129,7 @@ def _replicate(problem, noise, step, grids, values, key, samples, estimate_bias)
 def _richardson(coarse: Observables, fine: Observables) -> Observables:
     """2 fine - coarse at the coarse times: the error of order step cancels."""
 
-    def combine(name):
-        c, f = getattr(coarse, name), getattr(fine, name)
-        return None if c is None else 2 * (f[::2, ::2] if name == "correlation" else f[::2]) - c
-
-    return Observables(**{name: combine(name) for name in Observables.__dataclass_fields__})
+    return jax.tree.map(lambda f, c: 2 * f - c, fine.along_time(lambda a: a[::2]), coarse)
 
 
 def _read(protocol: Protocol, grid: TimeGrid, step: AbstractStep, noise: AbstractNoise) -> _Values:
@@ -195,8 +189,3 @@ def _check(problem, protocol, grid, noise, step, samples, replicates, richardson
     if is_concrete(problem.rho) and not problem.rho > 0:
         raise ValueError("teacher_scale must be > 0 in some group: there is no teacher. Give it a positive scale.")
     return step
-
-
-def _arrays(tree: Any) -> Any:
-    """Python and NumPy numbers become arrays, so that a change of number never retraces."""
-    return jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype=float) if isinstance(leaf, (float, np.ndarray)) else leaf, tree)

@@ -118,7 +118,7 @@ def _descend(objective, start, optimizer, steps, key, trainable, progress, descr
 
     @eqx.filter_jit
     def value_and_gradient(parameters, key):
-        def value(parameters):
+        def evaluate(parameters):
             out = objective(eqx.combine(parameters, fixed), key)
             if jnp.shape(out) != () or not jnp.issubdtype(jnp.result_type(out), jnp.floating):
                 raise ValueError(
@@ -126,7 +126,7 @@ def _descend(objective, start, optimizer, steps, key, trainable, progress, descr
                 )
             return out
 
-        value, gradient = jax.value_and_grad(value)(parameters)
+        value, gradient = jax.value_and_grad(evaluate)(parameters)
         finite = jnp.isfinite(value) & jnp.all(jnp.asarray([jnp.all(jnp.isfinite(g)) for g in jax.tree.leaves(gradient)]))
         return value, gradient, finite
 

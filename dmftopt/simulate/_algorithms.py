@@ -21,7 +21,9 @@ def step_through(problem: Problem, instance: Instance, key: Array, protocol: Pro
         learning_rate, batch_size, ridge = (f(t) for f in (protocol.learning_rate, protocol.batch_size, protocol.ridge))
         key_count, key_batch = jax.random.split(jax.random.fold_in(key, s))
         whole = jnp.floor(batch_size)
-        count = whole + (jax.random.uniform(key_count, dtype=theta.dtype) < batch_size - whole)
+        more = jax.random.uniform(key_count, dtype=theta.dtype) < batch_size - whole
+
+        count = whole.astype(int) + more.astype(int)
 
         def add(j, gradient):
             i = jax.random.randint(jax.random.fold_in(key_batch, j), (), 0, samples)
@@ -83,7 +85,7 @@ def descend(problem, instance: Instance, key: Array, protocol: Protocol, times: 
     def step(theta, inputs):
         t, size, key = inputs
         drift = size * protocol.learning_rate(t)
-        taken = jax.random.uniform(key, (samples,), theta.dtype) < fraction
+        taken = (jax.random.uniform(key, (samples,), theta.dtype) < fraction).astype(theta.dtype)
         l = problem.task.gradient(instance.features @ theta, instance.labels) * taken / fraction
         theta = theta - drift * (protocol.ridge(t) * theta + instance.features.T @ l / problem.delta)
         return theta, theta

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from .._checks import check_count, check_instance, check_key, check_real, is_concrete
+from .._checks import check_count, check_instance, check_key, check_real, is_concrete, numbers_to_arrays
 from ..grid import TimeGrid
 from ..noise import Bernoulli, NoNoise
 from ..observables import mean_and_error
@@ -99,6 +99,7 @@ def gradient_descent(
 
 
 def _runs(problem, sizes, samples, runs, key, times, arguments: Any, algorithm: Callable) -> Simulation:
+    problem, arguments = numbers_to_arrays((problem, arguments))
     mean, error = _compiled(problem, sizes, samples, arguments, jax.random.split(key, runs), algorithm)
     for name in ("test_risk", "train_loss", "student_overlap"):
         value = getattr(mean, name)
@@ -114,7 +115,9 @@ def _compiled(problem, sizes, samples, arguments, keys, algorithm):
         instance = draw(problem, sizes, samples, key_data)
         return observe(problem, instance, algorithm(problem, instance, key_run, *arguments))
 
-    return mean_and_error(jax.vmap(run)(keys))
+    # As many runs side by side as keep their data within about a gigabyte.
+    together = max(1, int(2**27 // (samples * sum(sizes))))
+    return mean_and_error(jax.lax.map(run, keys, batch_size=min(together, keys.shape[0])))
 
 
 def _check(problem, protocol, dimension, runs, key) -> tuple[tuple[int, ...], int]:

@@ -4,9 +4,11 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optimistix
 from jax.scipy.special import ndtr, ndtri
+from jax.scipy.stats import norm
 
-from .._checks import check_real
+from .._checks import check_real, is_concrete
 from ..quadrature import gaussian_mean, safe_sqrt
 from ._base import AbstractTask
 
@@ -35,7 +37,7 @@ class Logistic(AbstractTask):
             if self.flip_probability is None:
                 raise ValueError('labels="flipped" needs flip_probability, the chance that a label is flipped.')
             check_real("flip_probability", self.flip_probability, minimum=0.0)
-            if not isinstance(self.flip_probability, jax.core.Tracer) and np.any(np.asarray(self.flip_probability) >= 0.5):
+            if is_concrete(self.flip_probability) and np.any(np.asarray(self.flip_probability) >= 0.5):
                 raise ValueError(f"flip_probability must be below 0.5, got {self.flip_probability}. Swap the labels instead.")
         elif self.flip_probability is not None:
             raise ValueError(f'flip_probability goes with labels="flipped", not with labels={self.labels!r}. Drop it.')
@@ -108,26 +110,25 @@ _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(64)
 
 
 def _sample_logistic(u, scale):
-    """Quantiles of the density 2 sigmoid(scale z) phi(z): from a table, then two Newton steps that also carry the
-    derivative in `scale` (the derivative of one Newton step at the root is that of the root)."""
+    """Quantiles of the density 2 sigmoid(scale z) phi(z), differentiable in `scale` by the implicit function theorem."""
     nodes = jnp.asarray(0.5 * (_NODES + 1), u.dtype)
     weights = jnp.asarray(0.5 * _WEIGHTS, u.dtype)
 
-    def density(z):
-        return jnp.exp(-0.5 * z**2) / np.sqrt(2 * np.pi)
-
-    def moment(top):
+    def moment(top, scale):
         z = top[..., None] * nodes
-        return top * jnp.sum(weights * jnp.tanh(0.5 * scale * z) * density(z), axis=-1)
+        return top * jnp.sum(weights * jnp.tanh(0.5 * scale * z) * norm.pdf(z), axis=-1)
 
-    total = moment(jnp.asarray(9.0, u.dtype))
+    def distribution(z, scale):
+        return ndtr(z) - (moment(jnp.asarray(9.0, u.dtype), scale) - moment(jnp.abs(z), scale))
 
-    def distribution(z):
-        return ndtr(z) - (total - moment(jnp.abs(z)))
+    def quantile(u, guess):
+        solver = optimistix.Newton(rtol=tolerance, atol=tolerance)
+        # The guess, off by 1e-4 at most, leaves Newton two or three steps; in float32 it may stall at rounding, not diverge.
+        return optimistix.root_find(
+            lambda z, args: distribution(z, args[0]) - args[1], solver, guess, (scale, u), max_steps=8, throw=False
+        ).value
 
+    tolerance = 8 * float(jnp.finfo(u.dtype).eps)
     table = jnp.linspace(-9.0, 9.0, 1025, dtype=u.dtype)
-    z = jnp.interp(u, distribution(table), table)
-    for _ in range(3):
-        z = jax.lax.stop_gradient(z)
-        z = z - (distribution(z) - u) / (2 * jax.nn.sigmoid(scale * z) * density(z))
-    return z
+    guess = jax.lax.stop_gradient(jnp.interp(u, distribution(table, scale), table))
+    return jax.vmap(quantile)(u, guess)

@@ -1,0 +1,105 @@
+"""The solver against closed forms: full-batch descent on least squares, mode by mode of the sample covariance."""
+
+import jax
+import numpy as np
+import pytest
+from helpers import assert_within, least_squares_modes, problem
+
+import dmftopt
+
+RIDGE = 0.1
+
+
+def least_squares():
+    return problem(dmftopt.tasks.LeastSquares(label_noise=0.5), teacher_scale=1.2, student_scale=0.7)
+
+
+@pytest.mark.parametrize("rate", [0.5, 0.9], ids=["monotone", "oscillating"])
+def test_full_batch_gradient_descent_with_a_finite_step_is_exact(key, rate):
+    steps = 12
+    # A step of 1: learning rate times the largest eigenvalue (2.9) is up to 2.6, so modes overshoot and alternate.
+    grid = dmftopt.TimeGrid.uniform(float(steps), steps)
+    protocol = dmftopt.Protocol(rate, ridge=RIDGE)
+    solution = dmftopt.solve(
+        least_squares(), protocol, grid, noise=dmftopt.noise.NoNoise(), step=dmftopt.DiscreteStep(),
+        samples=4096, replicates=8, key=key,
+    )  # fmt: skip
+    k = np.arange(steps + 1)[:, None]
+
+    def initial(s):
+        return (1 - rate * (RIDGE + s)) ** k
+
+    expected = least_squares_modes(least_squares(), initial, lambda s: (1 - initial(s)) / (s + RIDGE))
+    _check(solution, expected)
+
+
+def test_gradient_flow_converges_to_the_exact_solution_at_second_order(key):
+    """Richardson on the exponential step: the error at 8 steps, 4 times smaller at 16 or lost in the sampling error."""
+    protocol = dmftopt.Protocol(1.0, ridge=RIDGE)
+
+    def initial(times):
+        return lambda s: np.exp(-(s + RIDGE) * times[:, None])
+
+    errors = []
+    for steps in (8, 16):
+        grid = dmftopt.TimeGrid.geometric(5.0, steps, ratio=4.0)
+        solution = dmftopt.solve(
+            least_squares(), protocol, grid, noise=dmftopt.noise.NoNoise(),
+            samples=8192, replicates=4, richardson=True, key=key,
+        )  # fmt: skip
+        start = initial(np.asarray(grid.times))
+        correlation, _overlap, train = least_squares_modes(least_squares(), start, lambda s, a=start: (1 - a(s)) / (s + RIDGE))
+        errors.append(np.max(np.abs(solution.correlation[:, :, 0, 0] - correlation)) / np.max(correlation))
+    assert errors[0] < 0.05
+    sampling = float(np.max(solution.standard_error.correlation)) / np.max(correlation)
+    assert errors[1] < errors[0] / 3 + 3 * sampling
+    assert_within(solution.train_loss, train, solution.standard_error.train_loss, 4, slack=0.005)
+
+
+def _check(solution, expected):
+    correlation, overlap, train = expected
+    error = solution.standard_error
+    # Eight replicates: Student's t with 7 degrees of freedom exceeds 6 with probability 5e-4; the entries move together.
+    # The slack is for the finite-sample bias, of order steps / samples = 3e-3 times a constant measured near 0.1.
+    for got, want, e in (
+        (solution.correlation[:, :, 0, 0], correlation, error.correlation[:, :, 0, 0]),
+        (solution.teacher_overlap[:, 0, 0], overlap, error.teacher_overlap[:, 0, 0]),
+        (solution.student_overlap[:, 0, 0], np.diagonal(correlation), error.student_overlap[:, 0, 0]),
+        (solution.train_loss, train, error.train_loss),
+    ):
+        assert_within(got, want, e, 6, slack=3e-4)
+
+
+def test_a_single_mode_is_exact_at_any_step(key):
+    """delta -> infinity, isotropic least squares without noise: theta relaxes exponentially, which the step does exactly."""
+    p = problem(dmftopt.tasks.LeastSquares(), delta=1e12)
+    grid = dmftopt.TimeGrid.uniform(6.0, 2)
+    solution = dmftopt.solve(p, dmftopt.Protocol(1.0), grid, noise=dmftopt.noise.NoNoise(), samples=65536, key=key)
+    decay = np.exp(-np.asarray(grid.times))
+    # Only S is a sample mean, exact to the quadrature error of 65536 Sobol points.
+    np.testing.assert_allclose(solution.teacher_overlap[:, 0, 0], 1 - decay, atol=1e-3)
+    np.testing.assert_allclose(solution.student_overlap[:, 0, 0], 0.5 * decay**2 + (1 - decay) ** 2, atol=1e-3)
+
+
+def test_a_stiff_spectrum_is_stable_and_accurate(key):
+    """Largest eigenvalue times learning rate times step is 30: explicit stepping explodes, the default does not, and the
+    risk is that of eight times as many steps."""
+    p = problem(dmftopt.tasks.LeastSquares(0.3), dmftopt.features.spectrum([50.0, 1.0, 0.2], [0.01, 0.3, 0.69]))
+    protocol = dmftopt.Protocol(0.6)
+    options = {"noise": dmftopt.noise.Brownian(), "samples": 4096, "key": key}
+    coarse = dmftopt.solve(p, protocol, dmftopt.TimeGrid.geometric(4.0, 40), **options)
+    fine = dmftopt.solve(p, protocol, dmftopt.TimeGrid.geometric(4.0, 320), **options)
+    np.testing.assert_allclose(coarse.test_risk[-1], fine.test_risk[-1], rtol=0.02)
+    euler = dmftopt.solve(p, protocol, dmftopt.TimeGrid.uniform(4.0, 40), step=dmftopt.DiscreteStep(), throw=False, **options)
+    assert euler.result == dmftopt.RESULTS.diverged or float(euler.test_risk[-1]) > 10 * float(fine.test_risk[-1])
+
+
+def test_replicates_scatter_as_their_standard_error_says(key):
+    """Means of 4 replicates over 16 keys: their spread agrees with the mean reported standard error within a factor 1.6
+    (the relative error of a standard deviation from 16 values is 18%)."""
+    grid = dmftopt.TimeGrid.uniform(3.0, 10)
+    solve = jax.jit(lambda k: dmftopt.solve(problem(), dmftopt.Protocol(1.0), grid, samples=256, replicates=4, key=k))
+    found = [solve(k) for k in jax.random.split(key, 16)]
+    spread = np.std([s.student_overlap[-1, 0, 0] for s in found], ddof=1)
+    reported = np.sqrt(np.mean([s.standard_error.student_overlap[-1, 0, 0] ** 2 for s in found]))
+    assert 1 / 1.6 < spread / reported < 1.6

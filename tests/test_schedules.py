@@ -1,0 +1,194 @@
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.flatten_util import ravel_pytree
+
+import dmftopt
+from dmftopt import features, schedules, tasks
+
+# Inside, at the ends, at the corners of the shapes below, and beyond the horizon of 2.
+TIMES = np.array([0.0, 0.3, 0.5, 1.0, 1.3, 1.75, 2.0, 2.6])
+
+# schedule, its closed form in numpy, and how many numbers in it are trained
+SCHEDULES = {
+    "constant": (lambda: schedules.constant(0.7), lambda t: 0.7 + 0 * t, 1),
+    "constant, log": (lambda: schedules.constant(0.7, log=True), lambda t: 0.7 + 0 * t, 1),
+    "piecewise linear": (
+        lambda: schedules.piecewise_linear(2.0, 3, [1.0, 0.4, 0.6]),
+        lambda t: np.where(t < 1, 1 - 0.6 * t, np.where(t < 2, 0.4 + 0.2 * (t - 1), 0.6)),
+        3,
+    ),
+    "piecewise linear, log": (
+        lambda: schedules.piecewise_linear(2.0, 3, [1.0, 0.25, 0.5], log=True),
+        lambda t: 2.0 ** np.where(t < 1, -2 * t, np.where(t < 2, -2 + (t - 1), -1)),
+        3,
+    ),
+    "linear decay": (lambda: schedules.linear_decay(0.8, 2.0), lambda t: 0.8 * np.maximum(1 - t / 2, 0), 1),
+    "linear decay to a fifth": (
+        lambda: schedules.linear_decay(0.8, 2.0, 0.2),
+        lambda t: np.maximum(0.8 - 0.32 * t, 0.16),
+        1,
+    ),
+    "cosine": (lambda: schedules.cosine(0.8, 2.0), lambda t: 0.8 * np.cos(np.pi * np.minimum(t, 2) / 4) ** 2, 1),
+    "cosine to a tenth": (
+        lambda: schedules.cosine(0.8, 2.0, 0.1),
+        lambda t: 0.08 + 0.72 * np.cos(np.pi * np.minimum(t, 2) / 4) ** 2,
+        1,
+    ),
+    "power law": (lambda: schedules.power_law(0.8, 0.6, 0.5), lambda t: 0.8 / (1 + 2 * t) ** 0.6, 1),
+    "warmup, stable, decay": (
+        lambda: schedules.warmup_stable_decay(0.8, 2.0, 0.5, 0.25, 0.3),
+        lambda t: np.interp(t, [0.0, 0.5, 1.75, 2.0], [0.0, 0.8, 0.8, 0.24]),
+        1,
+    ),
+    "from optax": (
+        lambda: schedules.from_optax(optax.exponential_decay(0.8, 10, 0.5), 10, scale=2.0),
+        lambda t: 1.6 * 0.5**t,
+        0,
+    ),
+}  # fmt: skip
+EVERY = pytest.mark.parametrize("make, closed_form, trained", SCHEDULES.values(), ids=SCHEDULES.keys())
+
+
+@EVERY
+def test_closed_form_at_one_time_and_at_many_under_jit_and_vmap(make, closed_form, trained):
+    schedule = make()
+    expected = closed_form(TIMES)
+    # A few rounding errors of exp, log and cos.
+    close = {"rtol": 1e-14, "atol": 1e-16}
+    np.testing.assert_allclose(schedule(jnp.asarray(TIMES)), expected, **close)
+    np.testing.assert_allclose(eqx.filter_jit(schedule)(jnp.asarray(TIMES)), expected, **close)
+    np.testing.assert_allclose(jax.vmap(schedule)(jnp.asarray(TIMES)), expected, **close)
+    np.testing.assert_allclose([schedule(t) for t in TIMES.tolist()], expected, **close)
+    assert schedule(2.0).shape == schedule(2).shape == ()
+
+
+@EVERY
+def test_trained_leaves_and_their_gradients(make, closed_form, trained):
+    leaves, fixed = eqx.partition(make(), eqx.is_inexact_array)
+    flat, unravel = ravel_pytree(leaves)
+    assert flat.size == trained
+
+    def values(flat):
+        return eqx.combine(unravel(flat), fixed)(jnp.asarray(TIMES))
+
+    jacobian = jax.jacobian(values)(flat)
+    assert jacobian.shape == (len(TIMES), trained)
+    # Central differences of functions of order 1: rounding 1e-16 / h = 1e-11, truncation h² f''' / 6 = 2e-11 f'''.
+    h = 1e-5
+    for i, direction in enumerate(np.eye(trained)):
+        slope = (values(flat + h * direction) - values(flat - h * direction)) / (2 * h)
+        np.testing.assert_allclose(jacobian[:, i], slope, rtol=0, atol=1e-9)
+        assert np.abs(slope).max() > 0.1
+
+
+SHAPED = {
+    "linear, horizon": lambda x: schedules.linear_decay(0.8, x, 0.1),
+    "cosine, horizon": lambda x: schedules.cosine(0.8, x, 0.1),
+    "cosine, final": lambda x: schedules.cosine(0.8, 3.0, x),
+    "power law, exponent": lambda x: schedules.power_law(0.8, x, 0.5),
+    "power law, timescale": lambda x: schedules.power_law(0.8, 0.6, x),
+    "warmup": lambda x: schedules.warmup_stable_decay(0.8, 5.0, x, 1.0),
+    "decay": lambda x: schedules.warmup_stable_decay(0.8, 3.0, 0.5, x),
+    "decay, horizon": lambda x: schedules.warmup_stable_decay(0.8, x, 0.5, 0.25, 0.1),
+    "decay, final": lambda x: schedules.warmup_stable_decay(0.8, 2.5, 0.5, 1.0, x),
+}
+
+
+@pytest.mark.parametrize("make", SHAPED.values(), ids=SHAPED.keys())
+def test_a_shape_parameter_given_as_an_array_is_trained(make):
+    def value(parameter):
+        return make(parameter)(1.9)  # where the parameter matters, off the corners
+
+    assert len(jax.tree.leaves(eqx.filter(make(jnp.asarray(2.0)), eqx.is_inexact_array))) == 2
+    # h and tolerance as above.
+    h = 1e-5
+    slope = (value(2.0 + h) - value(2.0 - h)) / (2 * h)
+    assert abs(slope) > 0.01
+    np.testing.assert_allclose(jax.grad(value)(2.0), slope, rtol=0, atol=1e-9)
+
+
+def test_warmup_may_be_traced():
+    assert jax.jit(lambda warmup: schedules.warmup_stable_decay(1.0, 1.0, warmup, 0.2)(0.05))(0.1) == 0.5
+
+
+def test_a_number_from_numpy_is_fixed_like_a_python_number():
+    # np.linspace and np.float64 slip into sweeps unseen; only JAX arrays are said to be trained.
+    for fixed in (schedules.cosine(0.8, np.float64(2.0)), schedules.power_law(0.8, np.float64(0.6))):
+        assert len(jax.tree.leaves(eqx.filter(fixed, eqx.is_inexact_array))) == 1
+    assert not jax.tree.leaves(eqx.filter(dmftopt.Protocol(np.float64(0.5)), eqx.is_inexact_array))
+
+
+def test_piecewise_linear_starts_from_a_schedule():
+    knots = schedules.piecewise_linear(2.0, 5, schedules.cosine(0.8, 2.0))
+    times = np.linspace(0.0, 2.0, 5)
+    np.testing.assert_allclose(knots(jnp.asarray(times)), 0.8 * np.cos(np.pi * times / 4) ** 2, rtol=1e-14, atol=1e-16)
+
+
+@pytest.mark.parametrize(
+    "ours, theirs",
+    [
+        (schedules.cosine(0.8, 2.0, 0.1), optax.cosine_decay_schedule(0.8, 200, alpha=0.1)),
+        (schedules.linear_decay(0.8, 2.0, 0.1), optax.linear_schedule(0.8, 0.08, 200)),
+        (
+            schedules.warmup_stable_decay(0.8, 2.0, 0.5, 0.25),
+            optax.join_schedules(
+                [optax.linear_schedule(0.0, 0.8, 50), optax.linear_schedule(0.8, 0.8, 125), optax.linear_schedule(0.8, 0.0, 25)],
+                [50, 175],
+            ),
+        ),
+    ],
+    ids=["cosine", "linear", "warmup, stable, decay"],
+)
+def test_to_optax_counts_steps_as_optax_does(ours, theirs):
+    # t = step / d with d = 100: the horizon of 2 is 200 steps.
+    exported = schedules.to_optax(ours, 100)
+    # As floats, which optax counts without rounding to float32.
+    steps = [float(k) for k in range(0, 260, 5)]
+    np.testing.assert_allclose([exported(k) for k in steps], [theirs(k) for k in steps], rtol=1e-14, atol=1e-15)
+
+
+def test_from_optax_and_back():
+    theirs = optax.exponential_decay(0.8, 50, 0.5)
+    ours = schedules.from_optax(theirs, 100, scale=4.0)
+    np.testing.assert_allclose(ours(0.5), 4.0 * theirs(50), rtol=1e-14)
+    back = schedules.to_optax(ours, 100, scale=0.25)
+    # step / 100 * 100 is the step to rounding.
+    np.testing.assert_allclose([back(k) for k in range(5)], [theirs(k) for k in range(5)], rtol=1e-14)
+
+
+def test_to_optax_drives_optax_sgd_under_jit():
+    optimizer = optax.sgd(schedules.to_optax(schedules.linear_decay(0.8, 0.04), 100, scale=0.5))
+    weights, state = jnp.asarray(0.0), optimizer.init(jnp.asarray(0.0))
+    update = jax.jit(optimizer.update)
+    moves = []
+    for _ in range(5):
+        change, state = update(jnp.asarray(1.0), state)
+        weights = optax.apply_updates(weights, change)
+        moves.append(float(change))
+    # Gradient 1, rate 0.4 falling to 0 over 0.04 * 100 = 4 steps.
+    np.testing.assert_allclose(moves, [-0.4, -0.3, -0.2, -0.1, 0.0], rtol=1e-14, atol=1e-16)
+    np.testing.assert_allclose(weights, -1.0, rtol=1e-14)
+
+
+@EVERY
+def test_solve_reads_a_schedule_as_its_values(make, closed_form, trained):
+    problem = dmftopt.Problem(tasks.LeastSquares(), features.isotropic(), delta=2.0)
+    grid = dmftopt.TimeGrid.uniform(2.6, 4)
+
+    def final_risk(rate, size, ridge):
+        protocol = dmftopt.Protocol(rate, lambda t: 1 + size(t), ridge)
+        return dmftopt.solve(problem, protocol, grid, key=jax.random.key(0), samples=64).test_risk[-1]
+
+    schedule, times = make(), 0.65 * (np.arange(4) + 0.5)
+
+    def tabulated(t):
+        # The values at the middles of the steps, which is where ExponentialStep reads; nothing else is known to it.
+        np.testing.assert_allclose(t, times, rtol=1e-14)
+        return jnp.asarray(closed_form(times))
+
+    # The same numbers to rounding go in, and the shortest direction kept (relative variance 1e-9) amplifies that 3e4 times.
+    np.testing.assert_allclose(final_risk(schedule, schedule, schedule), final_risk(tabulated, tabulated, tabulated), rtol=1e-11)

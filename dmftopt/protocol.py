@@ -4,8 +4,9 @@ from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
+import numpy as np
 
-from ._checks import check_real
+from ._checks import as_number, check_real
 from .schedules import Constant
 
 
@@ -34,9 +35,9 @@ def _as_schedule(name: str, value: Any, minimum: float, cure: str) -> Callable:
     if callable(value):
         return value
     check_real(name, value, minimum=minimum, cure=cure)
-    if getattr(value, "shape", ()) != ():
+    if np.shape(value) != ():
         raise ValueError(
-            f"{name} must be a scalar or a callable of t, got an array of shape {value.shape}. "
+            f"{name} must be a scalar or a callable of t, got an array of shape {np.shape(value)}. "
             "Use dmftopt.schedules.PiecewiseLinear for values at knots, jax.vmap for a sweep."
         )
-    return Constant(float(value) if isinstance(value, int) else value)
+    return Constant(as_number(value))

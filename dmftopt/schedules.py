@@ -13,13 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ._checks import check_count, check_real, check_shape
+from ._checks import as_number, check_count, check_real, check_shape, is_concrete
 
 
 class Constant(eqx.Module):
     """s(t) = value, or exp(value) with `log`."""
 
-    value: Any
+    value: Any = eqx.field(converter=as_number)
     log: bool = eqx.field(static=True, default=False)
 
     def __call__(self, t: Any) -> Float[Array, "..."]:
@@ -31,7 +31,7 @@ class PiecewiseLinear(eqx.Module):
     """Linear interpolation between `values` at `times`, constant outside; of exp(values) in log value with `log`."""
 
     times: tuple[float, ...] = eqx.field(static=True, converter=lambda times: tuple(float(t) for t in times))
-    values: Float[Array, " knot"]
+    values: Float[Array, " knot"] = eqx.field(converter=as_number)
     log: bool = eqx.field(static=True, default=False)
 
     def __check_init__(self):
@@ -51,8 +51,8 @@ class Decay(eqx.Module):
     """s(t) = peak * (final + (1 - final) * shape(t / horizon)), shape falling from 1 at t = 0 to 0 at t = horizon."""
 
     log_peak: Float[Array, ""]
-    horizon: Any
-    final: Any
+    horizon: Any = eqx.field(converter=as_number)
+    final: Any = eqx.field(converter=as_number)
     shape: str = eqx.field(static=True)
 
     def __call__(self, t: Any) -> Float[Array, "..."]:
@@ -65,8 +65,8 @@ class PowerLaw(eqx.Module):
     """s(t) = peak * (1 + t / timescale)^-exponent."""
 
     log_peak: Float[Array, ""]
-    exponent: Any
-    timescale: Any
+    exponent: Any = eqx.field(converter=as_number)
+    timescale: Any = eqx.field(converter=as_number)
 
     def __call__(self, t: Any) -> Float[Array, "..."]:
         return jnp.exp(self.log_peak) * (1.0 + jnp.asarray(t, dtype=float) / self.timescale) ** (-self.exponent)
@@ -76,10 +76,10 @@ class WarmupStableDecay(eqx.Module):
     """Linear from 0 to peak until `warmup`, peak until horizon - `decay`, then linear to `final` * peak at `horizon`."""
 
     log_peak: Float[Array, ""]
-    horizon: Any
-    warmup: Any
-    decay: Any
-    final: Any
+    horizon: Any = eqx.field(converter=as_number)
+    warmup: Any = eqx.field(converter=as_number)
+    decay: Any = eqx.field(converter=as_number)
+    final: Any = eqx.field(converter=as_number)
 
     def __call__(self, t: Any) -> Float[Array, "..."]:
         t = jnp.asarray(t, dtype=float)
@@ -140,7 +140,7 @@ def warmup_stable_decay(peak: Any, horizon: float, warmup: float, decay: float, 
     for name, value in (("horizon", horizon), ("warmup", warmup), ("decay", decay)):
         _check_positive(name, value)
     check_real("final", final, minimum=0.0)
-    if warmup + decay > horizon:
+    if all(is_concrete(v) for v in (warmup, decay, horizon)) and warmup + decay > horizon:
         raise ValueError(f"warmup + decay must be at most the horizon {horizon}, got {warmup} + {decay}. Shorten one of them.")
     return WarmupStableDecay(_log_peak(peak), horizon, warmup, decay, final)
 

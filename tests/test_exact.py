@@ -94,6 +94,18 @@ def test_a_stiff_spectrum_is_stable_and_accurate(key):
     assert euler.result == dmftopt.RESULTS.diverged or float(euler.test_risk[-1]) > 10 * float(fine.test_risk[-1])
 
 
+@pytest.mark.parametrize("delta", [0.25, 1.0, 4.0])
+def test_coarse_steps_on_a_small_training_set_do_not_blow_up(key, delta):
+    """Learning rate times step 2: the largest sample eigenvalue is up to 9 times the population's. Without noise the train
+    loss of gradient flow never grows, and neither may that of a coarse step."""
+    p = problem(dmftopt.tasks.LeastSquares(1.0), delta=delta, student_scale=0.0)
+    s = dmftopt.solve(
+        p, dmftopt.Protocol(2.0), dmftopt.TimeGrid.uniform(30.0, 30), noise=dmftopt.noise.NoNoise(), samples=4096, key=key
+    )
+    # The slack is the sampling error of the first gradient's overlaps, about 1e-3 at 4096 Sobol points.
+    assert np.all(np.diff(s.train_loss) <= 1e-3 * s.train_loss[0])
+
+
 def test_replicates_scatter_as_their_standard_error_says(key):
     """Means of 4 replicates over 16 keys: their spread agrees with the mean reported standard error within a factor 1.6
     (the relative error of a standard deviation from 16 values is 18%)."""

@@ -66,7 +66,7 @@ def solve(
       at `solution.result`; failed entries are NaN.
 
     Reverse-mode differentiable (memory O(samples * steps)) in everything real in `problem`, `protocol` and `grid`; Poisson
-    and Bernoulli counts are not differentiable in batch size, delta, times or fraction, and asking for that is an error.
+    counts are not differentiable in batch size, delta or times, nor Bernoulli draws in the fraction: asking is an error.
     Finite-sample bias is of order steps / samples.
 
     Raises ValueError or TypeError naming the argument for input outside its domain.
@@ -97,7 +97,9 @@ def _solve(problem, noise, step, grids, values, key, settings: Statistics, estim
         full, halves = jax.lax.map(replicate, keys)
     mean, error = mean_and_error(full)
     valid = _valid(problem, values)
-    result, good = judge(mean, problem.rho + problem.initial_overlap + 1e-30, valid)
+    # The scale of everything at the start; 1 stands for the fields at which losses with saturating gradients bend.
+    scale = problem.rho + problem.initial_overlap + 2 * jnp.abs(mean.train_loss[0]) + 1
+    result, good = judge(mean, scale, valid)
     difference = None if halves is None else jax.tree.map(lambda h, m: jnp.mean(h, axis=0) - m, halves, mean)
     error, difference = (None if o is None else blank(o, good) for o in (error, difference))
     return Solution(grids[0].times, blank(mean, good), error, difference, result, settings)

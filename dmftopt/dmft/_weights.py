@@ -41,12 +41,13 @@ def read(
     return coefficients, direction.reshape(theta.shape) / scale, length, pairing
 
 
-def update(theta, zeta_drift, phi_drift, zeta_noise, ridge_step, x, step, features):
+def update(theta, zeta_drift, phi_drift, zeta_noise, ridge_step, factors, features):
     """theta_{k+1} = theta_k - f(x) [D eta ridge theta_k + sqrt(lambda) drive] - s(x) sqrt(lambda) noise.
 
-    `zeta_drift`, `zeta_noise`: (basis - 2,), coefficients on the zetas; `phi_drift`: (group, basis).
+    `zeta_drift`, `zeta_noise`: (basis - 2,), coefficients on the zetas; `phi_drift`: (group, basis); `factors`: f and s of
+    each group, from the step.
     """
-    drift_factor, noise_factor = step.factors(x)
+    drift_factor, noise_factor = factors
     root = jnp.sqrt(features.eigenvalues)[:, None]
     drive = phi_drift.at[:, FIRST_ZETA:].add(zeta_drift)
     moved = theta - drift_factor[:, None] * (ridge_step * theta + root * drive)

@@ -3,6 +3,7 @@ from typing import Any
 import equinox as eqx
 
 from .. import schedules
+from .._checks import check_real
 from ..protocol import Protocol
 
 
@@ -10,6 +11,7 @@ def baselines(protocol: Protocol, *, horizon: float, peak: Any) -> dict[str, Pro
     """What most people would run: `protocol` with its learning rate replaced by a constant, a linear decay to zero and a
     cosine to zero over `horizon`, each starting from the given peak, the one thing to tune. Everything else is held fixed.
     """
+    check_real("peak", peak, minimum=0.0, exclusive=True)
     rates = {
         "constant": schedules.constant(peak, log=True),
         "linear decay": schedules.linear_decay(peak, horizon),

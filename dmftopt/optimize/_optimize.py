@@ -132,7 +132,9 @@ def _descend(objective, start, optimizer, steps, key, trainable, progress, descr
 
     @eqx.filter_jit
     def update(gradient, state, parameters, fraction):
-        updates, new_state = optimizer.update(gradient, state, parameters)
+        # optax itself mixes integer counts and floats.
+        with jax.numpy_dtype_promotion("standard"):
+            updates, new_state = optimizer.update(gradient, state, parameters)
         updates = jax.tree.map(lambda u: fraction * u, updates)
         return optax.apply_updates(parameters, updates), new_state
 

@@ -1,9 +1,10 @@
 from typing import Any
 
+import equinox as eqx
 import jax.numpy as jnp
 from jax.scipy.special import ndtri
 
-from .._checks import check_real
+from .._checks import as_number, check_real, check_shape
 from ._base import AbstractTask
 
 
@@ -13,10 +14,11 @@ class LeastSquares(AbstractTask):
     `label_noise` is the standard deviation of the noise, in the units of the labels.
     """
 
-    label_noise: Any = 0.0
+    label_noise: Any = eqx.field(converter=as_number, default=0.0)
 
     def __check_init__(self):
         check_real("label_noise", self.label_noise, minimum=0.0, cure="It is a standard deviation.")
+        check_shape("label_noise", self.label_noise, ((),), "Use jax.vmap for a sweep.")
 
     def loss(self, r, y):
         return 0.5 * (r - y) ** 2

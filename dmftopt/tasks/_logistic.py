@@ -8,7 +8,7 @@ import optimistix
 from jax.scipy.special import ndtr, ndtri
 from jax.scipy.stats import norm
 
-from .._checks import check_real, is_concrete
+from .._checks import as_number, check_real, check_shape, is_concrete
 from ..quadrature import gaussian_mean, safe_sqrt
 from ._base import AbstractTask
 
@@ -28,7 +28,7 @@ class Logistic(AbstractTask):
     """
 
     labels: str = eqx.field(static=True, default="sign")
-    flip_probability: Any = None
+    flip_probability: Any = eqx.field(converter=as_number, default=None)
 
     def __check_init__(self):
         if self.labels not in _LABELS:
@@ -37,6 +37,7 @@ class Logistic(AbstractTask):
             if self.flip_probability is None:
                 raise ValueError('labels="flipped" needs flip_probability, the chance that a label is flipped.')
             check_real("flip_probability", self.flip_probability, minimum=0.0)
+            check_shape("flip_probability", self.flip_probability, ((),), "Use jax.vmap for a sweep.")
             if is_concrete(self.flip_probability) and np.any(np.asarray(self.flip_probability) >= 0.5):
                 raise ValueError(f"flip_probability must be below 0.5, got {self.flip_probability}. Swap the labels instead.")
         elif self.flip_probability is not None:

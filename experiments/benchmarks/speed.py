@@ -112,6 +112,7 @@ def time_shape(steps: int, samples: int, repeats: int) -> dict:
     forward_seconds = fastest(forward, 1.0, key, repeats=repeats)
     gradient_seconds = fastest(gradient, 1.0, key, repeats=repeats)
     memory = gradient.memory_analysis()
+    assert memory is not None
     return {
         "steps": steps,
         "samples": samples,

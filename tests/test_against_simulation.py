@@ -2,7 +2,8 @@
 
 Gate: 2 combined standard errors plus 0.5% of the observable's largest value. Finite-size bias was not resolvable (below 0.1%)
 at any dimension from 250 to 2000, so what the gate has to absorb is the maximum of a fluctuation over the run: with 64 runs
-0.5% is another 1 to 5 standard errors, and 8 replicates keep the solver's own standard error honest. The whole matrix of problems is in experiments/benchmarks/agreement.py.
+0.5% is another 1 to 5 standard errors, and 8 replicates keep the solver's own standard error honest. The
+whole matrix of problems is in experiments/benchmarks/agreement.py.
 """
 
 import jax

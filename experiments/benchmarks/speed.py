@@ -36,7 +36,7 @@ class Settings:
 
     shapes: tuple[tuple[int, int], ...] = ((20, 8192), (80, 4096), (400, 8192))
     """(steps, samples) to time."""
-    keys: int = 24
+    keys: int = 48
     """Independent replicates behind each root-mean-square error."""
     repeats: int = 5
     smoke: bool = False
@@ -154,7 +154,7 @@ def errors_in_steps(noise, counts, richardson: bool, samples: int, keys: int) ->
 
 
 def main(settings: Settings) -> None:
-    sample_counts, step_counts, largest, keys = (512, 2048, 8192, 32768), (3, 6, 12, 40), 65536, 4
+    sample_counts, step_counts, largest, keys = (1024, 4096, 16384, 65536), (6, 12, 24, 48), 65536, 4
     if settings.smoke:
         settings = dataclasses.replace(settings, shapes=((4, 64),), keys=3, repeats=1)
         sample_counts, step_counts, largest, keys = (32, 64, 128), (2, 4, 8), 128, 2

@@ -115,7 +115,7 @@ class _Step:
             x.drift * jnp.tensordot(S, phi, 1),
             x.noise * zeta_noise / jnp.sqrt(delta),
             x.ridge,
-            step.factors(decay, jnp.maximum(1.0, 0.5 * (1 + 1 / jnp.sqrt(delta)) ** 2)),
+            step.factors(decay, weights.feedback(features, delta)),
             features,
         )
         error = problem.task.error(r, labels)

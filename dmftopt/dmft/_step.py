@@ -20,9 +20,9 @@ class AbstractStep(eqx.Module):
         """Times at which the protocol is read, one per step."""
 
     @abc.abstractmethod
-    def factors(self, x: Float[Array, " group"], feedback: Array) -> tuple[Array, Array]:
+    def factors(self, x: Float[Array, " group"], feedback: Float[Array, " group"]) -> tuple[Array, Array]:
         """Factors of the drift and of the noise of one step, given decay rate times step x of each eigenvalue group.
-        `feedback`: half the largest ratio of sample to population curvature, or 1 if that is larger."""
+        `feedback`: half the largest ratio of sample to population curvature there, or 1 if that is larger."""
 
 
 class ExponentialStep(AbstractStep):
@@ -30,9 +30,9 @@ class ExponentialStep(AbstractStep):
     noise by sqrt((1 - e^-2x)/(2x)): exact for one linear mode with noise (Ornstein-Uhlenbeck). The protocol is read at the
     middle of each step.
 
-    On a finite training set the sample curvature reaches (1 + 1/sqrt(delta))² times the population's, and a coarse step
-    would overshoot along those modes without bound. So x grows to c x, c half that ratio, as c x passes 1; a change of
-    third order in the step, too small to matter where the step is fine."""
+    On a finite training set the sample curvature exceeds the population's, up to (1 + 1/sqrt(delta))² times on isotropic
+    features, and a coarse step would overshoot along those modes without bound. So in the drift x grows to c x, c half that
+    ratio, as c x passes 1: a change of third order in the step, negligible where the step is fine."""
 
     continuous: ClassVar[bool] = True
 
@@ -40,8 +40,8 @@ class ExponentialStep(AbstractStep):
         return 0.5 * (grid.times[1:] + grid.times[:-1])
 
     def factors(self, x, feedback):
-        x = x * (1 + (feedback - 1) * -jnp.expm1(-((feedback * x) ** 2)))
-        return _phi(x), jnp.sqrt(_phi(2 * x))
+        damped = x * (1 - (feedback - 1) * jnp.expm1(-((feedback * x) ** 2)))
+        return _phi(damped), jnp.sqrt(_phi(2 * x))
 
 
 class DiscreteStep(AbstractStep):

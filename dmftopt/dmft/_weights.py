@@ -41,6 +41,18 @@ def read(
     return coefficients, direction.reshape(theta.shape) / scale, length, pairing
 
 
+def feedback(features, delta) -> Float[Array, " group"]:
+    """Half the largest ratio of sample to population curvature in each eigenvalue group, at least 1.
+
+    A bulk of r d equal eigenvalues on n = delta d samples has a largest sample eigenvalue of (1 + sqrt(r / delta))² times
+    its own. Here r counts, smoothly and never too low, the share of dimensions whose eigenvalue is comparable or larger, and
+    the smaller ones in proportion: 1 for isotropic features, near 0 for a spike (which needs no such care).
+    """
+    ratio = features.eigenvalues[None, :] / features.eigenvalues[:, None]
+    rank = jnp.sum(features.weights * 2 * ratio / (1 + ratio), axis=1)
+    return jnp.maximum(1.0, 0.5 * (1 + jnp.sqrt(rank / delta)) ** 2)
+
+
 def update(theta, zeta_drift, phi_drift, zeta_noise, ridge_step, factors, features):
     """theta_{k+1} = theta_k - f(x) [D eta ridge theta_k + sqrt(lambda) drive] - s(x) sqrt(lambda) noise.
 

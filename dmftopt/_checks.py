@@ -9,14 +9,23 @@ from jax.core import Tracer
 
 
 def numbers_to_arrays(tree: Any) -> Any:
-    """Python and NumPy numbers as JAX arrays, so that under our own jit a change of number never retraces."""
-    return jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype=float) if isinstance(leaf, (float, np.ndarray)) else leaf, tree)
+    """Python floats and NumPy arrays as JAX arrays, so that under our own jit a change of number never retraces."""
+
+    def convert(leaf):
+        if isinstance(leaf, float):
+            return jnp.asarray(leaf, dtype=float)
+        return jnp.asarray(leaf) if isinstance(leaf, np.ndarray) else leaf
+
+    return jax.tree.map(convert, tree)
 
 
 def as_number(value: Any) -> Any:
-    """Whole and NumPy numbers as Python floats, lists as arrays: what is no JAX array is held fixed by `optimize`."""
+    """Whole and NumPy numbers as Python floats, lists and integer arrays as float arrays: what is no JAX array is held fixed
+    by `optimize`, and what is an integer has no derivative."""
     if isinstance(value, (list, tuple, np.ndarray)):
         return jnp.asarray(value, dtype=float)
+    if isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jnp.integer):
+        return value.astype(float)
     if isinstance(value, (int, np.number)) and not isinstance(value, bool):
         return float(value)
     return value

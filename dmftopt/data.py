@@ -11,8 +11,9 @@ from .features import group_eigenvalues
 class DataMap(NamedTuple):
     """The way back to raw data.
 
-    SGD on raw features and labels less `feature_center` and `label_center`, with learning rate `learning_rate /
-    mean_square_norm`, is SGD in the problem's units; time t is step / `dimension`. Hashable, so that a problem can be a
+    SGD on raw features less `feature_center` and labels less `label_center`, with learning rate `learning_rate / c` and ridge
+    `ridge * c` (weight decay `ridge * c / dimension` per step), c = `mean_square_norm`, is SGD in the problem's units; time t
+    is step / `dimension`. Hashable, so that a problem can be a
     static argument: the centers are tuples.
     """
 
@@ -54,9 +55,9 @@ def describe(features: Any, labels: Any, *, train_size: int, groups: int) -> Des
     check_count("groups", groups)
     if train_size > samples:
         raise ValueError(f"train_size must be at most the {samples} samples given, got {train_size}.")
-    if samples < 1.2 * d + 1:
+    if samples < 2 * d:
         raise ValueError(
-            f"features has {samples} samples in {d} dimensions; at least 1.2 per dimension are needed to estimate a teacher. "
+            f"features has {samples} samples in {d} dimensions; at least 2 per dimension are needed to estimate a teacher. "
             "Give more samples or project to fewer features."
         )
     center, label_center = x.mean(axis=0), float(y.mean())

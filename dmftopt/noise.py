@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.scipy.special import ndtri
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from ._checks import as_number, check_real, check_shape, is_concrete
 
@@ -37,6 +37,10 @@ class AbstractNoise(eqx.Module):
         self, uniforms: Float[Array, "step sample"], rotation: Float[Array, "step step"], rate: Float[Array, " step"]
     ) -> Float[Array, "step sample"]:
         """Multipliers less their mean, over their deviation. The first rows of `uniforms` are the most evenly spread."""
+
+    def valid(self, rate: Float[Array, " step"]) -> Bool[Array, ""]:
+        """Whether parameters are in their domain, for values that could not be checked because they are traced."""
+        return jnp.asarray(True)
 
     def coarsening(self, step: Float[Array, " step"], rate: Float[Array, " step"]) -> Float[Array, " step"]:
         """Squared weights with which standardized multipliers of two steps add up to that of both (Richardson)."""
@@ -68,15 +72,23 @@ class Brownian(AbstractNoise):
 class Poisson(AbstractNoise):
     """M = eta (delta / B) N, N ~ Poisson(B D / delta): small-batch SGD itself, at finite learning rate.
 
-    Counts jump where batch size, delta or the times move, so a derivative in one of those raises an error.
+    Counts jump where batch size, delta or the times move, so a derivative in one of those raises an error. At most `limit`
+    visits per sample (epochs) in a run: with more, counts are as good as Gaussian, use Brownian or NoNoise.
     """
+
+    limit: ClassVar[float] = 1e5
 
     def deviation(self, learning_rate, step, rate):
         return learning_rate * step / jnp.sqrt(rate)
 
     def standardized(self, uniforms, rotation, rate):
+        # Beyond the limit (where `valid` says no) the sums below would be long, and in float32 endless.
+        rate = rate * jnp.minimum(1.0, self.limit / jnp.sum(rate))
         counts = _poisson_bridge(uniforms, rate)
         return (counts - rate[:, None]) / jnp.sqrt(rate)[:, None]
+
+    def valid(self, rate):
+        return jnp.sum(rate) <= self.limit
 
     def coarsening(self, step, rate):
         return rate
@@ -94,6 +106,10 @@ class Bernoulli(AbstractNoise):
         check_shape("fraction", self.fraction, ((),), "Use jax.vmap for a sweep.")
         if is_concrete(self.fraction) and np.any(np.asarray(self.fraction) > 1):
             raise ValueError(f"fraction must be at most 1, got {self.fraction}. It is batch size / training samples.")
+
+    def valid(self, rate):
+        b = jnp.asarray(self.fraction)
+        return (b > 0) & (b <= 1)
 
     def deviation(self, learning_rate, step, rate):
         b = jnp.asarray(self.fraction, dtype=step.dtype)
@@ -117,8 +133,8 @@ def _integer_law(value: Array, law: str, parameters: str) -> Array:
     def _(primals, tangents):
         raise ValueError(
             f"{law} draws whole numbers, which have no derivative in {parameters}. noise.Brownian() is differentiable in "
-            "batch size, delta and times; otherwise hold them fixed (a Python number in Protocol or Problem, or "
-            "jax.lax.stop_gradient)."
+            "batch size, delta and times; otherwise hold them fixed: differentiate in one argument, or with equinox.filter_grad "
+            "(for which Python numbers are fixed; jax.grad differentiates those too), or use jax.lax.stop_gradient."
         )
 
     return identity(value)

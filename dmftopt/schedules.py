@@ -42,8 +42,8 @@ class PiecewiseLinear(eqx.Module):
             raise ValueError(f"times must be increasing, got {self.times}. Sort the knots.")
 
     def __call__(self, t: Any) -> Float[Array, "..."]:
-        t = jnp.asarray(t, dtype=self.values.dtype)
-        value = jnp.interp(t, jnp.asarray(self.times, dtype=t.dtype), self.values)
+        t = jnp.asarray(t, dtype=float)
+        value = jnp.interp(t, jnp.asarray(self.times, dtype=t.dtype), self.values.astype(t.dtype))
         return jnp.exp(value) if self.log else value
 
 

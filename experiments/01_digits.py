@@ -81,7 +81,14 @@ def real_sgd(x_train, y_train, x_test, y_test, key, *, schedule, steps: int, rec
 def main(settings: Settings) -> None:
     if settings.smoke:
         settings = dataclasses.replace(
-            settings, features=60, train_size=120, seeds=3, optimizer_steps=3, grid_steps=8, samples=256
+            settings,
+            out=settings.out / "smoke",
+            features=60,
+            train_size=120,
+            seeds=3,
+            optimizer_steps=3,
+            grid_steps=8,
+            samples=256,
         )
     started = time.perf_counter()
     x, y = random_features(settings.features, settings.seed)

@@ -215,7 +215,7 @@ def test_derivative_in_the_learning_rate_under_jit(law):
 
 def test_a_batch_size_held_fixed_leaves_the_derivative_of_a_protocol():
     both = eqx.filter_jit(eqx.filter_value_and_grad(partial(final_risk, noise.Poisson())))
-    with pytest.raises(ValueError, match=r"hold them fixed \(a Python number"):
+    with pytest.raises(ValueError, match=r"hold them fixed"):
         both(dmftopt.Protocol(RATE, jnp.asarray(2.0)))
     # The cure in that message.
     gradient = both(dmftopt.Protocol(RATE, 2.0))[1]

@@ -192,3 +192,9 @@ def test_solve_reads_a_schedule_as_its_values(make, closed_form, trained):
 
     # The same numbers to rounding go in, and the shortest direction kept (relative variance 1e-9) amplifies that 3e4 times.
     np.testing.assert_allclose(final_risk(schedule, schedule, schedule), final_risk(tabulated, tabulated, tabulated), rtol=1e-11)
+
+
+def test_whole_numbers_at_knots_interpolate_like_real_ones():
+    """A batch size from 1 to 4, given as integers."""
+    schedule = schedules.PiecewiseLinear((0.0, 5.0), jnp.array([1, 4]))
+    np.testing.assert_allclose(schedule(jnp.array([0.0, 0.5, 2.5, 5.0])), [1.0, 1.3, 2.5, 4.0])

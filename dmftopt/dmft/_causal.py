@@ -1,4 +1,4 @@
-"""The causal innovations scheme: one pass over the time steps (THEORY of README, section "How it works").
+"""The causal innovations scheme: one pass over the time steps (README, "How it works").
 
 Two orthonormal families grow as time goes on. On the field side, the gradients of a population of samples: each direction g^_j
 owns a fresh weight-side normal zeta_j. On the weight side, the weights theta~ = sqrt(lambda) theta themselves: each direction

@@ -37,7 +37,6 @@ def _history_scan(step, length, constants, parameters, xs, carry, row):
 
 
 def _forward(step, length, constants, parameters, xs, carry, row):
-    # Ties the birth of the history to the constants: otherwise XLA reserves it beside the scratch space they are made in.
     # A zero that depends on the constants: otherwise XLA makes room for the history beside the scratch space of their making.
     zero = 0 * jnp.ravel(jax.tree.leaves(constants)[0])[0]
     history = jax.tree.map(lambda r: jnp.full((length + 1, *r.shape), zero, r.dtype).at[0].set(r), row)

@@ -23,7 +23,8 @@ class RESULTS(eqx.Enumeration):
     )
     invalid = (
         "The protocol or the problem left its domain: learning rate and ridge must be >= 0, batch size >= 1, delta > 0, "
-        "scales >= 0, all finite. Parametrize with log=True or bound what is tuned."
+        "scales >= 0, times increasing, all finite; noise.Poisson() takes at most 1e5 epochs (use Brownian or NoNoise beyond). "
+        "Parametrize with log=True or bound what is tuned."
     )
 
 

@@ -89,14 +89,16 @@ def _solve(problem, noise, step, grids, values, key, settings: Statistics, estim
     keys = jax.random.split(key, settings.replicates)
 
     def replicate(key):
-        return _replicate(problem, noise, step, grids, values, key, settings.samples, estimate_bias)
+        # Some accelerators multiply float32 matrices in 10 bits by default; orthogonality would not survive that.
+        with jax.default_matmul_precision("highest"):
+            return _replicate(problem, noise, step, grids, values, key, settings.samples, estimate_bias)
 
     if settings.replicates == 1:
         full, halves = jax.tree.map(lambda a: a[None], replicate(keys[0]))
     else:
         full, halves = jax.lax.map(replicate, keys)
     mean, error = mean_and_error(full)
-    valid = _valid(problem, values)
+    valid = _valid(problem, noise, grids, values)
     # The scale of everything at the start; 1 stands for the fields at which losses with saturating gradients bend.
     scale = problem.rho + problem.initial_overlap + 2 * jnp.abs(mean.train_loss[0]) + 1
     result, good = judge(mean, scale, valid)
@@ -157,9 +159,13 @@ def _read(protocol: Protocol, grid: TimeGrid, step: AbstractStep, noise: Abstrac
     )
 
 
-def _valid(problem: Problem, values: tuple[_Values, ...]) -> Array:
-    """The checks of `_check` and `_read` again, for traced values."""
-    ok = (problem.delta > 0) & jnp.all(problem.features.eigenvalues > 0)
+def _valid(problem: Problem, noise: AbstractNoise, grids: tuple[TimeGrid, ...], values: tuple[_Values, ...]) -> Array:
+    """The checks at the front doors again, for traced values."""
+    features = problem.features
+    ok = (problem.delta > 0) & jnp.all(features.eigenvalues > 0) & jnp.all(features.weights > 0)
+    ok = ok & (jnp.abs(jnp.sum(features.weights) - 1) < 1e-3) & problem.task.valid()
+    for grid, value in zip(grids, values, strict=True):
+        ok = ok & jnp.all(grid.step_sizes > 0) & noise.valid(value.batch_size * grid.step_sizes / problem.delta)
     for scale in (problem.teacher_scale, problem.student_scale):
         ok = ok & jnp.all(scale >= 0)
     for value in values:

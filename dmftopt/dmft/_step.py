@@ -27,12 +27,12 @@ class AbstractStep(eqx.Module):
 
 class ExponentialStep(AbstractStep):
     """Continuous time, first order. With x = D eta (lambda E[l'] + ridge) the drift is multiplied by (1 - e^-x)/x and the
-    noise by sqrt((1 - e^-2x)/(2x)): exact for one linear mode with noise (Ornstein-Uhlenbeck). The protocol is read at the
-    middle of each step.
+    noise by sqrt((1 - e^-2x)/(2x)): exact for one linear mode with noise (Ornstein-Uhlenbeck) in the online limit. The
+    protocol is read at the middle of each step.
 
     On a finite training set the sample curvature exceeds the population's, up to (1 + 1/sqrt(delta))² times on isotropic
     features, and a coarse step would overshoot along those modes without bound. So in the drift x grows to c x, c half that
-    ratio, as c x passes 1: a change of third order in the step, negligible where the step is fine."""
+    ratio, as c x passes 1 (x > 0): a change of third order in the step, negligible where the step is fine."""
 
     continuous: ClassVar[bool] = True
 
@@ -40,7 +40,8 @@ class ExponentialStep(AbstractStep):
         return 0.5 * (grid.times[1:] + grid.times[:-1])
 
     def factors(self, x, feedback):
-        damped = x * (1 - (feedback - 1) * jnp.expm1(-((feedback * x) ** 2)))
+        damped = jnp.where(x > 0, x, 0.0)
+        damped = jnp.minimum(x, 0.0) + damped * (1 - (feedback - 1) * jnp.expm1(-((feedback * damped) ** 2)))
         return _phi(damped), jnp.sqrt(_phi(2 * x))
 
 

@@ -9,7 +9,8 @@ from ..protocol import Protocol
 
 def baselines(protocol: Protocol, *, horizon: float, peak: Any) -> dict[str, Protocol]:
     """What most people would run: `protocol` with its learning rate replaced by a constant, a linear decay to zero and a
-    cosine to zero over `horizon`, each starting from the given peak, the one thing to tune. Everything else is held fixed.
+    cosine to zero over `horizon`, each starting from the given peak. Batch size and ridge stay as in `protocol`: fixed if they
+    are Python numbers, tuned along if they are trainable there.
     """
     check_real("peak", peak, minimum=0.0, exclusive=True)
     rates = {

@@ -13,10 +13,11 @@ from .._checks import check_count, check_key
 
 
 class Score(NamedTuple):
-    """Objective of a protocol on fresh random numbers."""
+    """Objective of a protocol on fresh random numbers, over the keys for which it was finite; infinite if there are none."""
 
     mean: float
     standard_error: float
+    failures: int = 0
 
 
 class Optimized(eqx.Module):
@@ -46,6 +47,7 @@ class Optimized(eqx.Module):
         width = max(map(len, self.scores))
         return "\n".join(
             f"{name:<{width}}  {s.mean:.6g} ± {s.standard_error:.1g}"
+            + (f"  ({s.failures} keys not finite)" if s.failures else "")
             for name, s in sorted(self.scores.items(), key=lambda item: item[1].mean)
         )
 
@@ -104,8 +106,16 @@ def optimize(
         scores = {}
         for name, p in {"optimized": found, "initial": protocol, **tuned}.items():
             values = np.asarray([float(evaluate(p, k)) for k in fresh_keys])
-            scores[name] = Score(float(values.mean()), float(values.std(ddof=1) / np.sqrt(fresh)))
+            scores[name] = _score(values)
     return Optimized(found, value, history, scores, tuned)
+
+
+def _score(values: np.ndarray) -> Score:
+    finite = values[np.isfinite(values)]
+    failures = values.size - finite.size
+    if finite.size < 2:
+        return Score(float(finite.mean()) if finite.size else float("inf"), float("inf"), failures)
+    return Score(float(finite.mean()), float(finite.std(ddof=1) / np.sqrt(finite.size)), failures)
 
 
 def _descend(objective, start, optimizer, steps, key, trainable, progress, description):

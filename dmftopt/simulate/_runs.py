@@ -49,7 +49,7 @@ def sgd(
             f"records must be increasing times from 0 to the horizon, at least one SGD step (1/{dimension}) apart, or at most "
             f"{total}, the number of steps. Ask for fewer, or raise dimension."
         )
-    _check_protocol(protocol, at / dimension)
+    _check_protocol(protocol, np.arange(total) / dimension)
     return _runs(problem, sizes, samples, runs, key, jnp.asarray(at / dimension), (protocol, jnp.asarray(at)), step_through)
 
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.scipy.special import ndtri
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from ..quadrature import safe_sqrt
 
@@ -19,6 +19,9 @@ class AbstractTask(eqx.Module):
     Gradients with respect to the label law flow through `label`. That is exact when the label is differentiable in its
     inputs, or when it does not depend on the parameter at all (a sign and the teacher's scale). A label that jumps where a
     parameter moves (a random class) needs its own `sample`, as `Logistic` has.
+
+    Float fields of a task arrive as traced arrays, so that they can be swept and differentiated; mark what steers Python
+    control flow `eqx.field(static=True)`.
     """
 
     @abc.abstractmethod
@@ -40,6 +43,10 @@ class AbstractTask(eqx.Module):
     def error(self, r: Float[Array, "..."], y: Float[Array, "..."]) -> Float[Array, "..."] | None:
         """0-1 error of the prediction, or None where the task is not a classification."""
         return None
+
+    def valid(self) -> Bool[Array, ""]:
+        """Whether parameters are in their domain, for values that could not be checked because they are traced."""
+        return jnp.asarray(True)
 
     def sample(self, u_teacher: Float[Array, "..."], u_label: Float[Array, "..."], teacher_scale: Any):
         """Training samples from uniforms on (0, 1): the teacher field divided by `teacher_scale`, and the label."""

@@ -20,6 +20,9 @@ class LeastSquares(AbstractTask):
         check_real("label_noise", self.label_noise, minimum=0.0, cure="It is a standard deviation.")
         check_shape("label_noise", self.label_noise, ((),), "Use jax.vmap for a sweep.")
 
+    def valid(self):
+        return jnp.asarray(self.label_noise) >= 0
+
     def loss(self, r, y):
         return 0.5 * (r - y) ** 2
 

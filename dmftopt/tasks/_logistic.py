@@ -43,6 +43,10 @@ class Logistic(AbstractTask):
         elif self.flip_probability is not None:
             raise ValueError(f'flip_probability goes with labels="flipped", not with labels={self.labels!r}. Drop it.')
 
+    def valid(self):
+        p = 0.0 if self.flip_probability is None else jnp.asarray(self.flip_probability)
+        return jnp.asarray((p >= 0) & (p < 0.5))
+
     def loss(self, r, y):
         return jax.nn.softplus(-y * r)
 
@@ -62,7 +66,7 @@ class Logistic(AbstractTask):
         return jax.nn.sigmoid(r) * jax.nn.sigmoid(-r)
 
     def error(self, r, y):
-        return jnp.where(y * r > 0, 0.0, 1.0).astype(jnp.result_type(r))
+        return 0.5 * (1 - jnp.sign(y * r))
 
     def sample(self, u_teacher, u_label, teacher_scale):
         if self.labels == "sign":

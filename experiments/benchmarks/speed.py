@@ -156,7 +156,7 @@ def errors_in_steps(noise, counts, richardson: bool, samples: int, keys: int) ->
 def main(settings: Settings) -> None:
     sample_counts, step_counts, largest, keys = (1024, 4096, 16384, 65536), (6, 12, 24, 48), 65536, 4
     if settings.smoke:
-        settings = dataclasses.replace(settings, shapes=((4, 64),), keys=3, repeats=1)
+        settings = dataclasses.replace(settings, out=settings.out / "smoke", shapes=((4, 64),), keys=3, repeats=1)
         sample_counts, step_counts, largest, keys = (32, 64, 128), (2, 4, 8), 128, 2
     result: dict = {"machine": {"processor": platform.machine(), "cores": jax.device_count(), "jax": jax.__version__}}
     result["timings"] = []

@@ -231,6 +231,8 @@ def _figure(result: dict):
     top.plot([], [], "k-", label="theory (band: 2 s.e.)")
     top.errorbar([], [], [], color="k", fmt="o", ms=3.5, label="real SGD (mean, s.e.)")
     top.set(ylabel="test mean squared error", yscale="log", title="Odd against even digits, random features")
+    top.set_yticks(ticks := [0.2, 0.3, 0.4, 0.6, 1.0], [f"{tick:g}" for tick in ticks])
+    top.minorticks_off()
     top.legend(fontsize=9)
     bottom.set(xlabel="time t = SGD steps / number of features", ylabel="learning rate", ylim=(0, None))
     return figure

@@ -31,8 +31,10 @@ class Settings:
 
     dimension: int = 2000
     runs: int = 64
-    sgf_dimension: int = 500
+    sgf_dimension: int = 250
     sgf_runs: int = 256
+    sgf_substeps: int = 32
+    """Euler steps of the simulation per grid step: with 8 its own error shows on least squares (4% in the student overlap)."""
     steps: int = 40
     samples: int = 8192
     seed: int = 0
@@ -79,7 +81,7 @@ def cases(settings: Settings) -> Iterator[tuple[str, Callable]]:
 
     def sgf(problem, protocol, key):
         solution = dmftopt.solve(problem, protocol, grid, noise=dmftopt.noise.Brownian(), richardson=True, **options)
-        size = {"dimension": settings.sgf_dimension, "runs": settings.sgf_runs}
+        size = {"dimension": settings.sgf_dimension, "runs": settings.sgf_runs, "substeps": settings.sgf_substeps}
         return solution, dmftopt.simulate.sgf(problem, protocol, grid, key=key, **size)
 
     def descent(noise):

@@ -10,6 +10,8 @@ from jaxtyping import Array, Float
 
 from .problem import Problem
 
+NO_RESPONSE = "This route computes no response. Use solve with gradient noise, solver=FixedPoint(), or dmftopt.limits."
+
 
 class Observables(eqx.Module):
     """Order parameters and risks along a run. m = m_star = 1 student and teacher columns.
@@ -19,6 +21,8 @@ class Observables(eqx.Module):
     - `correlation` (time, time, m, m): two-time E[theta(t) lambda theta(s)^T].
     - `norm` (time, m, m): E[theta theta^T], not weighted by the features.
     - `test_error`, `train_error` (time,): 0-1 errors, None unless the task is a classification.
+    - `response` (time, step, m, m): R(k, j), the feature-weighted mean effect E[lambda d theta(t_k) / d h] of a kick h that step
+      j adds to theta(t_{j+1}): 1 at k = j + 1 (for features of mean eigenvalue 1), 0 before. None where a route has none.
     """
 
     test_risk: Float[Array, " time"]
@@ -29,9 +33,10 @@ class Observables(eqx.Module):
     norm: Float[Array, "time m m"]
     test_error: Float[Array, " time"] | None
     train_error: Float[Array, " time"] | None
+    response: Float[Array, "time step m m"] | None
 
     def along_time(self, function: Callable[[Array], Array]) -> "Observables":
-        """Apply `function`, which acts on the leading axis, along every time axis (both of the correlation's)."""
+        """Apply `function`, which acts on the leading axis, along every axis of times (both of the correlation's)."""
         mapped = jax.tree.map(function, self)
         both = jnp.swapaxes(function(jnp.swapaxes(mapped.correlation, 0, 1)), 0, 1)
         return eqx.tree_at(lambda o: o.correlation, mapped, both)
@@ -77,6 +82,12 @@ class AbstractResult(eqx.Module):
         return self.observables.train_error
 
     @property
+    def response(self) -> Float[Array, "time step m m"]:
+        if self.observables.response is None:
+            raise ValueError(NO_RESPONSE)
+        return self.observables.response
+
+    @property
     def standard_error(self) -> Observables:
         """Standard errors of the same observables, from independent replicates (solver) or runs (simulation)."""
         if self.replicated is None:
@@ -84,8 +95,10 @@ class AbstractResult(eqx.Module):
         return self.replicated
 
 
-def from_kernel(problem: Problem, correlation: Array, teacher_overlap: Array, norm: Array, train_loss, train_error, rho):
-    """Observables of one replicate or run from scalar kernels: (time, time), (time,), (time,)."""
+def from_kernel(
+    problem: Problem, correlation: Array, teacher_overlap: Array, norm: Array, train_loss, train_error, rho, response=None
+):
+    """Observables of one replicate or run from scalar kernels: (time, time), (time,), (time,); response (time, step)."""
     student_overlap = jnp.diagonal(correlation)
     return Observables(
         test_risk=problem.task.test_risk(student_overlap, teacher_overlap, rho),
@@ -96,6 +109,7 @@ def from_kernel(problem: Problem, correlation: Array, teacher_overlap: Array, no
         norm=norm[:, None, None],
         test_error=problem.task.test_error(student_overlap, teacher_overlap, rho),
         train_error=train_error,
+        response=None if response is None else response[:, :, None, None],
     )
 
 

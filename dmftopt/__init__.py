@@ -8,6 +8,7 @@ from . import tasks as tasks
 from .compare import Comparison as Comparison
 from .compare import compare as compare
 from .dmft import RESULTS as RESULTS
+from .dmft import CausalInnovations as CausalInnovations
 from .dmft import DiscreteStep as DiscreteStep
 from .dmft import ExponentialStep as ExponentialStep
 from .dmft import Solution as Solution

@@ -12,25 +12,18 @@ with a direction of its own, so that drift and noise can be stepped exponentiall
 from typing import Any, NamedTuple
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ..noise import AbstractNoise
-from ..observables import Observables, from_kernel
-from ..problem import Problem
+from ..observables import from_kernel
+from . import _points
 from . import _weights as weights
 from ._orthogonal import normalized, remove
-from ._points import Points
 from ._scan import history_scan
-from ._step import AbstractStep
-
-
-class Inputs(NamedTuple):
-    """The protocol on the grid, one entry per step: drift = eta D, noise = deviation of M, ridge = D eta ridge."""
-
-    drift: Float[Array, " step"]
-    noise: Float[Array, " step"]
-    ridge: Float[Array, " step"]
+from ._sobol import MAX_DIMENSION
+from ._solver import AbstractSolver, Inputs
+from ._step import DiscreteStep, ExponentialStep
 
 
 class History(NamedTuple):
@@ -41,29 +34,69 @@ class History(NamedTuple):
 
 
 class Readout(NamedTuple):
-    """Per step: L(k, :) over all directions, losses over the samples, E[theta²]."""
+    """Per step: L(k, :) over all directions, losses over the samples, E[theta²]. With gradient noise, for each group and each
+    step's noise normal: its coefficient in theta_k, and what this step adds to it in theta_{k+1}."""
 
     coefficients: Float[Array, " direction"]
     train_loss: Array
     train_error: Array | None
     norm: Array
+    reached: Float[Array, "group step"] | None
+    added: Float[Array, "group step"] | None
 
 
-def run(problem: Problem, noise: AbstractNoise, step: AbstractStep, inputs: Inputs, points: Points) -> Observables:
-    """Solve for one replicate. Observables at all grid times, (step+1,)."""
-    times = inputs.drift.shape[0] + 1
-    columns = 1 if noise.deterministic else 2
-    theta, phi, rho = weights.initial(problem, weights.FIRST_ZETA + columns * (times + 1))
-    teacher_field, labels = problem.task.sample(points.teacher, points.label, jnp.sqrt(rho))
-    # One more step than there are updates, so that the fields at the last time are read; it does not move.
-    xs = Inputs(*(jnp.append(value, 0.0) for value in inputs))
-    arrays, static = eqx.partition((problem, step), eqx.is_inexact_array)
-    row = History(jnp.zeros((columns, labels.shape[0]), labels.dtype), phi)
-    constants = (points.innovations, points.multipliers)
-    parameters = (arrays, teacher_field, labels)
-    _, readout, _ = history_scan(_Step(static), times, constants, parameters, xs, theta, row)
-    L = readout.coefficients
-    return from_kernel(problem, L @ L.T, L[:, 0] * jnp.sqrt(rho), readout.norm, readout.train_loss, readout.train_error, rho)
+class CausalInnovations(AbstractSolver):
+    """The default solver: one causal pass, O(samples * steps²) time, O(samples * steps) memory, no iteration, no kernel ever
+    inverted. Takes both steps."""
+
+    steps = (ExponentialStep, DiscreteStep)
+
+    def check(self, samples, steps, noise):
+        if samples & (samples - 1):
+            raise ValueError(f"samples must be a power of two (Sobol points), got {samples}. Use {1 << samples.bit_length()}.")
+        dimensions = _points.dimensions(steps, noise)
+        if dimensions > MAX_DIMENSION:
+            raise ValueError(f"steps: {steps} need {dimensions} Sobol dimensions, of at most {MAX_DIMENSION}. Use fewer steps.")
+
+    def draw(self, key, samples, grid, noise, rate):
+        return _points.draw(key, samples, grid, noise, rate)
+
+    def run(self, problem, noise, step, inputs, points):
+        times = inputs.drift.shape[0] + 1
+        columns = 1 if noise.deterministic else 2
+        theta, phi, rho = weights.initial(problem, weights.FIRST_ZETA + columns * (times + 1))
+        teacher_field, labels = problem.task.sample(points.teacher, points.label, jnp.sqrt(rho))
+        # One more step than there are updates, so that the fields at the last time are read; it does not move.
+        xs = Inputs(*(jnp.append(value, 0.0) for value in inputs))
+        arrays, static = eqx.partition((problem, step), eqx.is_inexact_array)
+        row = History(jnp.zeros((columns, labels.shape[0]), labels.dtype), phi)
+        constants = (points.innovations, points.multipliers)
+        parameters = (arrays, teacher_field, labels)
+        _, out, _ = history_scan(_Step(static), times, constants, parameters, xs, theta, row)
+        L = out.coefficients
+        response = None if out.reached is None else _response(problem.features, out.reached, out.added)
+        observables = from_kernel(
+            problem, L @ L.T, L[:, 0] * jnp.sqrt(rho), out.norm, out.train_loss, out.train_error, rho, response
+        )
+        return observables, jnp.asarray(True)
+
+
+def _response(features, reached: Float[Array, "time group time"], added: Float[Array, "time group time"]) -> Array:
+    """R(k, j) (time, step) from the normals of the gradient noise, which are kicks of known size: the normal zeta of a step
+    reaches theta_k through all that it added to the weights, reached(k, zeta) = sum_i R(k, i) added(i, zeta).
+
+    Triangular in (i, zeta) with the noise itself on the diagonal, so well conditioned. A step without noise (learning rate 0)
+    moves nothing: a kick there is one in the step before.
+    """
+    reached = jnp.swapaxes(reached, 0, 1)[:, :, :-1]
+    added = jnp.swapaxes(added, 0, 1)[:, :-1, :-1]
+    steps = added.shape[1]
+    noisy = jnp.all(jnp.diagonal(added, axis1=1, axis2=2) != 0, axis=0)
+    added = jnp.where(noisy[:, None] & noisy[None, :], added, jnp.eye(steps, dtype=added.dtype))
+    per_group = jax.vmap(lambda u, v: jax.scipy.linalg.solve_triangular(u, v.T, trans=1, lower=True).T)(added, reached)
+    response = jnp.tensordot(features.weights * features.eigenvalues, per_group, 1)
+    before = jax.lax.cummax(jnp.where(noisy, jnp.arange(steps), jnp.argmax(noisy)))
+    return jnp.tril(response[:, before], -1)
 
 
 class _Step:
@@ -109,7 +142,7 @@ class _Step:
             zeta_noise = jnp.zeros_like(zeta_drift).at[(k + 1) * columns + 1].set(jnp.where(size2 > 0, jnp.sqrt(size2), 0.0))
 
         decay = x.drift * features.eigenvalues * jnp.mean(problem.task.curvature(r, labels)) + x.ridge
-        theta_next = weights.update(
+        theta_next, kicks = weights.update(
             theta,
             x.drift * zeta_drift / jnp.sqrt(delta),
             x.drift * jnp.tensordot(S, phi, 1),
@@ -124,5 +157,7 @@ class _Step:
             jnp.mean(problem.task.loss(r, labels)),
             None if error is None else jnp.mean(error),
             jnp.sum(features.weights * jnp.sum(theta**2, axis=1)),
+            None if columns == 1 else theta[:, weights.FIRST_ZETA + 3 :: 2],
+            None if columns == 1 else kicks[:, 3::2],
         )
         return theta_next, History(written, direction), readout

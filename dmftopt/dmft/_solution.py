@@ -21,6 +21,10 @@ class RESULTS(eqx.Enumeration):
         "A value became infinite or NaN. Check the loss and the label law for overflow; otherwise the learning rate is "
         "far above its stability limit, or (in float32) the numbers need jax_enable_x64."
     )
+    unconverged = (
+        "The fixed-point iteration did not reach its tolerance within max_iterations. Raise FixedPoint(max_iterations=...), or "
+        "its damping, or shorten the horizon."
+    )
     invalid = (
         "The protocol or the problem left its domain: learning rate and ridge must be >= 0, batch size >= 1, delta > 0, "
         "scales >= 0, times increasing, all finite; noise.Poisson() takes at most 1e5 epochs (use Brownian or NoNoise beyond). "
@@ -65,7 +69,7 @@ class Solution(AbstractResult):
         return self.half_difference
 
 
-def judge(observables: Observables, scale: Array, valid: Array) -> tuple[RESULTS, Array]:
+def judge(observables: Observables, scale: Array, valid: Array, converged: Array) -> tuple[RESULTS, Array]:
     """Result code, and the mask of times before the first failure."""
     per_time = [a.reshape(a.shape[0], -1) for a in (observables.test_risk, observables.train_loss, observables.norm)]
     rows = jnp.concatenate([*per_time, observables.correlation.reshape(observables.norm.shape[0], -1)], axis=1)
@@ -74,10 +78,11 @@ def judge(observables: Observables, scale: Array, valid: Array) -> tuple[RESULTS
     seen = jnp.concatenate([jnp.ones((steps, len(per_time)), bool), jnp.tril(jnp.ones((steps, steps), bool))], axis=1)
     finite = jnp.all(jnp.isfinite(rows) | ~seen, axis=1)
     bounded = ~(observables.student_overlap[:, 0, 0] > 1e4 * scale)
-    good = jnp.cumprod((finite & bounded & valid).astype(int)).astype(bool)
+    good = jnp.cumprod((finite & bounded & valid & converged).astype(int)).astype(bool)
     result = RESULTS.where(jnp.all(good), RESULTS.successful, RESULTS.nonfinite)
     first_bad = jnp.argmin(good)
     result = RESULTS.where(jnp.all(good) | bounded[first_bad], result, RESULTS.diverged)
+    result = RESULTS.where(converged | ~finite[first_bad] | ~bounded[first_bad], result, RESULTS.unconverged)
     return RESULTS.where(valid, result, RESULTS.invalid), good
 
 

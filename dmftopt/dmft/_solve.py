@@ -10,10 +10,10 @@ from ..noise import AbstractNoise, Bernoulli, NoNoise, Poisson
 from ..observables import Observables, mean_and_error
 from ..problem import Problem
 from ..protocol import Protocol
-from . import _causal, _points
-from ._sobol import MAX_DIMENSION
+from ._causal import CausalInnovations
 from ._solution import RESULTS, Solution, SolveError, Statistics, blank, judge
-from ._step import AbstractStep, DiscreteStep, ExponentialStep
+from ._solver import AbstractSolver, Inputs
+from ._step import AbstractStep, DiscreteStep
 
 
 class _Values(eqx.Module):
@@ -34,6 +34,7 @@ def solve(
     samples: int = 4096,
     replicates: int = 1,
     step: AbstractStep | None = None,
+    solver: AbstractSolver = CausalInnovations(),
     richardson: bool = False,
     estimate_bias: bool = False,
     throw: bool = True,
@@ -41,9 +42,8 @@ def solve(
     """Exact asymptotic (d -> infinity) train and test behavior of multi-pass SGD, by dynamical mean-field theory.
 
     The update theta <- theta - D eta ridge theta - X^T (l(X theta, y) * M) / delta, with random multipliers M of mean eta D,
-    becomes a pair of scalar processes coupled through two-time kernels; the causal innovations scheme solves them in one
-    pass, O(samples * steps²) time and O(samples * steps) memory. Sources: arXiv:2602.06320 (SGF), arXiv:2112.07572 (gradient
-    flow), arXiv:2210.06591 (discrete time).
+    becomes a pair of scalar processes coupled through two-time kernels. Sources: arXiv:2602.06320 (SGF), arXiv:2112.07572
+    (gradient flow), arXiv:2210.06591 (discrete time).
 
     Main arguments:
 
@@ -59,6 +59,7 @@ def solve(
     - `replicates`: independent repetitions; results are their mean, and two or more give standard errors.
     - `step`: `ExponentialStep()` (continuous time, first order; the default) or `DiscreteStep()` (one update of the
       algorithm per grid step; the default for Bernoulli).
+    - `solver`: `CausalInnovations()`, one causal pass, or `FixedPoint()`, the published iteration: slow, an independent check.
     - `richardson`: solve also with every step halved, on the same random numbers, and extrapolate: second order. Triples
       the cost or more.
     - `estimate_bias`: solve also with half the samples; see `Solution.bias`. Doubles the cost.
@@ -71,12 +72,12 @@ def solve(
 
     Raises ValueError or TypeError naming the argument for input outside its domain.
     """
-    step = _check(problem, protocol, grid, noise, step, samples, replicates, richardson, key)
-    problem, noise, grid = numbers_to_arrays((problem, noise, grid))
+    step = _check(problem, protocol, grid, noise, step, solver, samples, replicates, richardson, key)
+    problem, noise, solver, grid = numbers_to_arrays((problem, noise, solver, grid))
     grids = (grid, grid.refined()) if richardson else (grid,)
     values = tuple(_read(protocol, g, step, noise) for g in grids)
     settings = Statistics(samples, replicates, grid.steps, richardson)
-    solution = _solve(problem, noise, step, grids, values, key, settings, estimate_bias)
+    solution = _solve(problem, noise, step, solver, grids, values, key, settings, estimate_bias)
     code = solution.result._value
     if throw and is_concrete(code) and np.ndim(code) == 0 and bool(solution.result != RESULTS.successful):
         failed = solution.times[int(jnp.argmin(jnp.isfinite(solution.test_risk)))]
@@ -85,32 +86,33 @@ def solve(
 
 
 @eqx.filter_jit
-def _solve(problem, noise, step, grids, values, key, settings: Statistics, estimate_bias: bool) -> Solution:
+def _solve(problem, noise, step, solver, grids, values, key, settings: Statistics, estimate_bias: bool) -> Solution:
     keys = jax.random.split(key, settings.replicates)
 
     def replicate(key):
         # Some accelerators multiply float32 matrices in 10 bits by default; orthogonality would not survive that.
         with jax.default_matmul_precision("highest"):
-            return _replicate(problem, noise, step, grids, values, key, settings.samples, estimate_bias)
+            return _replicate(problem, noise, step, solver, grids, values, key, settings.samples, estimate_bias)
 
     if settings.replicates == 1:
-        full, halves = jax.tree.map(lambda a: a[None], replicate(keys[0]))
+        full, halves, converged = jax.tree.map(lambda a: a[None], replicate(keys[0]))
     else:
-        full, halves = jax.lax.map(replicate, keys)
+        full, halves, converged = jax.lax.map(replicate, keys)
     mean, error = mean_and_error(full)
     valid = _valid(problem, noise, grids, values)
     # The scale of everything at the start; 1 stands for the fields at which losses with saturating gradients bend.
     scale = problem.rho + problem.initial_overlap + 2 * jnp.abs(mean.train_loss[0]) + 1
-    result, good = judge(mean, scale, valid)
+    result, good = judge(mean, scale, valid, jnp.all(converged))
     difference = None if halves is None else jax.tree.map(lambda h, m: jnp.mean(h, axis=0) - m, halves, mean)
     error, difference = (None if o is None else blank(o, good) for o in (error, difference))
     return Solution(grids[0].times, blank(mean, good), error, difference, result, settings)
 
 
-def _replicate(problem, noise, step, grids, values, key, samples, estimate_bias) -> tuple[Observables, Observables | None]:
+def _replicate(problem, noise, step, solver, grids, values, key, samples, estimate_bias):
+    """Observables, their difference to half the samples' (or None), and whether the solver converged."""
     rates = [v.batch_size * g.step_sizes / problem.delta for g, v in zip(grids, values, strict=True)]
     # Drawn on the finest grid; a coarser level uses the same randomness, summed over pairs of steps.
-    points = [_points.draw(key, samples, grids[-1], noise, rates[-1])]
+    points = [solver.draw(key, samples, grids[-1], noise, rates[-1])]
     if len(grids) == 2:
         points.insert(0, points[0].coarsened(grids[1], noise, rates[1]))
 
@@ -119,21 +121,25 @@ def _replicate(problem, noise, step, grids, values, key, samples, estimate_bias)
         for grid, value, rate, p in zip(grids, values, rates, points, strict=True):
             drift = value.learning_rate * grid.step_sizes
             deviation = noise.deviation(value.learning_rate, grid.step_sizes, rate)
-            inputs = _causal.Inputs(drift, deviation, drift * value.ridge)
-            levels.append(_causal.run(problem, noise, step, inputs, select(p)))
-        return levels[0] if len(levels) == 1 else _richardson(*levels)
+            inputs = Inputs(drift, deviation, drift * value.ridge)
+            levels.append(solver.run(problem, noise, step, inputs, select(p)))
+        observables, converged = zip(*levels, strict=True)
+        return (observables[0] if len(levels) == 1 else _richardson(*observables)), jnp.all(jnp.stack(converged))
 
-    full = extrapolated(lambda p: p)
+    full, converged = extrapolated(lambda p: p)
     if not estimate_bias:
-        return full, None
-    halves = [extrapolated(lambda p, h=half: p.half(h)) for half in (0, 1)]
-    return full, jax.tree.map(lambda a, b: 0.5 * (a + b), *halves)
+        return full, None, converged
+    halves = [extrapolated(lambda p, h=half: p.half(h))[0] for half in (0, 1)]
+    return full, jax.tree.map(lambda a, b: 0.5 * (a + b), *halves), converged
 
 
 def _richardson(coarse: Observables, fine: Observables) -> Observables:
     """2 fine - coarse at the coarse times: the error of order step cancels."""
-
-    return jax.tree.map(lambda f, c: 2 * f - c, fine.along_time(lambda a: a[::2]), coarse)
+    at_coarse = fine.along_time(lambda a: a[::2])
+    if fine.response is not None:
+        # A kick at the end of a coarse step is one at the end of its second half.
+        at_coarse = eqx.tree_at(lambda o: o.response, at_coarse, fine.response[::2, 1::2])
+    return jax.tree.map(lambda f, c: 2 * f - c, at_coarse, coarse)
 
 
 def _read(protocol: Protocol, grid: TimeGrid, step: AbstractStep, noise: AbstractNoise) -> _Values:
@@ -174,25 +180,25 @@ def _valid(problem: Problem, noise: AbstractNoise, grids: tuple[TimeGrid, ...], 
     return ok
 
 
-def _check(problem, protocol, grid, noise, step, samples, replicates, richardson, key) -> AbstractStep:
+def _check(problem, protocol, grid, noise, step, solver, samples, replicates, richardson, key) -> AbstractStep:
     check_instance("problem", problem, Problem, "Build it with dmftopt.Problem(...).")
     check_instance("protocol", protocol, Protocol, "Build it with dmftopt.Protocol(learning_rate=...).")
     check_instance("grid", grid, TimeGrid, "Build it with dmftopt.TimeGrid.uniform(horizon, steps).")
     check_instance("noise", noise, AbstractNoise, "Pass an instance, for example dmftopt.noise.Poisson().")
+    check_instance("solver", solver, AbstractSolver, "Pass dmftopt.CausalInnovations() or dmftopt.FixedPoint().")
     if step is None:
-        step = DiscreteStep() if noise.discrete else ExponentialStep()
+        step = DiscreteStep() if noise.discrete else solver.steps[0]()
     check_instance("step", step, AbstractStep, "Pass ExponentialStep() or DiscreteStep().")
+    if not isinstance(step, solver.steps):
+        names = " or ".join(f"{s.__name__}()" for s in solver.steps)
+        raise ValueError(f"step: {type(solver).__name__} takes {names}, got {type(step).__name__}. Pass that, or leave step out.")
     check_count("samples", samples, minimum=4)
-    if samples & (samples - 1):
-        raise ValueError(f"samples must be a power of two (Sobol points), got {samples}. Use {1 << samples.bit_length()}.")
     check_count("replicates", replicates)
     if step.continuous and noise.discrete:
         raise ValueError("step: an extensive batch is one discrete update per grid step. Use DiscreteStep(), or leave step out.")
     if richardson and (noise.discrete or (noise.deterministic and not step.continuous)):
         raise ValueError("richardson extrapolates the time step away, but here the step is the algorithm. Drop richardson.")
-    dimensions = _points.dimensions(grid.steps * (2 if richardson else 1), noise)
-    if dimensions > MAX_DIMENSION:
-        raise ValueError(f"steps: {grid.steps} need {dimensions} Sobol dimensions, of at most {MAX_DIMENSION}. Use fewer steps.")
+    solver.check(samples, grid.steps * (2 if richardson else 1), noise)
     check_key(key)
     if is_concrete(problem.rho) and not problem.rho > 0:
         raise ValueError("teacher_scale must be > 0 in some group: there is no teacher. Give it a positive scale.")

@@ -53,14 +53,15 @@ def feedback(features, delta) -> Float[Array, " group"]:
     return jnp.maximum(1.0, 0.5 * (1 + jnp.sqrt(rank / delta)) ** 2)
 
 
-def update(theta, zeta_drift, phi_drift, zeta_noise, ridge_step, factors, features):
-    """theta_{k+1} = theta_k - f(x) [D eta ridge theta_k + sqrt(lambda) drive] - s(x) sqrt(lambda) noise.
+def update(theta, zeta_drift, phi_drift, zeta_noise, ridge_step, factors, features) -> tuple[Array, Array]:
+    """theta_{k+1} = theta_k - f(x) [D eta ridge theta_k + sqrt(lambda) drive] - s(x) sqrt(lambda) noise, and what of it
+    this step adds on the zetas, (group, basis - 2).
 
     `zeta_drift`, `zeta_noise`: (basis - 2,), coefficients on the zetas; `phi_drift`: (group, basis); `factors`: f and s of
     each group, from the step.
     """
-    drift_factor, noise_factor = factors
+    drift_factor, noise_factor = (factor[:, None] for factor in factors)
     root = jnp.sqrt(features.eigenvalues)[:, None]
-    drive = phi_drift.at[:, FIRST_ZETA:].add(zeta_drift)
-    moved = theta - drift_factor[:, None] * (ridge_step * theta + root * drive)
-    return moved.at[:, FIRST_ZETA:].add(-noise_factor[:, None] * root * zeta_noise)
+    kicks = -root * (drift_factor * zeta_drift + noise_factor * zeta_noise)
+    moved = theta - drift_factor * (ridge_step * theta + root * phi_drift)
+    return moved.at[:, FIRST_ZETA:].add(kicks), kicks

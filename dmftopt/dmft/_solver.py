@@ -1,0 +1,52 @@
+"""What a solver of the DMFT equations is, to the front door."""
+
+import abc
+from typing import ClassVar, NamedTuple, Protocol
+
+import equinox as eqx
+from jaxtyping import Array, Bool, Float
+
+from ..grid import TimeGrid
+from ..noise import AbstractNoise
+from ..observables import Observables
+from ..problem import Problem
+from ._step import AbstractStep
+
+
+class Inputs(NamedTuple):
+    """The protocol on the grid, one entry per step: drift = eta D, noise = deviation of M, ridge = D eta ridge."""
+
+    drift: Float[Array, " step"]
+    noise: Float[Array, " step"]
+    ridge: Float[Array, " step"]
+
+
+class Randomness(Protocol):
+    """The random numbers of one replicate."""
+
+    def half(self, which: int) -> "Randomness":
+        """Those of the first (0) or second (1) half of the samples."""
+        ...
+
+    def coarsened(self, fine: TimeGrid, noise: AbstractNoise, rate: Float[Array, " step"]) -> "Randomness":
+        """The same randomness on the grid of every second time."""
+        ...
+
+
+class AbstractSolver(eqx.Module):
+    """A route to the solution of the DMFT equations on a grid. `steps`: the steps it can take, the default first."""
+
+    steps: ClassVar[tuple[type[AbstractStep], ...]]
+
+    def check(self, samples: int, steps: int, noise: AbstractNoise) -> None:
+        """Raise ValueError for sizes that this solver cannot take; `steps` on its finest grid."""
+
+    @abc.abstractmethod
+    def draw(self, key: Array, samples: int, grid: TimeGrid, noise: AbstractNoise, rate: Float[Array, " step"]) -> Randomness:
+        """The random numbers of one replicate. `rate` = B D / delta: mean visits of a sample in each step."""
+
+    @abc.abstractmethod
+    def run(
+        self, problem: Problem, noise: AbstractNoise, step: AbstractStep, inputs: Inputs, points
+    ) -> tuple[Observables, Bool[Array, ""]]:
+        """Observables at all grid times, and whether the solver met its own tolerance."""

@@ -45,6 +45,15 @@ class Readout(NamedTuple):
     added: Float[Array, "group step"] | None
 
 
+class State(NamedTuple):
+    """The weights, and what the last step saw."""
+
+    theta: Float[Array, "group basis"]
+    curvature: Array
+    log_power: Array
+    drive: weights.Drive
+
+
 class CausalInnovations(AbstractSolver):
     """The default solver: one causal pass, O(samples * steps²) time, O(samples * steps) memory, no iteration, no kernel ever
     inverted. Takes both steps."""
@@ -72,7 +81,9 @@ class CausalInnovations(AbstractSolver):
         row = History(jnp.zeros((columns, labels.shape[0]), labels.dtype), phi)
         constants = (points.innovations, points.multipliers)
         parameters = (arrays, teacher_field, labels)
-        _, out, _ = history_scan(_Step(static), times, constants, parameters, xs, theta, row)
+        zero = jnp.zeros((), theta.dtype)
+        state = State(theta, zero, zero, weights.Drive(jnp.zeros_like(theta), jnp.zeros_like(theta[0, weights.FIRST_ZETA :])))
+        _, out, _ = history_scan(_Step(static), times, constants, parameters, xs, state, row)
         L = out.coefficients
         response = None if out.reached is None else _response(problem.features, out.reached, out.added)
         observables = from_kernel(
@@ -103,11 +114,11 @@ class _Step:
     def __init__(self, static: Any):
         self.static = static
 
-    def __call__(self, constants, parameters, x: Inputs, theta, history: History, k):
+    def __call__(self, constants, parameters, x: Inputs, state: State, history: History, k):
         innovations, multipliers = constants
         arrays, teacher_field, labels = parameters
         problem, step = eqx.combine(arrays, self.static)
-        features, delta = problem.features, problem.delta
+        features, delta, theta = problem.features, problem.delta, state.theta
         rows, columns, samples = history.gradients.shape
         gradients = history.gradients.reshape(rows * columns, samples)
         past = (jnp.arange(rows) <= k).astype(labels.dtype)
@@ -121,6 +132,7 @@ class _Step:
         # Fields to weights: the mean gradient's coefficients on the past and on the innovations.
         l = problem.task.gradient(r, labels)
         size2 = jnp.mean(l**2)
+        log_power = jnp.log(jnp.where(size2 > 0, size2, 1.0))
         G, rest = remove(l, gradients, past_columns, samples, passes=2)
         new, height = normalized(rest, jnp.mean(rest**2), size2)
         S = jnp.where(jnp.arange(rows) <= k + 1, innovations @ l, 0.0).at[0].set(teacher_field @ l) / samples
@@ -139,16 +151,20 @@ class _Step:
                 swing = swing - jnp.mean(swing * new) * new
             swing, _ = normalized(swing, jnp.mean(swing**2), own)
             written = jnp.stack([new, swing])
-            zeta_noise = jnp.zeros_like(zeta_drift).at[(k + 1) * columns + 1].set(jnp.where(size2 > 0, jnp.sqrt(size2), 0.0))
+            power = jnp.exp(0.5 * step.ahead(log_power, state.log_power, x.ratio))
+            zeta_noise = jnp.zeros_like(zeta_drift).at[(k + 1) * columns + 1].set(jnp.where(size2 > 0, power, 0.0))
 
-        decay = x.drift * features.eigenvalues * jnp.mean(problem.task.curvature(r, labels)) + x.ridge
+        curvature = jnp.mean(problem.task.curvature(r, labels))
+        drive = weights.drive(theta, S, phi, zeta_drift / jnp.sqrt(delta), curvature, features)
+        decay = x.drift * features.eigenvalues * step.ahead(curvature, state.curvature, x.ratio) + x.ridge
         theta_next, kicks = weights.update(
             theta,
-            x.drift * zeta_drift / jnp.sqrt(delta),
-            x.drift * jnp.tensordot(S, phi, 1),
+            drive,
+            state.drive,
+            decay,
+            x.drift,
             x.noise * zeta_noise / jnp.sqrt(delta),
-            x.ridge,
-            step.factors(decay, weights.feedback(features, delta)),
+            step.factors(decay, x.ratio, weights.curvature_ratio(features, delta)),
             features,
         )
         error = problem.task.error(r, labels)
@@ -160,4 +176,4 @@ class _Step:
             None if columns == 1 else theta[:, weights.FIRST_ZETA + 3 :: 2],
             None if columns == 1 else kicks[:, 3::2],
         )
-        return theta_next, History(written, direction), readout
+        return State(theta_next, curvature, log_power, drive), History(written, direction), readout

@@ -57,11 +57,11 @@ def solve(
     Other arguments:
 
     - `replicates`: independent repetitions; results are their mean, and two or more give standard errors.
-    - `step`: `ExponentialStep()` (continuous time, first order; the default) or `DiscreteStep()` (one update of the
+    - `step`: `ExponentialStep()` (continuous time, second order; the default) or `DiscreteStep()` (one update of the
       algorithm per grid step; the default for Bernoulli).
     - `solver`: `CausalInnovations()`, one causal pass, or `FixedPoint()`, the published iteration: slow, an independent check.
-    - `richardson`: solve also with every step halved, on the same random numbers, and extrapolate: second order. Triples
-      the cost or more.
+    - `richardson`: solve also with every step halved, on the same random numbers, and extrapolate the leading error away.
+      Triples the cost or more.
     - `estimate_bias`: solve also with half the samples; see `Solution.bias`. Doubles the cost.
     - `throw`: raise `SolveError` where the result is not successful. Inside jit, grad or vmap nothing can be raised: look
       at `solution.result`; failed entries are NaN.
@@ -121,10 +121,11 @@ def _replicate(problem, noise, step, solver, grids, values, key, samples, estima
         for grid, value, rate, p in zip(grids, values, rates, points, strict=True):
             drift = value.learning_rate * grid.step_sizes
             deviation = noise.deviation(value.learning_rate, grid.step_sizes, rate)
-            inputs = Inputs(drift, deviation, drift * value.ridge)
+            ratio = jnp.append(0.0, grid.step_sizes[1:] / grid.step_sizes[:-1])
+            inputs = Inputs(drift, deviation, drift * value.ridge, ratio)
             levels.append(solver.run(problem, noise, step, inputs, select(p)))
         observables, converged = zip(*levels, strict=True)
-        return (observables[0] if len(levels) == 1 else _richardson(*observables)), jnp.all(jnp.stack(converged))
+        return (observables[0] if len(levels) == 1 else _richardson(*observables, step.order)), jnp.all(jnp.stack(converged))
 
     full, converged = extrapolated(lambda p: p)
     if not estimate_bias:
@@ -133,13 +134,14 @@ def _replicate(problem, noise, step, solver, grids, values, key, samples, estima
     return full, jax.tree.map(lambda a, b: 0.5 * (a + b), *halves), converged
 
 
-def _richardson(coarse: Observables, fine: Observables) -> Observables:
-    """2 fine - coarse at the coarse times: the error of order step cancels."""
+def _richardson(coarse: Observables, fine: Observables, order: int) -> Observables:
+    """(2^order fine - coarse) / (2^order - 1) at the coarse times: the error of order step^order cancels."""
     at_coarse = fine.along_time(lambda a: a[::2])
     if fine.response is not None:
         # A kick at the end of a coarse step is one at the end of its second half.
         at_coarse = eqx.tree_at(lambda o: o.response, at_coarse, fine.response[::2, 1::2])
-    return jax.tree.map(lambda f, c: 2 * f - c, at_coarse, coarse)
+    gain = 1 / (2**order - 1)
+    return jax.tree.map(lambda f, c: f + gain * (f - c), at_coarse, coarse)
 
 
 def _read(protocol: Protocol, grid: TimeGrid, step: AbstractStep, noise: AbstractNoise) -> _Values:

@@ -1,7 +1,7 @@
 """How one time step moves the weights."""
 
 import abc
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -10,39 +10,68 @@ from jaxtyping import Array, Float
 from ..grid import TimeGrid
 
 
+class Factors(NamedTuple):
+    """Of one step, for each eigenvalue group: what multiplies the drift, the noise, and the change of the drift since the
+    last step."""
+
+    drift: Float[Array, " group"]
+    noise: Float[Array, " group"]
+    change: Float[Array, " group"]
+
+
 class AbstractStep(eqx.Module):
-    """`continuous`: the step approximates continuous time (and gets better when halved), or is the algorithm itself."""
+    """`continuous`: the step approximates continuous time (and gets better when halved), or is the algorithm itself.
+    `order`: power of the step with which its error vanishes."""
 
     continuous: ClassVar[bool]
+    order: ClassVar[int]
 
     @abc.abstractmethod
     def evaluation_times(self, grid: TimeGrid) -> Float[Array, " step"]:
         """Times at which the protocol is read, one per step."""
 
     @abc.abstractmethod
-    def factors(self, x: Float[Array, " group"], feedback: Float[Array, " group"]) -> tuple[Array, Array]:
-        """Factors of the drift and of the noise of one step, given decay rate times step x of each eigenvalue group.
-        `feedback`: half the largest ratio of sample to population curvature there, or 1 if that is larger."""
+    def ahead(self, now: Array, last: Array, ratio: Array) -> Array:
+        """A slowly varying coefficient as this step should use it, from its values at the start of this step and of the one
+        before; `ratio`: this step over the last, 0 for the first."""
+
+    @abc.abstractmethod
+    def factors(self, x: Float[Array, " group"], ratio: Array, curvature_ratio: Float[Array, " group"]) -> Factors:
+        """`x`: decay rate times step of each eigenvalue group; `ratio` as above; `curvature_ratio`: largest ratio of sample to
+        population curvature in the group."""
 
 
 class ExponentialStep(AbstractStep):
-    """Continuous time, first order. With x = D eta (lambda E[l'] + ridge) the drift is multiplied by (1 - e^-x)/x and the
-    noise by sqrt((1 - e^-2x)/(2x)): exact for one linear mode with noise (Ornstein-Uhlenbeck) in the online limit. The
-    protocol is read at the middle of each step.
+    """Continuous time, second order: exponential Adams-Bashforth.
+
+    With x = D eta (lambda E[l'] + ridge) the drift is x theta and a rest that varies slowly. The linear part is stepped
+    exactly, the rest extrapolated from this step and the last, and so are E[l'] and the noise power E[l²] to the middle of
+    the step, where the protocol is read. Exact for one linear mode with noise (Ornstein-Uhlenbeck) in the online limit. The
+    first step knows no past and is of first order (which costs an error of order step² once): start with small steps where
+    the start matters.
 
     On a finite training set the sample curvature exceeds the population's, up to (1 + 1/sqrt(delta))² times on isotropic
-    features, and a coarse step would overshoot along those modes without bound. So in the drift x grows to c x, c half that
-    ratio, as c x passes 1 (x > 0): a change of third order in the step, negligible where the step is fine."""
+    features, and what is left to the rest may be stiff too. So as its step passes 1 extrapolation fades (of fourth order in the
+    step, negligible where the step is fine), and the drift's x grows to half that ratio times x (of third order), without
+    which coarse steps would overshoot without bound.
+    """
 
     continuous: ClassVar[bool] = True
+    order: ClassVar[int] = 2
 
     def evaluation_times(self, grid):
         return 0.5 * (grid.times[1:] + grid.times[:-1])
 
-    def factors(self, x, feedback):
-        damped = jnp.where(x > 0, x, 0.0)
-        damped = jnp.minimum(x, 0.0) + damped * (1 - (feedback - 1) * jnp.expm1(-((feedback * damped) ** 2)))
-        return _phi(damped), jnp.sqrt(_phi(2 * x))
+    def ahead(self, now, last, ratio):
+        return now + 0.5 * ratio * (now - last)
+
+    def factors(self, x, ratio, curvature_ratio):
+        positive = jnp.where(x > 0, x, 0.0)
+        feedback = jnp.maximum(1.0, 0.5 * curvature_ratio)
+        damped = jnp.minimum(x, 0.0) + positive * (1 - (feedback - 1) * jnp.expm1(-((feedback * positive) ** 2)))
+        # Adams-Bashforth is stable up to a step of 1 of what it extrapolates, Euler's scheme up to 2.
+        fading = jnp.exp(-(((curvature_ratio - 1) * positive) ** 4))
+        return Factors(_phi(damped), jnp.sqrt(_phi(2 * x)), fading * ratio * _phi2(damped))
 
 
 class DiscreteStep(AbstractStep):
@@ -51,12 +80,16 @@ class DiscreteStep(AbstractStep):
     (With Brownian or Poisson noise this is plain Euler stepping of the continuous-time equations.)"""
 
     continuous: ClassVar[bool] = False
+    order: ClassVar[int] = 1
 
     def evaluation_times(self, grid):
         return grid.times[:-1]
 
-    def factors(self, x, feedback):
-        return jnp.ones_like(x), jnp.ones_like(x)
+    def ahead(self, now, last, ratio):
+        return now
+
+    def factors(self, x, ratio, curvature_ratio):
+        return Factors(jnp.ones_like(x), jnp.ones_like(x), jnp.zeros_like(x))
 
 
 def _phi(x):
@@ -64,3 +97,11 @@ def _phi(x):
     small = jnp.abs(x) < 1e-4
     safe = jnp.where(small, 1.0, x)
     return jnp.where(small, 1 - x / 2 + x**2 / 6, -jnp.expm1(-safe) / safe)
+
+
+def _phi2(x):
+    """(e^-x - 1 + x) / x², analytic at 0."""
+    # The quotient loses digits like eps / x²: switch to the series (error x⁴ / 720) where the two are equally good.
+    small = jnp.abs(x) < 0.02
+    safe = jnp.where(small, 1.0, x)
+    return jnp.where(small, 0.5 - x / 6 + x**2 / 24 - x**3 / 120, (jnp.expm1(-safe) + safe) / safe**2)

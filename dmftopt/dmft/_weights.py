@@ -4,11 +4,14 @@ theta is linear in the unit normals (theta_star / scale, theta_0 / scale, zeta_0
 coefficients (group, basis), one row per eigenvalue group, with inner product <u, v> = sum_a weight_a u_a·v_a.
 """
 
+from typing import NamedTuple
+
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ..problem import Problem
 from ._orthogonal import normalized, remove
+from ._step import Factors
 
 TEACHER, STUDENT, FIRST_ZETA = 0, 1, 2
 
@@ -41,8 +44,8 @@ def read(
     return coefficients, direction.reshape(theta.shape) / scale, length, pairing
 
 
-def feedback(features, delta) -> Float[Array, " group"]:
-    """Half the largest ratio of sample to population curvature in each eigenvalue group, at least 1.
+def curvature_ratio(features, delta) -> Float[Array, " group"]:
+    """Largest ratio of sample to population curvature in each eigenvalue group.
 
     A bulk of r d equal eigenvalues on n = delta d samples has a largest sample eigenvalue of (1 + sqrt(r / delta))² times
     its own. Here r counts, smoothly and never too low, the share of dimensions whose eigenvalue is comparable or larger, and
@@ -50,18 +53,30 @@ def feedback(features, delta) -> Float[Array, " group"]:
     """
     ratio = features.eigenvalues[None, :] / features.eigenvalues[:, None]
     rank = jnp.sum(features.weights * 2 * ratio / (1 + ratio), axis=1)
-    return jnp.maximum(1.0, 0.5 * (1 + jnp.sqrt(rank / delta)) ** 2)
+    return (1 + jnp.sqrt(rank / delta)) ** 2
 
 
-def update(theta, zeta_drift, phi_drift, zeta_noise, ridge_step, factors, features) -> tuple[Array, Array]:
-    """theta_{k+1} = theta_k - f(x) [D eta ridge theta_k + sqrt(lambda) drive] - s(x) sqrt(lambda) noise, and what of it
-    this step adds on the zetas, (group, basis - 2).
+class Drive(NamedTuple):
+    """The drift of the weights per D eta, less its linear part: on the weights' own basis and on the zetas."""
 
-    `zeta_drift`, `zeta_noise`: (basis - 2,), coefficients on the zetas; `phi_drift`: (group, basis); `factors`: f and s of
-    each group, from the step.
+    weights: Float[Array, "group basis"]
+    zetas: Float[Array, " zeta"]
+
+
+def drive(theta, S, phi, zetas, curvature, features) -> Drive:
+    """sum_j S(k, j) phi_j sqrt(lambda) - lambda E[l'] theta_k, and the coefficients on the zetas (times sqrt(lambda))."""
+    rest = jnp.sqrt(features.eigenvalues)[:, None] * jnp.tensordot(S, phi, 1)
+    return Drive(rest - curvature * features.eigenvalues[:, None] * theta, zetas)
+
+
+def update(theta, now: Drive, last: Drive, decay, drift, noise, factors: Factors, features) -> tuple[Array, Array]:
+    """theta_{k+1} = theta_k - f (x theta_k + D eta drive_k) - c D eta (drive_k - drive_{k-1}) - s sqrt(lambda) noise, and what
+    of it this step adds on the zetas, (group, basis - 2).
+
+    `decay`: x of each group; `drift`: D eta; `noise`: (basis - 2,), coefficients on the zetas; `factors`: f, s, c.
     """
-    drift_factor, noise_factor = (factor[:, None] for factor in factors)
+    f, s, c = (factor[:, None] for factor in factors)
     root = jnp.sqrt(features.eigenvalues)[:, None]
-    kicks = -root * (drift_factor * zeta_drift + noise_factor * zeta_noise)
-    moved = theta - drift_factor * (ridge_step * theta + root * phi_drift)
+    kicks = -root * (drift * (f * now.zetas + c * (now.zetas - last.zetas)) + s * noise)
+    moved = theta - f * (decay[:, None] * theta + drift * now.weights) - c * drift * (now.weights - last.weights)
     return moved.at[:, FIRST_ZETA:].add(kicks), kicks

@@ -42,6 +42,10 @@ class AbstractNoise(eqx.Module):
         """Whether parameters are in their domain, for values that could not be checked because they are traced."""
         return jnp.asarray(True)
 
+    def skewness(self, rate: Float[Array, " step"]) -> Float[Array, " step"]:
+        """Of the multiplier, where the law is that of a process in continuous time."""
+        return jnp.zeros_like(rate)
+
     def coarsening(self, step: Float[Array, " step"], rate: Float[Array, " step"]) -> Float[Array, " step"]:
         """Squared weights with which standardized multipliers of two steps add up to that of both (Richardson)."""
         return step
@@ -86,6 +90,9 @@ class Poisson(AbstractNoise):
         rate = rate * jnp.minimum(1.0, self.limit / jnp.sum(rate))
         counts = _poisson_bridge(uniforms, rate)
         return (counts - rate[:, None]) / jnp.sqrt(rate)[:, None]
+
+    def skewness(self, rate):
+        return 1 / jnp.sqrt(rate)
 
     def valid(self, rate):
         return jnp.sum(rate) <= self.limit

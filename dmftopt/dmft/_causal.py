@@ -145,6 +145,11 @@ class _Step:
             # Its direction must be orthonormal in the sample too (or errors grow from step to step); the coefficients
             # removed on the way are sampling error and are dropped. Nothing cancels, so one pass suffices.
             swing = l * multipliers[k]
+            if step.order == 2:
+                # A sample's noise within the step changes its own gradient within the step, dr = -l dM / delta (Milstein's
+                # term: the double integral of the standardized noise is (z² - 1 - skewness z) / 2).
+                square = multipliers[k] ** 2 - 1 - x.skewness * multipliers[k]
+                swing = swing - (0.5 * x.noise / delta) * l * problem.task.curvature(r, labels) * square
             own = jnp.mean(swing**2)
             _, swing = remove(swing, gradients, past_columns, samples, passes=1)
             for _ in range(2):

@@ -122,7 +122,7 @@ def _replicate(problem, noise, step, solver, grids, values, key, samples, estima
             drift = value.learning_rate * grid.step_sizes
             deviation = noise.deviation(value.learning_rate, grid.step_sizes, rate)
             ratio = jnp.append(0.0, grid.step_sizes[1:] / grid.step_sizes[:-1])
-            inputs = Inputs(drift, deviation, drift * value.ridge, ratio)
+            inputs = Inputs(drift, deviation, drift * value.ridge, ratio, noise.skewness(rate))
             levels.append(solver.run(problem, noise, step, inputs, select(p)))
         observables, converged = zip(*levels, strict=True)
         return (observables[0] if len(levels) == 1 else _richardson(*observables, step.order)), jnp.all(jnp.stack(converged))

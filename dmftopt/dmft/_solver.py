@@ -15,12 +15,13 @@ from ._step import AbstractStep
 
 class Inputs(NamedTuple):
     """The protocol on the grid, one entry per step: drift = eta D, noise = deviation of M, ridge = D eta ridge, ratio = D over
-    the last step's (0 for the first)."""
+    the last step's (0 for the first), skewness of M."""
 
     drift: Float[Array, " step"]
     noise: Float[Array, " step"]
     ridge: Float[Array, " step"]
     ratio: Float[Array, " step"]
+    skewness: Float[Array, " step"]
 
 
 class Randomness(Protocol):

@@ -3,8 +3,10 @@
 - Forward time against a floor: a bare scan that does only the four matrix-vector products of a step, on arrays of the same
   shape. Gradient time against forward time. Compile times. Gradient peak memory (XLA's own accounting) in arrays of samples ×
   steps.
+- Growth of both times with steps and with samples, as exponents; time and memory of a large gradient.
 - Root-mean-square error against samples (order parameters at the end, over replicates) without noise and with Brownian noise,
   and against steps with and without Richardson extrapolation.
+- What float32 costs in accuracy, on the same random numbers.
 
 Writes results/benchmarks/speed.{json,png}.
 """
@@ -36,6 +38,8 @@ class Settings:
 
     shapes: tuple[tuple[int, int], ...] = ((20, 8192), (80, 4096), (400, 8192))
     """(steps, samples) to time."""
+    large: tuple[int, int] = (2000, 4096)
+    """(steps, samples) of one large gradient."""
     keys: int = 48
     """Independent replicates behind each root-mean-square error."""
     repeats: int = 5
@@ -93,14 +97,19 @@ def floor(gradients, innovations, a, b):
     return jax.lax.scan(body, (a, b), None, length=innovations.shape[0])
 
 
-def time_shape(steps: int, samples: int, repeats: int) -> dict:
-    key = jax.random.key(0)
+def programs(steps: int, samples: int):
+    """Compiled forward and gradient, with compile seconds, and their arguments."""
 
     def risk(rate, key):
         return final(steps, samples, dmftopt.noise.Brownian(), key, rate)[3]
 
-    forward, forward_compile = compiled(risk, 1.0, key)
-    gradient, gradient_compile = compiled(jax.value_and_grad(risk), 1.0, key)
+    arguments = (1.0, jax.random.key(0))
+    return compiled(risk, *arguments), compiled(jax.value_and_grad(risk), *arguments), arguments
+
+
+def time_shape(steps: int, samples: int, repeats: int) -> dict:
+    key = jax.random.key(0)
+    (forward, forward_compile), (gradient, gradient_compile), _ = programs(steps, samples)
     innovations = jax.random.normal(key, (steps, samples))
     bare = {}
     # The split step keeps two gradient directions per step; the plain floor has one.
@@ -124,6 +133,49 @@ def time_shape(steps: int, samples: int, repeats: int) -> dict:
         "gradient_peak_arrays": memory.temp_size_in_bytes / (8 * steps * samples),
         "forward_compile_seconds": forward_compile,
         "gradient_compile_seconds": gradient_compile,
+    }
+
+
+def growth(shapes, repeats: int) -> dict:
+    """Exponents of time over the changing one of (steps, samples)."""
+    seconds = []
+    for steps, samples in shapes:
+        (forward, _), (gradient, _), arguments = programs(steps, samples)
+        seconds.append([fastest(program, *arguments, repeats=repeats) for program in (forward, gradient)])
+    size = [max(s) if shapes[0][0] == shapes[1][0] else s[0] for s in shapes]
+    slopes = np.polyfit(np.log(size), np.log(seconds), 1)[0]
+    return {"shapes": shapes, "seconds": seconds, "exponents": {"forward": slopes[0], "gradient": slopes[1]}}
+
+
+def large(steps: int, samples: int) -> dict:
+    _, (gradient, compile_seconds), arguments = programs(steps, samples)
+    memory = gradient.memory_analysis()
+    assert memory is not None
+    started = time.perf_counter()
+    jax.block_until_ready(gradient(*arguments))
+    return {
+        "shape": (steps, samples),
+        "gradient_seconds": time.perf_counter() - started,
+        "gradient_gigabytes": memory.temp_size_in_bytes / 1e9,
+        "compile_seconds": compile_seconds,
+    }
+
+
+def single_precision(steps: int, samples: int) -> dict:
+    """Largest relative difference of the order parameters, and of the risk's derivative, in float32 from float64."""
+
+    def both(rate):
+        key, noise = jax.random.key(0), dmftopt.noise.Brownian()
+        slope = jax.grad(lambda rate: final(steps, samples, noise, key, rate)[3])(rate)
+        return np.asarray(final(steps, samples, noise, key, rate), float), float(slope)
+
+    values, slope = both(jnp.asarray(1.0))
+    with jax.enable_x64(False):
+        single, single_slope = both(jnp.asarray(1.0))
+    return {
+        "shape": (steps, samples),
+        "order_parameters": float(np.max(np.abs(single / values - 1))),
+        "derivative": abs(single_slope / slope - 1),
     }
 
 
@@ -155,8 +207,14 @@ def errors_in_steps(noise, counts, richardson: bool, samples: int, keys: int) ->
 
 def main(settings: Settings) -> None:
     sample_counts, step_counts, largest, keys = (1024, 4096, 16384, 65536), (6, 12, 24, 48), 65536, 4
+    growing = {
+        "steps": ((50, 4096), (100, 4096), (200, 4096), (400, 4096)),
+        "samples": ((100, 2048), (100, 4096), (100, 8192), (100, 16384)),
+    }
+    precise = ((20, 8192), (80, 8192))
     if settings.smoke:
-        settings = dataclasses.replace(settings, out=settings.out / "smoke", shapes=((4, 64),), keys=3, repeats=1)
+        growing, precise = {"steps": ((2, 64), (4, 64)), "samples": ((4, 32), (4, 64))}, ((4, 64),)
+        settings = dataclasses.replace(settings, out=settings.out / "smoke", shapes=((4, 64),), large=(6, 64), keys=3, repeats=1)
         sample_counts, step_counts, largest, keys = (32, 64, 128), (2, 4, 8), 128, 2
     result: dict = {"machine": {"processor": platform.machine(), "cores": jax.device_count(), "jax": jax.__version__}}
     result["timings"] = []
@@ -164,6 +222,13 @@ def main(settings: Settings) -> None:
         row = time_shape(steps, samples, settings.repeats)
         result["timings"].append(row)
         print("  ".join(f"{k} {v:.3g}" for k, v in row.items()), flush=True)
+    result["growth"] = {}
+    for name, shapes in growing.items():
+        result["growth"][name] = growth(shapes, settings.repeats)
+        print(f"growth with {name}: exponents {result['growth'][name]['exponents']}", flush=True)
+    result["precision"] = [single_precision(*shape) for shape in precise]
+    result["large"] = large(*settings.large)
+    print(f"float32 {result['precision']}, large {result['large']}", flush=True)
     result["samples"] = {}
     for name, noise in (("none", dmftopt.noise.NoNoise()), ("Brownian", dmftopt.noise.Brownian())):
         result["samples"][name] = errors_in_samples(noise, sample_counts, settings.keys)

@@ -46,7 +46,7 @@ def online(
     Nothing else is random in this limit: `noise` Poisson() and Brownian() coincide, and NoNoise() drops the eta²/B term.
     train_loss = test_risk and train_error = test_error.
 
-    - `grid`: times of observation; the equations are stepped adaptively with relative error `tolerance` (default 1e-8 in
+    - `grid`: times of observation; the equations are stepped adaptively with relative error `tolerance` (default 1e-6 in
       float64, 1e-5 in float32) by diffrax's Tsit5. Expectations over (w_star, label) are as good as the task's `population`.
 
     Reverse-mode differentiable in everything real. Sources: Saad and Solla, Phys. Rev. E 52 (1995) 4225; Goldt et al.,
@@ -58,7 +58,7 @@ def online(
     check_noise(noise)
     check_protocol(protocol, grid.times, noise.deterministic)
     if tolerance is None:
-        tolerance = 1e-8 if grid.times.dtype == jnp.float64 else 1e-5
+        tolerance = 1e-6 if grid.times.dtype == jnp.float64 else 1e-5
     limit = _online(*numbers_to_arrays((problem, protocol)), grid, noise.deterministic, tolerance)
     return finish(limit, "Lower the learning rate or raise the batch size; if it is stable, raise tolerance.")
 

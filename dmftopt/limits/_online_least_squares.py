@@ -39,14 +39,13 @@ def online_least_squares(problem: Problem, protocol: Protocol, *, dimension: int
         E[theta theta_star] <- shrink E[theta theta_star] - eta S E[(theta - theta_star) theta_star]
         E[theta²] <- shrink² E[theta²] - 2 eta shrink S E[theta (theta - theta_star)] + eta² S [(m + 1) S M + P] / m.
 
-    The term (m + 1) S M is of relative order 1/d: it comes from fourth moments of Gaussian features, and one power of S M of the
-    m + 1 for m > 1 also from the mean gradient. As d -> infinity this is `limits.online`. `records` as in `simulate.sgd`; the
+    The term (m + 1) S M, of relative order 1/d, is the square of the mean gradient and the fourth moments of the features. As d -> infinity this is `limits.online`. `records` as in `simulate.sgd`; the
     result's `times` are the records, rounded to steps. Group sizes are weights * dimension, whole or not; train_loss =
     test_risk.
 
-    Reverse-mode differentiable in everything real (batch size excepted), with memory of order horizon * dimension * groups. Raises
-    TypeError for other tasks, ValueError for a batch size that is not a whole number and other input outside its domain,
-    FloatingPointError where the result is not finite (inside jit: NaN).
+    Reverse-mode differentiable in everything real (batch size excepted), with memory of order horizon * dimension * groups.
+    Raises TypeError for other tasks, ValueError for a batch size that is not a whole number and other input outside its
+    domain, FloatingPointError where the result is not finite (inside jit: NaN).
     """
     check_problem(problem, protocol)
     check_least_squares(problem, "online_least_squares")

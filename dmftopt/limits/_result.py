@@ -113,12 +113,12 @@ class Groups:
         self.rho = jnp.sum(self.field_weights * self.teacher)
 
 
-def integrate(rates: Any, state: Any, times: Array, tolerance: float, solver: diffrax.AbstractERK = diffrax.Tsit5()) -> Any:
+def integrate(rates: Any, state: Any, times: Array, tolerance: float) -> Any:
     """States at `times` of d state / dt = rates(t, state), NaN or infinite where integration failed. Reverse mode recomputes
     from checkpoints."""
     solution = diffrax.diffeqsolve(
         diffrax.ODETerm(lambda t, y, _: rates(t, y)),
-        solver,
+        diffrax.Tsit5(),
         times[0],
         times[-1],
         None,

@@ -78,8 +78,8 @@ def contour(groups: Groups, delta: Array, slowest: Array, nodes: int) -> Contour
     (Hachem, Loubaton and Najim, arXiv:math/0507172; checked against random matrices in the tests.)
 
     In w = log(z + eps), eps = 1 / A, slow modes are as wide as fast ones. The contour is an ellipse in w with the spectrum
-    between its foci and |Im w| < pi/2, so Re z > -eps, where exp(-2 A z) is bounded by e². The trapezoidal rule in the angle
-    converges like exp(-2 nodes asinh(height / half length)).
+    between its foci, of height 0.75: half way between the spectrum and |Im w| = pi/2, beyond which Re z < -eps and exp(-2 A z)
+    explodes. The trapezoidal rule in the angle converges like exp(-2 nodes asinh(0.75 / half the length of the spectrum)).
     """
     dtype = groups.eigenvalues.dtype
     root = 1 / jnp.sqrt(delta)
@@ -89,7 +89,7 @@ def contour(groups: Groups, delta: Array, slowest: Array, nodes: int) -> Contour
     # The path is free, so it carries no derivative.
     top, bottom, eps = (jax.lax.stop_gradient(jnp.asarray(a, dtype)) for a in (top, bottom, eps))
     right, left = jnp.log(top + eps), jnp.log(bottom + eps)
-    half, height = 0.5 * (right - left), 1.2
+    half, height = 0.5 * (right - left), 0.75
     angle = jnp.asarray((np.arange(nodes) + 0.5) * np.pi / nodes, dtype)
     axis = jnp.sqrt(half**2 + height**2)
     z = jnp.exp(jax.lax.complex(0.5 * (right + left) + axis * jnp.cos(angle), height * jnp.sin(angle)))

@@ -70,7 +70,7 @@ def _stationary(problem: Problem, ridge: Any) -> Limit:
     x = optimistix.root_find(changes, solver, jax.lax.stop_gradient(near), args, max_steps=64, throw=False).value
     solved = jnp.all(jnp.abs(jnp.stack(changes(x, args))) < 1e3 * tolerance)
 
-    log_v, ratio, log_variance = x
+    _, ratio, log_variance = x
     loss, error, (a, b, c) = _fields(x, args)
     overlap = ratio * groups.rho
     square = jnp.exp(log_variance) + overlap * ratio

@@ -13,8 +13,8 @@ from dmftopt.limits._result import Groups
 from dmftopt.limits._spectral import contour
 
 GRID = dmftopt.TimeGrid.geometric(5.0, 40, ratio=10.0)
-GROUPED = jnp.array([0.5, 1.0, 1.5, 1.0])
-START = jnp.array([0.3, 0.8, 0.5, 1.0])
+GROUPED = [0.5, 1.0, 1.5, 1.0]
+START = [0.3, 0.8, 0.5, 1.0]
 DECAY = dmftopt.Protocol(
     dmftopt.schedules.cosine(1.5, 5.0, 0.1), dmftopt.schedules.PiecewiseLinear((0.0, 5.0), jnp.array([1.0, 4.0])), 0.1
 )
@@ -42,7 +42,7 @@ def largest_gap(first, second):
 def test_contour_integrals_are_traces_of_a_sample_covariance(delta):
     """One random matrix of size 1000: traces fluctuate by O(1/d); 5/d is room for the constant."""
     d, groups = 1000, Groups(grouped(), jnp.float64)
-    path = contour(groups, jnp.asarray(delta), jnp.asarray(1.5), 64)
+    path = jax.jit(lambda p: contour(Groups(p, jnp.float64), jnp.asarray(1.5), 64))(grouped(delta=jnp.asarray(delta)))
     assert path.good
     member = np.repeat(np.arange(4), np.round(np.asarray(groups.weights) * d).astype(int))
     lam = np.asarray(groups.eigenvalues)[member]
@@ -61,7 +61,12 @@ def test_contour_integrals_are_traces_of_a_sample_covariance(delta):
 
 def test_least_squares_is_gradient_flow_over_marchenko_and_pastur():
     p = problem(dmftopt.tasks.LeastSquares(0.5), teacher_scale=1.2, student_scale=0.7)
-    found = limits.least_squares(p, dmftopt.Protocol(1.0, ridge=0.1), GRID, noise=dmftopt.noise.NoNoise())
+    # Four equal groups: what is tested is also that groups add up.
+    equal = problem(
+        p.task, dmftopt.features.spectrum(jnp.ones(4), [0.1, 0.2, 0.3, 0.4]),
+        teacher_scale=jnp.full(4, 1.2), student_scale=jnp.full(4, 0.7),
+    )  # fmt: skip
+    found = limits.least_squares(equal, dmftopt.Protocol(1.0, ridge=0.1), GRID, noise=dmftopt.noise.NoNoise())
 
     def initial(s):
         return np.exp(-(s + 0.1) * np.asarray(GRID.times)[:, None])
@@ -76,24 +81,20 @@ def test_least_squares_is_gradient_flow_over_marchenko_and_pastur():
 
 @pytest.mark.parametrize("delta", [0.5, 2.0])
 def test_least_squares_is_sgd(delta):
-    """Gate: 3 standard errors over runs plus 0.5%, for the bias of order 1/d = 0.2% and the maximum over times."""
+    """Gate: 3 standard errors over runs plus 0.5%, for the bias of order 1/d = 0.25% and the maximum over times."""
     p = grouped(delta=delta)
     limit = limits.least_squares(p, DECAY, GRID)
     simulation = dmftopt.simulate.sgd(
-        p, DECAY, horizon=5.0, dimension=500, runs=64, records=GRID.times[::4], key=jax.random.key(1)
+        p, DECAY, horizon=5.0, dimension=400, runs=32, records=GRID.times[::4], key=jax.random.key(1)
     )
     comparison = dmftopt.compare(limit, simulation)
     assert comparison.agrees(sigmas=3, relative=0.005), f"\n{comparison}"
 
 
-@pytest.mark.parametrize("noise", [dmftopt.noise.Poisson(), dmftopt.noise.NoNoise()], ids=["poisson", "none"])
-def test_the_solver_is_least_squares(noise):
+def test_the_solver_is_least_squares():
     """Gate: 4 standard errors of 8 replicates plus 0.5%: what Richardson leaves of the time step, 4% on this grid without."""
-    solution = dmftopt.solve(
-        grouped(), DECAY, GRID, noise=noise, samples=4096, replicates=8, richardson=True, key=jax.random.key(0)
-    )
-    comparison = dmftopt.compare(solution, limits.least_squares(grouped(), DECAY, GRID, noise=noise))
-    comparison.differences.pop("response", None)
+    solution = dmftopt.solve(grouped(), DECAY, GRID, samples=4096, replicates=8, richardson=True, key=jax.random.key(0))
+    comparison = dmftopt.compare(solution, limits.least_squares(grouped(), DECAY, GRID))
     assert comparison.agrees(sigmas=4, relative=0.005), f"\n{comparison}"
 
 
@@ -105,7 +106,6 @@ def test_the_solver_is_online_where_samples_abound(task):
         p, DECAY, GRID, noise=dmftopt.noise.Brownian(), samples=4096, replicates=8, richardson=True, key=jax.random.key(0)
     )
     comparison = dmftopt.compare(solution, limits.online(p, DECAY, GRID))
-    comparison.differences.pop("response", None)
     # A 0-1 error over 4096 quasi-random samples jumps by 1/4096; Richardson triples that.
     comparison.differences.pop("train_error", None)
     assert comparison.agrees(sigmas=4, relative=0.005), f"\n{comparison}"
@@ -156,16 +156,15 @@ def test_critical_learning_rate():
     p = problem(dmftopt.tasks.LeastSquares(0.3), four_groups())
     np.testing.assert_allclose(limits.critical_learning_rate(p), 2.0)
     assert float(limits.critical_learning_rate(problem(dmftopt.tasks.LeastSquares(), delta=0.5))) == pytest.approx(2.0)
-    grid = dmftopt.TimeGrid.uniform(60.0, 4)
+    grid = dmftopt.TimeGrid.uniform(60.0, 40)
     for ridge in (0.0, 0.5):
         critical = limits.critical_learning_rate(p, ridge)
         for factor, grows in ((0.9, False), (1.1, True)):
             # Learning rate over batch size is what counts.
             run = limits.least_squares(p, dmftopt.Protocol(factor * critical * 2.0, 2.0, ridge), grid)
-            late = np.asarray(run.train_loss[1:])
-            assert np.all(np.isfinite(late)) and (late[-1] > 10 * late[0]) == grows
-            # Increments grow too, or shrink.
-            assert (late[-1] - late[-2] > late[1] - late[0]) == grows
+            late = np.asarray(run.train_loss)[-10:]
+            assert np.all(np.isfinite(late))
+            assert np.all(np.diff(late) > 0.1 * late[:-1]) if grows else np.ptp(late) < 1e-3 * late[0]
 
 
 def test_online_least_squares_is_exact_in_any_dimension():
@@ -201,14 +200,14 @@ def test_online_least_squares_is_exact_in_any_dimension():
 
 def test_the_square_term_of_a_small_dimension_is_visible_in_sgd():
     """Isotropic, d = 20, batch of 1: (m + 1) / m = 2 agrees with SGD on samples that hardly repeat, 1 does not. Gate: 3 standard
-    errors plus the share T / delta = 0.4% of repeats."""
-    p, d = problem(dmftopt.tasks.LeastSquares(), delta=500.0), 20
+    errors plus the share T / delta = 1% of repeats."""
+    p, d = problem(dmftopt.tasks.LeastSquares(), delta=200.0), 20
     simulation = dmftopt.simulate.sgd(
         p, dmftopt.Protocol(1.3), horizon=2.0, dimension=d, runs=1024, records=2, key=jax.random.key(3)
     )
     found = limits.online_least_squares(p, dmftopt.Protocol(1.3), dimension=d, horizon=2.0, records=2)
     comparison = dmftopt.compare(found, simulation)
-    assert comparison.agrees(sigmas=3, relative=0.004), f"\n{comparison}"
+    assert comparison.agrees(sigmas=3, relative=0.01), f"\n{comparison}"
     for factor, right in ((2, True), (1, False)):
         shrink = 1 - 2 * 1.3 / d + 1.3**2 * (factor / d**2 + 1 / d)
         risk = 0.5 * 1.5 * shrink ** (20 * np.arange(3))
@@ -232,7 +231,7 @@ def test_stationary_is_the_end_of_gradient_flow():
     p = grouped(delta=0.8)
     # The slowest mode has rate ridge = 0.1: exp(-20) = 2e-9 remains, below the tolerance of integration.
     flow = limits.least_squares(
-        p, dmftopt.Protocol(1.0, ridge=0.1), dmftopt.TimeGrid([0.0, 200.0]), noise=dmftopt.noise.NoNoise()
+        p, dmftopt.Protocol(1.0, ridge=0.1), dmftopt.TimeGrid.geometric(200.0, 40, ratio=100.0), noise=dmftopt.noise.NoNoise()
     )
     end = limits.stationary(p, 0.1)
     assert np.isinf(end.times).all() and end.correlation.shape == (1, 1, 1, 1) and end.response.shape == (1, 0, 1, 1)
@@ -282,29 +281,35 @@ def test_limits_are_differentiable():
         "stationary": lambda protocol: limits.stationary(grouped(dmftopt.tasks.Logistic()), protocol.ridge(0.0)),
     }
     for name, route in routes.items():
-        f = jax.jit(risk(route))
-        differences = jnp.stack([(f(at + h * e) - f(at - h * e)) / (2 * h) for e in jnp.eye(3)])
-        np.testing.assert_allclose(jax.grad(risk(route))(at), differences, atol=5e-5, err_msg=name)
+        f = jax.jit(jax.value_and_grad(risk(route)))
+        differences = jnp.stack([(f(at + h * e)[0] - f(at - h * e)[0]) / (2 * h) for e in jnp.eye(3)])
+        np.testing.assert_allclose(f(at)[1], differences, atol=5e-5, err_msg=name)
 
 
-def test_limits_in_float32_and_under_vmap():
-    def narrow(tree):
-        return jax.tree.map(lambda a: a.astype(jnp.float32) if isinstance(a, jax.Array) else a, tree)
+def test_limits_in_float32():
+    protocol = (1.0, 2.0, 0.1)
+    routes = {
+        "least_squares": lambda: limits.least_squares(grouped(), dmftopt.Protocol(*protocol), dmftopt.TimeGrid.uniform(2.0, 4)),
+        "online": lambda: limits.online(grouped(), dmftopt.Protocol(*protocol), dmftopt.TimeGrid.uniform(2.0, 4)),
+        "stationary": lambda: limits.stationary(grouped(), 0.1),
+    }
+    for name, route in routes.items():
+        with jax.enable_x64(False):
+            narrow = jax.tree.map(np.asarray, route().observables)
+        assert narrow.norm.dtype == np.float32
+        # Steps to 1e-5 in float32, and what the contour and the fixed point cancel.
+        for a, b in zip(jax.tree.leaves(narrow), jax.tree.leaves(route().observables), strict=True):
+            np.testing.assert_allclose(a, b, atol=1e-3, err_msg=name)
 
-    p, grid = narrow(grouped()), narrow(dmftopt.TimeGrid.uniform(2.0, 4))
-    protocol = dmftopt.Protocol(lambda t: 1.0 / (1 + t), 2.0, 0.1)
-    # Steps to 1e-5 in float32, and what the contour cancels.
-    for route in (limits.least_squares, limits.online):
-        single = route(p, protocol, grid)
-        assert single.norm.dtype == jnp.float32
-        assert largest_gap(single, route(grouped(), protocol, dmftopt.TimeGrid.uniform(2.0, 4))) < 1e-3
+
+def test_stationary_under_vmap():
     end = jax.vmap(lambda r: limits.stationary(grouped(), r).test_risk)(jnp.array([0.1, -1.0]))
     np.testing.assert_allclose(end[0], limits.stationary(grouped(), 0.1).test_risk)
-    assert np.isnan(end[1]).all()
+    assert np.isnan(end[1]).all(), "a ridge that could not be checked must not pass"
 
 
-LS, LOGISTIC = dmftopt.tasks.LeastSquares(), dmftopt.tasks.Logistic()
-RUN = {"dimension": 20, "horizon": 1.0}
+LS = dmftopt.tasks.LeastSquares()
+RUN = {"dimension": 20, "horizon": 1.0, "records": 4}
 WRONG = {
     "task": (lambda: limits.least_squares(problem(), DECAY, GRID), TypeError, "problem.task must be a LeastSquares"),
     "task online": (lambda: limits.online_least_squares(problem(), DECAY, **RUN), TypeError, "problem.task"),
@@ -320,9 +325,9 @@ WRONG = {
     "critical": (lambda: limits.critical_learning_rate(problem(LS), -1.0), ValueError, "ridge must be >= 0"),
     "teacher": (lambda: limits.online(problem(teacher_scale=0.0), DECAY, GRID), ValueError, "teacher_scale must be > 0"),
     "batch": (
-        lambda: limits.online_least_squares(problem(LS), dmftopt.Protocol(1.0, 1.5), **RUN), ValueError, "batch_size must be a whole"
+        lambda: limits.online_least_squares(problem(LS), dmftopt.Protocol(1.0, 1.5), **RUN), ValueError, "batch_size must be"
     ),
-    "records": (lambda: limits.online_least_squares(problem(LS), DECAY, **RUN, records=21), ValueError, "records must be"),
+    "records": (lambda: limits.online_least_squares(problem(LS), DECAY, **RUN | {"records": 21}), ValueError, "records must be"),
     "dimension": (
         lambda: limits.online_least_squares(problem(LS), DECAY, dimension=2.5, horizon=1.0), TypeError, "dimension must be"
     ),

@@ -1,5 +1,7 @@
 """Least squares at any delta: modes of the sample covariance, coupled through the train loss."""
 
+from typing import cast
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -11,6 +13,7 @@ from ..noise import AbstractNoise, Poisson
 from ..observables import from_kernel
 from ..problem import Problem
 from ..protocol import Protocol
+from ..tasks import LeastSquares
 from ._result import (
     Groups,
     Limit,
@@ -23,6 +26,7 @@ from ._result import (
     finish,
     in_domain,
     integrate,
+    positive_or_one,
     read,
     response_of,
     symmetric,
@@ -61,7 +65,8 @@ def least_squares(
     check_noise(noise)
     check_protocol(protocol, grid.times, noise.deterministic)
     check_count("nodes", nodes, minimum=8)
-    limit = _least_squares(*numbers_to_arrays((problem, protocol)), grid, noise.deterministic, nodes)
+    problem, protocol = numbers_to_arrays((problem, protocol))
+    limit = _least_squares(problem, protocol, grid, noise.deterministic, nodes)
     return finish(limit, "Lower the learning rate or the horizon; below limits.critical_learning_rate, raise nodes.")
 
 
@@ -71,8 +76,8 @@ def _least_squares(problem: Problem, protocol: Protocol, grid: TimeGrid, determi
     dtype = times.dtype
     tolerance = 1e-8 if dtype == jnp.float64 else 1e-5
     groups = Groups(problem, dtype)
-    delta = jnp.asarray(problem.delta, dtype)
-    sigma2 = jnp.asarray(problem.task.label_noise, dtype) ** 2
+    delta, task = groups.delta, cast(LeastSquares, problem.task)
+    sigma2 = jnp.asarray(task.label_noise, dtype) ** 2
 
     def clocks(t, _):
         eta, _, ridge = read(protocol, t, deterministic)
@@ -86,8 +91,8 @@ def _least_squares(problem: Problem, protocol: Protocol, grid: TimeGrid, determi
         return jnp.sum(values.astype(path.z.dtype)[:, None] * path.one, axis=0)
 
     zero = jnp.zeros((), dtype)
-    slowest = jax.lax.stop_gradient(integrate(clocks, (zero, zero), times, 1e-5)[0][-1])
-    path = contour(groups, delta, slowest, nodes)
+    slowest = positive_or_one(jax.lax.stop_gradient(integrate(clocks, (zero, zero), times, 1e-5)[0][-1]))
+    path = contour(groups, slowest, nodes)
     z = path.z
     student, teacher, plain = (group_sum(a) for a in (groups.student, groups.teacher, jnp.ones_like(groups.weights)))
     field, field_teacher = (group_sum(groups.eigenvalues * a) for a in (jnp.ones_like(groups.weights), groups.teacher))
@@ -153,7 +158,7 @@ def critical_learning_rate(problem: Problem, ridge: float | Array = 0.0) -> Floa
     shift = jnp.asarray(ridge, groups.weights.dtype)
     lam = groups.eigenvalues
     positive = jnp.where(shift > 0, shift, 1.0)
-    k = ridge_shrinkage(groups, jnp.asarray(problem.delta, shift.dtype), positive)
+    k = ridge_shrinkage(groups, positive)
     # z² / (z + ridge) = z - ridge + ridge² / (z + ridge).
     share = jnp.where(shift > 0, 1 - positive * k / (positive + lam * k), 1.0)
     return 2 / jnp.sum(groups.field_weights * share)

@@ -59,7 +59,8 @@ def online(
     check_protocol(protocol, grid.times, noise.deterministic)
     if tolerance is None:
         tolerance = 1e-6 if grid.times.dtype == jnp.float64 else 1e-5
-    limit = _online(*numbers_to_arrays((problem, protocol)), grid, noise.deterministic, tolerance)
+    problem, protocol = numbers_to_arrays((problem, protocol))
+    limit = _online(problem, protocol, grid, noise.deterministic, tolerance)
     return finish(limit, "Lower the learning rate or raise the batch size; if it is stable, raise tolerance.")
 
 

@@ -1,6 +1,6 @@
 """One-pass SGD on least squares in finite dimension with finite steps: an exact recursion of second moments."""
 
-from typing import Any
+from typing import Any, cast
 
 import equinox as eqx
 import jax
@@ -12,6 +12,7 @@ from .._checks import check_count, is_concrete, numbers_to_arrays
 from ..grid import record_steps
 from ..problem import Problem
 from ..protocol import Protocol
+from ..tasks import LeastSquares
 from ._online import fresh
 from ._result import (
     Groups,
@@ -39,9 +40,9 @@ def online_least_squares(problem: Problem, protocol: Protocol, *, dimension: int
         E[theta theta_star] <- shrink E[theta theta_star] - eta S E[(theta - theta_star) theta_star]
         E[theta²] <- shrink² E[theta²] - 2 eta shrink S E[theta (theta - theta_star)] + eta² S [(m + 1) S M + P] / m.
 
-    The term (m + 1) S M, of relative order 1/d, is the square of the mean gradient and the fourth moments of the features. As d -> infinity this is `limits.online`. `records` as in `simulate.sgd`; the
-    result's `times` are the records, rounded to steps. Group sizes are weights * dimension, whole or not; train_loss =
-    test_risk.
+    The term (m + 1) S M, of relative order 1/d, is the square of the mean gradient and the fourth moments of the features.
+    As d -> infinity this is `limits.online`. `records` as in `simulate.sgd`; the result's `times` are the records, rounded to
+    steps. Group sizes are weights * dimension, whole or not; train_loss = test_risk.
 
     Reverse-mode differentiable in everything real (batch size excepted), with memory of order horizon * dimension * groups.
     Raises TypeError for other tasks, ValueError for a batch size that is not a whole number and other input outside its
@@ -56,7 +57,8 @@ def online_least_squares(problem: Problem, protocol: Protocol, *, dimension: int
     batch_size = protocol.batch_size(steps)
     if is_concrete(batch_size) and not np.all(np.asarray(batch_size) == np.round(np.asarray(batch_size))):
         raise ValueError("batch_size must be a whole number at every step in this limit. Round it: lambda t: jnp.round(f(t)).")
-    limit = _recursion(*numbers_to_arrays((problem, protocol)), jnp.asarray(at), steps, dimension)
+    problem, protocol = numbers_to_arrays((problem, protocol))
+    limit = _recursion(problem, protocol, jnp.asarray(at), steps, dimension)
     return finish(limit, "Lower the learning rate: the mean square of a mode grows at every step.")
 
 
@@ -65,7 +67,7 @@ def _recursion(problem: Problem, protocol: Protocol, at: Array, steps: Array, di
     dtype = steps.dtype
     groups = Groups(problem, dtype)
     S = groups.eigenvalues / dimension
-    sigma2 = jnp.asarray(problem.task.label_noise, dtype) ** 2
+    sigma2 = jnp.asarray(cast(LeastSquares, problem.task).label_noise, dtype) ** 2
 
     def step(state, inputs):
         square, cross, decay, gain = state

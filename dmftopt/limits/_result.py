@@ -23,7 +23,7 @@ class Limit(AbstractResult):
 
     times: Float[Array, " time"]
     observables: Observables
-    replicated: None = None
+    replicated: Observables | None = None
 
 
 def check_problem(problem: Any, protocol: Any) -> None:
@@ -100,16 +100,24 @@ def finish(limit: Limit, cure: str) -> Limit:
     return limit
 
 
+def positive_or_one(value: Array) -> Array:
+    return jnp.where((value > 0) & jnp.isfinite(value), value, 1.0)
+
+
 class Groups:
-    """The problem per eigenvalue group, in one dtype: eigenvalues, weights, second moments of teacher and student entries."""
+    """The problem per eigenvalue group, in one dtype: eigenvalues, weights, second moments of teacher and student entries,
+    delta. Traced values outside their domain are replaced: what comes of them is blanked, and must not stop a root finder."""
 
     def __init__(self, problem: Problem, dtype: Any):
-        self.eigenvalues, self.weights = (jnp.asarray(a, dtype) for a in (problem.features.eigenvalues, problem.features.weights))
+        self.eigenvalues, self.weights = (
+            positive_or_one(jnp.asarray(a, dtype)) for a in (problem.features.eigenvalues, problem.features.weights)
+        )
         shape = self.eigenvalues.shape
         self.teacher, self.student = (
             jnp.broadcast_to(jnp.asarray(s, dtype) ** 2, shape) for s in (problem.teacher_scale, problem.student_scale)
         )
         self.field_weights = self.weights * self.eigenvalues
+        self.delta = positive_or_one(jnp.asarray(problem.delta, dtype))
         self.rho = jnp.sum(self.field_weights * self.teacher)
 
 

@@ -36,7 +36,7 @@ class Contour(NamedTuple):
         return self.pair * jnp.einsum("aj,sak->sjk", left, right)
 
 
-def companion(z: Complex[Array, " node"], groups: Groups, delta: Array) -> tuple[Complex[Array, " node"], Bool[Array, ""]]:
+def companion(z: Complex[Array, " node"], groups: Groups) -> tuple[Complex[Array, " node"], Bool[Array, ""]]:
     """m(z) = 1 / (-z + (1/delta) sum_a omega_a lambda_a / (1 + lambda_a m)) for Im z > 0, on the branch Im m > 0, and whether
     it was found. Silverstein and Bai, J. Multivariate Anal. 54 (1995) 175."""
 
@@ -52,7 +52,7 @@ def companion(z: Complex[Array, " node"], groups: Groups, delta: Array) -> tuple
         return picture(m * size, args) / size - m
 
     def solve(z):
-        args = ((z.real, z.imag), *(a.astype(z.dtype) for a in (groups.eigenvalues, groups.field_weights, delta)))
+        args = ((z.real, z.imag), *(a.astype(z.dtype) for a in (groups.eigenvalues, groups.field_weights, groups.delta)))
         # The iteration contracts everywhere in the upper half plane, so it finds the branch; Newton only finishes.
         start = jnp.stack([(-1 / z).real, (-1 / z).imag])
         iteration = optimistix.FixedPointIteration(rtol=1e-3, atol=0.0)
@@ -68,7 +68,7 @@ def companion(z: Complex[Array, " node"], groups: Groups, delta: Array) -> tuple
     return jax.lax.complex(m[:, 0], m[:, 1]), jnp.all(converged) & jnp.all(m[:, 1] > 0)
 
 
-def contour(groups: Groups, delta: Array, slowest: Array, nodes: int) -> Contour:
+def contour(groups: Groups, slowest: Array, nodes: int) -> Contour:
     """The contour for functions such as exp(-2 A z) with A = `slowest`, and the deterministic equivalents
 
         (H - z)^-1 ~ -1 / (z (1 + m lambda_a)) = G_a(z)
@@ -81,7 +81,7 @@ def contour(groups: Groups, delta: Array, slowest: Array, nodes: int) -> Contour
     between its foci, of height 0.75: half way between the spectrum and |Im w| = pi/2, beyond which Re z < -eps and exp(-2 A z)
     explodes. The trapezoidal rule in the angle converges like exp(-2 nodes asinh(0.75 / half the length of the spectrum)).
     """
-    dtype = groups.eigenvalues.dtype
+    dtype, delta = groups.eigenvalues.dtype, groups.delta
     root = 1 / jnp.sqrt(delta)
     top = jnp.max(groups.eigenvalues) * (1 + root) ** 2
     bottom = jnp.where(delta > 1, jnp.min(groups.eigenvalues) * (1 - root) ** 2, 0.0)
@@ -97,7 +97,7 @@ def contour(groups: Groups, delta: Array, slowest: Array, nodes: int) -> Contour
     step = z * jax.lax.complex(-axis * jnp.sin(angle), height * jnp.cos(angle)) / (2j * nodes)
     z = z - eps.astype(z.dtype)
 
-    m, good = companion(z, groups, delta)
+    m, good = companion(z, groups)
     eigenvalues, weights = (a.astype(z.dtype)[:, None] for a in (groups.eigenvalues, groups.weights))
     resolvent = step / (z * (1 + m * eigenvalues))
     shrunk = eigenvalues / (1 + m * eigenvalues)
@@ -110,7 +110,7 @@ def contour(groups: Groups, delta: Array, slowest: Array, nodes: int) -> Contour
     return Contour(z, one, resolvent, pair, groups.field_weights, good & accurate)
 
 
-def ridge_shrinkage(groups: Groups, delta: Array, ridge: Array) -> Float[Array, ""]:
+def ridge_shrinkage(groups: Groups, ridge: Array) -> Float[Array, ""]:
     """k = ridge m(-ridge) in (0, 1), for which (H + ridge)^-1 is equivalent to 1 / (ridge + lambda_a k)."""
 
     def excess(k, args):
@@ -120,5 +120,5 @@ def ridge_shrinkage(groups: Groups, delta: Array, ridge: Array) -> Float[Array, 
     # Increasing and concave in k: Newton's method from 0 climbs to the root without ever passing it.
     tolerance = 16 * float(jnp.finfo(ridge.dtype).eps)
     solver = optimistix.Newton(rtol=tolerance, atol=tolerance)
-    args = (groups.eigenvalues, groups.field_weights, delta, ridge)
+    args = (groups.eigenvalues, groups.field_weights, groups.delta, ridge)
     return optimistix.root_find(excess, solver, jnp.zeros_like(ridge), args, max_steps=64, throw=False).value

@@ -14,7 +14,7 @@ from ..observables import from_kernel
 from ..problem import Problem
 from ..quadrature import gaussian_nodes, safe_sqrt
 from ..tasks import LeastSquares, Logistic
-from ._result import Groups, Limit, blank_unless, check_teacher, finish
+from ._result import Groups, Limit, blank_unless, check_teacher, finish, positive_or_one
 from ._spectral import ridge_shrinkage
 
 
@@ -50,7 +50,8 @@ def stationary(problem: Problem, ridge: float | Array) -> Limit:
 def _stationary(problem: Problem, ridge: Any) -> Limit:
     dtype = jnp.asarray(problem.features.eigenvalues).dtype
     groups = Groups(problem, dtype)
-    ridge, delta = jnp.asarray(ridge, dtype), jnp.asarray(problem.delta, dtype)
+    asked = jnp.asarray(ridge, dtype)
+    ridge, delta = positive_or_one(asked), groups.delta
     args = (problem.task, groups.eigenvalues, groups.weights, groups.teacher, delta, ridge)
 
     def changes(x, args):
@@ -59,13 +60,14 @@ def _stationary(problem: Problem, ridge: Any) -> Limit:
     # V from the largest curvature h of the loss, with which it solves in closed form: from there the iteration has always
     # converged, where from V of a loss without curvature it overflows. Newton's method finishes.
     h = problem.task.curvature(jnp.zeros((), dtype), jnp.ones((), dtype))
-    k = ridge_shrinkage(groups, delta, ridge / h)
+    k = ridge_shrinkage(groups, ridge / h)
     stiffest = jnp.sum(groups.field_weights / (ridge + h * groups.eigenvalues * k))
     start = (jnp.log(stiffest), jnp.zeros((), dtype), jnp.log(groups.rho))
     tolerance = 1e-10 if dtype == jnp.float64 else 1e-4
     start, fixed = jax.lax.stop_gradient((start, args))
     iteration = optimistix.FixedPointIteration(rtol=1e-3, atol=1e-3)
     near = optimistix.fixed_point(_picture, iteration, start, fixed, max_steps=300, throw=False).value
+    near = jax.tree.map(lambda a, b: jnp.where(jnp.isfinite(a), a, b), near, start)
     solver = optimistix.Newton(rtol=tolerance, atol=tolerance)
     x = optimistix.root_find(changes, solver, jax.lax.stop_gradient(near), args, max_steps=64, throw=False).value
     solved = jnp.all(jnp.abs(jnp.stack(changes(x, args))) < 1e3 * tolerance)
@@ -75,12 +77,9 @@ def _stationary(problem: Problem, ridge: Any) -> Limit:
     overlap = ratio * groups.rho
     square = jnp.exp(log_variance) + overlap * ratio
     norm = jnp.sum(groups.weights * _second_moment(a, b, c, args))
-    one = lambda value: jnp.reshape(value, (1,))  # noqa: E731
-    observables = from_kernel(
-        problem, square[None, None], one(overlap), one(norm), one(loss), None if error is None else one(error), groups.rho,
-        jnp.zeros((1, 0), dtype),
-    )  # fmt: skip
-    valid = solved & (delta > 0) & (ridge > 0) & problem.task.valid()
+    error, response = None if error is None else error[None], jnp.zeros((1, 0), dtype)
+    observables = from_kernel(problem, square[None, None], overlap[None], norm[None], loss[None], error, groups.rho, response)
+    valid = solved & (jnp.asarray(problem.delta) > 0) & (asked > 0) & problem.task.valid()
     return Limit(jnp.full(1, jnp.inf, dtype), blank_unless(valid, observables))
 
 

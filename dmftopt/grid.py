@@ -73,6 +73,24 @@ class TimeGrid(eqx.Module):
         return q * jnp.where(jnp.diagonal(r) < 0, -1.0, 1.0)
 
 
+def record_steps(records: Any, horizon: float, dimension: int) -> np.ndarray:
+    """The SGD steps at which a run of round(horizon * dimension) steps is observed: at `records` + 1 equally spaced times, or
+    at the increasing times `records` from 0 to the horizon, each rounded to a step. Raises ValueError where two coincide."""
+    check_real("horizon", horizon, minimum=0.0, exclusive=True, cure="It is the final time, SGD steps / dimension.")
+    total = round(float(horizon) * dimension)
+    if np.ndim(records) == 0:
+        check_count("records", records)
+        records = np.linspace(0.0, float(horizon), records + 1)
+    check_real("records", records, minimum=0.0, cure="They are times of observation.")
+    at = np.round(np.asarray(records, dtype=float) * dimension).astype(int)
+    if at.ndim != 1 or at[0] != 0 or at[-1] != total or np.any(np.diff(at) <= 0):
+        raise ValueError(
+            f"records must be increasing times from 0 to the horizon, at least one SGD step (1/{dimension}) apart, or at most "
+            f"{total}, the number of steps. Ask for fewer, or raise dimension."
+        )
+    return at
+
+
 def _check_horizon(horizon: Any, steps: int) -> None:
     check_real("horizon", horizon, minimum=0.0, exclusive=True, cure="It is the final time, SGD steps / d.")
     check_shape("horizon", horizon, ((),), "Use jax.vmap for a sweep.")

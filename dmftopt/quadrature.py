@@ -14,6 +14,14 @@ _WEIGHTS = np.exp(-0.5 * _NODES**2)
 _WEIGHTS = _WEIGHTS / _WEIGHTS.sum()
 
 
+def gaussian_nodes(spacing: float, dtype) -> tuple[Float[Array, " node"], Float[Array, " node"]]:
+    """Nodes and weights, summing to 1, of the trapezoidal rule for E[f(z)], z ~ N(0, 1)."""
+    count = int(9.0 / spacing)
+    nodes = spacing * np.arange(-count, count + 1)
+    weights = np.exp(-0.5 * nodes**2)
+    return jnp.asarray(nodes, dtype), jnp.asarray(weights / weights.sum(), dtype)
+
+
 def gaussian_mean(function: Callable, scale: Float[Array, "..."]) -> Float[Array, "..."]:
     """E[function(scale * z)], z ~ N(0, 1), for every entry of `scale`."""
     scale = jnp.asarray(scale)

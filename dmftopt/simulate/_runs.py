@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Array
 
 from .._checks import check_count, check_instance, check_key, check_real, is_concrete, numbers_to_arrays
-from ..grid import TimeGrid
+from ..grid import TimeGrid, record_steps
 from ..noise import Bernoulli, NoNoise
 from ..observables import mean_and_error
 from ..problem import Problem
@@ -36,20 +36,9 @@ def sgd(
     errors over `runs`, observed at `records` + 1 equally spaced times, or at the increasing times `records` (from 0 to
     `horizon`, for example `grid.times`), each rounded to a step.
     """
-    check_real("horizon", horizon, minimum=0.0, exclusive=True, cure="It is the final time, SGD steps / dimension.")
     sizes, samples = _check(problem, protocol, dimension, runs, key)
-    total = round(float(horizon) * dimension)
-    if np.ndim(records) == 0:
-        check_count("records", records)
-        records = np.linspace(0.0, float(horizon), records + 1)
-    check_real("records", records, minimum=0.0, cure="They are times of observation.")
-    at = np.round(np.asarray(records, dtype=float) * dimension).astype(int)
-    if at.ndim != 1 or at[0] != 0 or at[-1] != total or np.any(np.diff(at) <= 0):
-        raise ValueError(
-            f"records must be increasing times from 0 to the horizon, at least one SGD step (1/{dimension}) apart, or at most "
-            f"{total}, the number of steps. Ask for fewer, or raise dimension."
-        )
-    _check_protocol(protocol, np.arange(total) / dimension)
+    at = record_steps(records, horizon, dimension)
+    _check_protocol(protocol, np.arange(at[-1]) / dimension)
     return _runs(problem, sizes, samples, runs, key, jnp.asarray(at / dimension), (protocol, jnp.asarray(at)), step_through)
 
 

@@ -53,11 +53,23 @@ class AbstractTask(eqx.Module):
         xi = ndtri(u_teacher)
         return xi, self.label(teacher_scale * xi, u_label)
 
+    def population(self, teacher_scale: Float[Array, ""]) -> tuple[Float[Array, " node"], ...]:
+        """Nodes (teacher field / `teacher_scale`, label) and weights, summing to 1, for expectations over a fresh sample.
+
+        By default 4096 fixed low-discrepancy points with equal weights: good to about 1e-3 for labels with a jump. Override
+        it where a better rule is known. Nodes may use a symmetry of loss and labels.
+        """
+        index = jnp.arange(1, 4097, dtype=jnp.asarray(teacher_scale).dtype)
+        # R2 sequence (Roberts 2018, "The unreasonable effectiveness of quasirandom sequences").
+        plastic = 1.32471795724474602596
+        xi, y = self.sample((0.5 + index / plastic) % 1.0, (0.5 + index / plastic**2) % 1.0, teacher_scale)
+        return xi, y, jnp.full_like(xi, 1 / 4096)
+
     def test_risk(self, Q: Float[Array, "..."], O: Float[Array, "..."], rho: Float[Array, ""]) -> Float[Array, "..."]:
         """E[loss(w, label(w_star))] for (w, w_star) ~ N(0, [[Q, O], [O, rho]]).
 
-        By default 4096 fixed low-discrepancy points over (w_star, label noise) times 15 Gauss-Hermite nodes over w given
-        w_star: good to about 1e-3 relative for labels with a jump. Override it where a closed form exists.
+        By default the nodes of `population` over (w_star, label noise) times 15 Gauss-Hermite nodes over w given w_star.
+        Override it where a closed form exists.
         """
         return self._population_mean(self.loss, Q, O, rho)
 
@@ -69,15 +81,12 @@ class AbstractTask(eqx.Module):
 
     def _population_mean(self, function, Q, O, rho):
         dtype = jnp.asarray(Q).dtype
-        index = jnp.arange(1, 4097, dtype=dtype)
-        # R2 sequence (Roberts 2018, "The unreasonable effectiveness of quasirandom sequences").
-        plastic = 1.32471795724474602596
-        xi, y = self.sample((0.5 + index / plastic) % 1.0, (0.5 + index / plastic**2) % 1.0, safe_sqrt(rho))
+        xi, y, shares = self.population(safe_sqrt(jnp.asarray(rho, dtype)))
         nodes, weights = (jnp.asarray(a, dtype) for a in np.polynomial.hermite_e.hermegauss(15))
 
         def at(q, o):
             rest = safe_sqrt(q - o**2 / rho)
             w = o / safe_sqrt(rho) * xi[:, None] + rest * nodes
-            return jnp.mean(function(w, y[:, None]) @ (weights / jnp.sum(weights)))
+            return shares @ (function(w, y[:, None]) @ (weights / jnp.sum(weights)))
 
         return jax.lax.map(lambda qo: at(*qo), (jnp.ravel(Q), jnp.ravel(O))).reshape(jnp.shape(Q))

@@ -82,6 +82,21 @@ class Logistic(AbstractTask):
             xi = _sample_logistic(u_teacher, jnp.asarray(teacher_scale, dtype=u_teacher.dtype))
         return xi, jnp.ones_like(xi)
 
+    def population(self, teacher_scale):
+        """Gauss-Legendre panels over the teacher field given y = 1, of density 2 p(w) N(w; 0, rho)."""
+        scale = jnp.asarray(teacher_scale)
+        xi, weights = (jnp.asarray(a, scale.dtype) for a in _PANELS)
+        density = 2 * weights * norm.pdf(xi)
+        if self.labels == "sign":
+            return xi, jnp.ones_like(xi), density
+        if self.labels == "logistic":
+            right, wrong = jax.nn.sigmoid(scale * xi), jax.nn.sigmoid(-scale * xi)
+        else:
+            wrong = jnp.full_like(xi, 1.0) * jnp.asarray(self.flip_probability, scale.dtype)
+            right = 1 - wrong
+        xi = jnp.concatenate([xi, -xi])
+        return xi, jnp.ones_like(xi), jnp.concatenate([right * density, wrong * density])
+
     def test_risk(self, Q, O, rho):
         """E[softplus(w)] - E[w_star y] O / (2 rho), using softplus(-y w) = softplus(w) - w (1 + y) / 2: exact up to one
         one-dimensional quadrature."""
@@ -112,6 +127,16 @@ class Logistic(AbstractTask):
 
 # Gauss-Legendre nodes on (0, 1) for the integral below: with 64 nodes exact to rounding up to teacher scales of about 20.
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(64)
+
+
+def _panels(edges, count):
+    nodes, weights = np.polynomial.legendre.leggauss(count)
+    centers, halves = 0.5 * (edges[1:] + edges[:-1]), 0.5 * (edges[1:] - edges[:-1])
+    return (centers[:, None] + halves[:, None] * nodes).ravel(), (halves[:, None] * weights).ravel()
+
+
+# Panels on the positive half line: the narrow ones near 0 resolve label laws and losses as steep as sigmoid(20 z).
+_PANELS = _panels(np.array([0.0, 0.3, 1.0, 2.0, 3.5, 5.5, 8.5]), 12)
 
 
 def _sample_logistic(u, scale):

@@ -112,12 +112,12 @@ def test_the_solver_is_online_where_samples_abound(task):
 
 
 def test_online_is_sgd_on_a_kinked_loss():
-    """Gate: 3 standard errors plus 1/d = 0.5% and the share T E[B] / delta = 0.8% of steps on a sample seen before."""
+    """Gate: 3 standard errors plus 1/d = 1% and the share T E[B] / delta = 0.8% of steps on a sample seen before."""
     p, grid = grouped(Hinge(), delta=250.0), dmftopt.TimeGrid.uniform(2.0, 10)
     protocol = dmftopt.Protocol(1.0, 1.0, 0.1)
-    simulation = dmftopt.simulate.sgd(p, protocol, horizon=2.0, dimension=200, runs=32, records=grid.times, key=jax.random.key(1))
+    simulation = dmftopt.simulate.sgd(p, protocol, horizon=2.0, dimension=100, runs=32, records=grid.times, key=jax.random.key(1))
     comparison = dmftopt.compare(limits.online(p, protocol, grid), simulation)
-    assert comparison.agrees(sigmas=3, relative=0.013), f"\n{comparison}"
+    assert comparison.agrees(sigmas=3, relative=0.018), f"\n{comparison}"
 
 
 def test_online_is_least_squares_where_samples_abound():
@@ -153,7 +153,7 @@ def test_noise_in_the_online_limit(noise):
 
 def test_critical_learning_rate():
     """Just below it the train loss of a long run settles, just above it grows, with and without ridge."""
-    p = problem(dmftopt.tasks.LeastSquares(0.3), four_groups())
+    p = grouped()
     np.testing.assert_allclose(limits.critical_learning_rate(p), 2.0)
     assert float(limits.critical_learning_rate(problem(dmftopt.tasks.LeastSquares(), delta=0.5))) == pytest.approx(2.0)
     grid = dmftopt.TimeGrid.uniform(60.0, 40)
@@ -203,7 +203,7 @@ def test_the_square_term_of_a_small_dimension_is_visible_in_sgd():
     errors plus the share T / delta = 1% of repeats."""
     p, d = problem(dmftopt.tasks.LeastSquares(), delta=200.0), 20
     simulation = dmftopt.simulate.sgd(
-        p, dmftopt.Protocol(1.3), horizon=2.0, dimension=d, runs=1024, records=2, key=jax.random.key(3)
+        p, dmftopt.Protocol(1.3), horizon=2.0, dimension=d, runs=512, records=2, key=jax.random.key(3)
     )
     found = limits.online_least_squares(p, dmftopt.Protocol(1.3), dimension=d, horizon=2.0, records=2)
     comparison = dmftopt.compare(found, simulation)
@@ -289,8 +289,8 @@ def test_limits_are_differentiable():
 def test_limits_in_float32():
     protocol = (1.0, 2.0, 0.1)
     routes = {
-        "least_squares": lambda: limits.least_squares(grouped(), dmftopt.Protocol(*protocol), dmftopt.TimeGrid.uniform(2.0, 4)),
-        "online": lambda: limits.online(grouped(), dmftopt.Protocol(*protocol), dmftopt.TimeGrid.uniform(2.0, 4)),
+        "least_squares": lambda: limits.least_squares(grouped(), dmftopt.Protocol(*protocol), dmftopt.TimeGrid.uniform(2.0, 40)),
+        "online": lambda: limits.online(grouped(), dmftopt.Protocol(*protocol), dmftopt.TimeGrid.uniform(2.0, 40)),
         "stationary": lambda: limits.stationary(grouped(), 0.1),
     }
     for name, route in routes.items():

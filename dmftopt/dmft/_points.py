@@ -23,6 +23,7 @@ class Points(eqx.Module):
     label: Float[Array, " sample"]
     innovations: Float[Array, "step+2 sample"]
     multipliers: Float[Array, "step+1 sample"] | None
+    shards: int = eqx.field(static=True, default=1)
 
     def half(self, which: int) -> "Points":
         """The first (0) or second (1) half of the samples: each is a Sobol set of its own."""
@@ -42,7 +43,7 @@ class Points(eqx.Module):
         if multipliers is not None:
             summed = pairs(multipliers[:-1], noise.coarsening(steps, rate))
             multipliers = jnp.concatenate([summed, multipliers[-1:]])
-        return Points(self.teacher, self.label, innovations, multipliers)
+        return Points(self.teacher, self.label, innovations, multipliers, self.shards)
 
 
 def draw(key: Array, samples: int, grid: TimeGrid, noise: AbstractNoise, rate: Float[Array, " step"]) -> Points:

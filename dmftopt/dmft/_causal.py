@@ -58,8 +58,8 @@ class CausalInnovations(AbstractSolver):
         if dimensions > MAX_DIMENSION:
             raise ValueError(f"steps: {steps} need {dimensions} Sobol dimensions, of at most {MAX_DIMENSION}. Use fewer steps.")
 
-    def draw(self, key, samples, grid, noise, rate):
-        return _points.draw(key, samples, grid, noise, rate)
+    def draw(self, key, samples, grid, noise, rate, shards=1):
+        return _points.draw(key, samples, grid, noise, rate, shards)
 
     def run(self, problem, noise, step, inputs, points):
         times = inputs.drift.shape[0] + 1

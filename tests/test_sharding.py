@@ -1,0 +1,225 @@
+"""Samples, replicates and sweeps over many devices: the answer of one device, and nothing large on the wire."""
+
+import math
+import os
+import re
+import socket
+import subprocess
+import sys
+from collections import Counter
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import problem
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+import dmftopt
+from dmftopt import noise, tasks
+from dmftopt.dmft._sobol import scrambled_sobol
+
+STEPS, SAMPLES = 6, 512
+GRID = dmftopt.TimeGrid.uniform(3.0, STEPS)
+KEY = jax.random.key(20260)
+# Sharding changes the order of summation. A relative rounding error of 1e-16 in a sum is divided by the length of each new
+# direction, at least sqrt(DROP) = 3e-5, in the worst case at every step; on these few steps nothing comes near 1e-10.
+RTOL = 1e-10
+
+pytestmark = pytest.mark.skipif(jax.device_count() < 4, reason="needs XLA_FLAGS=--xla_force_host_platform_device_count=4")
+
+
+def mesh(**axes):
+    return jax.make_mesh(tuple(axes.values()), tuple(axes), devices=jax.devices()[: math.prod(axes.values())])
+
+
+def solve(mesh=None, rate=1.0, task=None, law=noise.Brownian(), delta=2.0, **options):
+    protocol = dmftopt.Protocol(rate, ridge=0.1)
+    return dmftopt.solve(problem(task, delta=delta), protocol, GRID, noise=law, samples=SAMPLES, key=KEY, mesh=mesh, **options)
+
+
+def assert_same(result, expected):
+    for a, b in zip(jax.tree.leaves(result), jax.tree.leaves(expected), strict=True):
+        a, b = np.asarray(a), np.asarray(b)
+        np.testing.assert_allclose(a, b, rtol=RTOL, atol=RTOL * np.max(np.abs(b)))
+
+
+def collectives(function, *args):
+    """(computation, operation, elements) of every collective in the compiled module, and the names of its loops' bodies."""
+    text = jax.jit(function).lower(*args).compile().as_text()
+    found, computation = [], ""
+    for line in text.splitlines():
+        if header := re.match(r"(?:ENTRY )?%(\S+) \(", line):
+            computation = header[1]
+        if op := re.search(r"= (.*?) (all-\w+|collective-\w+|reduce-scatter)(?:-start)?\(", line):
+            sizes = [math.prod(int(n) for n in dims.split(",") if n) for dims in re.findall(r"\w\[([\d,]*)\]", op[1])]
+            found.append((computation, op[2], sum(sizes)))
+    return found, set(re.findall(r"body=%([\w.\-]+)", text))
+
+
+def vectors_per_step(found, bodies):
+    """How many reductions of more than a flag or a number each loop makes per turn."""
+    return sorted(Counter(name for name, _, size in found if name in bodies and size > 1).values())
+
+
+@pytest.mark.parametrize("shards", [2, 4, 64])
+def test_the_same_points_for_every_number_of_devices(shards):
+    samples = 128
+    points = np.asarray(scrambled_sobol(KEY, 5, samples)).reshape(5, 2, shards, -1)
+    sharded = np.asarray(scrambled_sobol(KEY, 5, samples, shards)).reshape(5, shards, 2, -1)
+    np.testing.assert_array_equal(sharded, points.swapaxes(1, 2))
+
+
+ALL = {"richardson": True, "estimate_bias": True, "replicates": 4}
+CASES = {
+    "sign-Brownian": {},
+    "logistic-Poisson": {"task": tasks.Logistic("logistic"), "law": noise.Poisson()},
+    "least squares-NoNoise": {"task": tasks.LeastSquares(0.3), "law": noise.NoNoise()},
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_same_result_on_every_mesh(case):
+    single, everything = solve(**CASES[case]), solve(**CASES[case], **ALL)
+    for size in (1, 2, 4):
+        assert_same(solve(mesh(samples=size), **CASES[case]), single)
+    for axes in ({"samples": 4}, {"replicates": 2}, {"replicates": 2, "samples": 2}):
+        result = solve(mesh(**axes), **CASES[case], **ALL)
+        assert_same(result, everything)
+        assert all(a.sharding.is_fully_replicated for a in jax.tree.leaves(result))
+    assert everything.half_difference is not None and everything.replicated is not None
+
+
+@pytest.mark.parametrize("axes", [{"samples": 2}, {"samples": 4}, {"samples": 2, "replicates": 2}], ids=str)
+def test_same_gradient(axes):
+    def risk(values, mesh):
+        rate, delta = values
+        return solve(mesh, rate, delta=delta, replicates=2, richardson=True).test_risk[-1]
+
+    # A mesh with automatic axes is taken as it is; solve also runs inside the caller's own jit.
+    devices = mesh(**axes).devices
+    automatic = jax.sharding.Mesh(devices, tuple(axes), axis_types=(AxisType.Auto,) * len(axes))
+    values = (jnp.array(1.0), jnp.array(2.0))
+    gradient = jax.jit(jax.grad(risk), static_argnums=1)
+    assert_same(gradient(values, automatic), gradient(values, None))
+
+
+def test_two_reductions_per_step():
+    """Forward: one for each pass of Gram-Schmidt. Backward: those two again, and one for each of the three sets of coefficients
+    handed out to the shards. Otherwise one number (the zero that starts the history)."""
+    m = mesh(samples=2)
+
+    def risk(rate):
+        return solve(m, rate).test_risk[-1]
+
+    for function, expected in ((risk, [2]), (jax.grad(risk), [2, 5])):
+        found, bodies = collectives(function, jnp.array(1.0))
+        assert vectors_per_step(found, bodies) == expected
+        assert {operation for _, operation, _ in found} == {"all-reduce"}
+        # 5 vectors over the directions or the innovations, and a few numbers.
+        assert max(size for *_, size in found) <= 5 * (STEPS + 2) + 10
+        assert sum(size for name, _, size in found if name not in bodies) <= 2
+
+
+@pytest.mark.parametrize("law", [noise.Brownian(), noise.Poisson()], ids=lambda law: type(law).__name__)
+def test_nothing_large_is_exchanged(law):
+    """Every option at once: reductions of numbers per step and, over the replicates, of two-time observables."""
+    m = mesh(replicates=2, samples=2)
+    options = {"task": tasks.Logistic("logistic"), "law": law, "replicates": 2, "richardson": True, "estimate_bias": True}
+    found, _ = collectives(lambda rate: solve(m, rate, **options).observables, jnp.array(1.0))
+    assert found
+    for _, operation, size in found:
+        assert operation == "all-reduce" or size <= (STEPS + 1) ** 2
+        assert size < SAMPLES / 2
+
+
+def test_sweep_over_devices():
+    """The batch axis of a vmap over protocols and problems on a mesh of its own: no exchange at all."""
+    rates, deltas = jnp.array([0.5, 1.0, 1.5, 2.0]), jnp.array([1.0, 2.0, 3.0, 4.0])
+    spread = NamedSharding(mesh(sweep=4), PartitionSpec("sweep"))
+
+    def risks(rates, deltas):
+        return jax.vmap(lambda rate, delta: solve(None, rate, delta=delta).observables)(rates, deltas)
+
+    sharded = jax.device_put((rates, deltas), spread)
+    result = jax.jit(risks)(*sharded)
+    assert result.test_risk.sharding.is_equivalent_to(spread, 2)
+    assert_same(result, jax.jit(risks)(rates, deltas))
+    found, _ = collectives(risks, *sharded)
+    assert found == []
+
+
+MESHES = {
+    "unknown axis": (lambda: solve(mesh(data=2)), ValueError, 'mesh must have axes named "samples" or "replicates"'),
+    "not a mesh": (lambda: solve(jax.devices()), TypeError, "mesh must be a Mesh"),
+    "three for the samples": (lambda: solve(mesh(samples=3)), ValueError, "power of two and at most samples / 2 = 256, got 3"),
+    "replicates do not divide": (
+        lambda: solve(mesh(replicates=2), replicates=3),
+        ValueError,
+        "must divide replicates = 3, got 2",
+    ),
+}
+
+
+@pytest.mark.parametrize("call, kind, message", MESHES.values(), ids=MESHES)
+def test_bad_meshes(call, kind, message):
+    with pytest.raises(kind, match=message):
+        call()
+
+
+def test_failure_is_raised_on_a_mesh():
+    with pytest.raises(dmftopt.SolveError, match="unstable"):
+        solve(mesh(samples=2), 1000.0, tasks.LeastSquares(), noise.NoNoise(), step=dmftopt.DiscreteStep())
+
+
+# Every process prints what it got, in full, and a gradient.
+WORKER = """
+import sys
+import jax
+import numpy as np
+
+jax.config.update("jax_enable_x64", True)
+jax.distributed.initialize(sys.argv[1], num_processes=2, process_id=int(sys.argv[2]), local_device_ids=None)
+import test_sharding as t
+
+mesh = jax.make_mesh((jax.device_count(),), ("samples",))
+solution = t.solve(mesh, law=t.noise.Poisson(), replicates=2, estimate_bias=True)
+gradient = jax.grad(lambda rate: t.solve(mesh, rate).test_risk[-1])(1.0)
+np.savez(sys.argv[3], *jax.tree.leaves(jax.tree.map(np.asarray, (solution, gradient))))
+"""
+
+
+@pytest.mark.parametrize("local", [1, 2])
+def test_two_processes(local, tmp_path):
+    with socket.socket() as s:
+        s.bind(("localhost", 0))
+        address = f"localhost:{s.getsockname()[1]}"
+    root = os.path.dirname(__file__)
+    environment = {
+        **os.environ,
+        "JAX_PLATFORMS": "cpu",
+        "JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={local}",
+        "PYTHONPATH": os.pathsep.join([root, os.path.dirname(root), os.environ.get("PYTHONPATH", "")]),
+    }
+    files = [tmp_path / f"{i}.npz" for i in range(2)]
+    workers = [
+        subprocess.Popen(
+            [sys.executable, "-c", WORKER, address, str(i), str(file)],
+            env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )
+        for i, file in enumerate(files)
+    ]  # fmt: skip
+    try:
+        for worker in workers:
+            output, _ = worker.communicate(timeout=120)
+            assert worker.returncode == 0, output
+    finally:
+        for worker in workers:
+            worker.kill()
+            worker.wait()
+    gradient = jax.grad(lambda rate: solve(None, rate).test_risk[-1])(1.0)
+    expected = jax.tree.leaves((solve(law=noise.Poisson(), replicates=2, estimate_bias=True), gradient))
+    for file in files:
+        with np.load(file) as got:
+            assert_same(list(got.values()), expected)

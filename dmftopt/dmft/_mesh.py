@@ -4,6 +4,7 @@ from typing import Any
 
 import equinox as eqx
 import jax
+import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from .._checks import check_instance, is_concrete
@@ -44,7 +45,18 @@ def replicated(tree: Any, mesh: Mesh | None) -> Any:
     if mesh is None:
         return tree
     everywhere = NamedSharding(mesh, PartitionSpec())
-    return jax.tree.map(lambda a: jax.device_put(a, everywhere) if eqx.is_array(a) and is_concrete(a) else a, tree)
+
+    def put(a):
+        if not eqx.is_array(a) or not is_concrete(a):
+            return a
+        if everywhere.is_fully_addressable or not a.is_fully_addressable:
+            return jax.device_put(a, everywhere)
+        # To the devices of other processes JAX sends only what is bound to no device yet.
+        if jax.dtypes.issubdtype(a.dtype, jax.dtypes.prng_key):
+            return jax.random.wrap_key_data(put(jax.random.key_data(a)), impl=jax.random.key_impl(a))
+        return jax.device_put(np.asarray(a), everywhere)
+
+    return jax.tree.map(put, tree)
 
 
 def constrained(tree: Any, mesh: Mesh | None, *axes: str | None) -> Any:

@@ -155,7 +155,7 @@ class _Step:
         zeta_drift = (G + again).at[(k + 1) * columns].add(height)
         zeta_noise = jnp.zeros_like(zeta_drift)
         phi = history.phi.at[k + 1].set(direction)
-        if swing is None:
+        if of_swing is None or of_swing_rest is None:
             to_mean, inverse = spread(shards, again, inverse)
             written = ((rest - combination(to_mean, gradients)) * inverse[:, None])[None]
         else:

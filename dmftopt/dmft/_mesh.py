@@ -4,6 +4,7 @@ from typing import Any
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -52,7 +53,7 @@ def replicated(tree: Any, mesh: Mesh | None) -> Any:
         if everywhere.is_fully_addressable or not a.is_fully_addressable:
             return jax.device_put(a, everywhere)
         # To the devices of other processes JAX sends only what is bound to no device yet.
-        if jax.dtypes.issubdtype(a.dtype, jax.dtypes.prng_key):
+        if jnp.issubdtype(a.dtype, jax.dtypes.prng_key):
             return jax.random.wrap_key_data(put(jax.random.key_data(a)), impl=jax.random.key_impl(a))
         return jax.device_put(np.asarray(a), everywhere)
 

@@ -85,8 +85,8 @@ def solve(
     grids = (grid, grid.refined()) if richardson else (grid,)
     values = tuple(_read(protocol, g, step, noise) for g in grids)
     settings = Statistics(samples, replicates, grid.steps, richardson)
-    inputs = replicated((problem, noise, step, solver, grids, values, key), mesh)
-    solution = _solve(*inputs, settings, estimate_bias, mesh)
+    problem, noise, step, solver, grids, values, key = replicated((problem, noise, step, solver, grids, values, key), mesh)
+    solution = _solve(problem, noise, step, solver, grids, values, key, settings, estimate_bias, mesh)
     code = solution.result._value
     if throw and is_concrete(code) and np.ndim(code) == 0 and bool(solution.result != RESULTS.successful):
         failed = solution.times[int(jnp.argmin(jnp.isfinite(solution.test_risk)))]

@@ -1,7 +1,7 @@
 import os
 
-# Before JAX starts: two CPU devices, so that anything sharded is exercised.
-os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=2")
+# Before JAX starts: four CPU devices, so that anything sharded is exercised.
+os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=4")
 
 import jax
 import pytest

@@ -19,7 +19,7 @@ from jaxtyping import Array, Float
 from ..observables import from_kernel
 from . import _points
 from . import _weights as weights
-from ._orthogonal import normalized, remove
+from ._orthogonal import DROP, combination, dots, reciprocal_length, spread, totals
 from ._scan import history_scan
 from ._sobol import MAX_DIMENSION
 from ._solver import AbstractSolver, Inputs
@@ -67,8 +67,8 @@ class CausalInnovations(AbstractSolver):
         if dimensions > MAX_DIMENSION:
             raise ValueError(f"steps: {steps} need {dimensions} Sobol dimensions, of at most {MAX_DIMENSION}. Use fewer steps.")
 
-    def draw(self, key, samples, grid, noise, rate):
-        return _points.draw(key, samples, grid, noise, rate)
+    def draw(self, key, samples, grid, noise, rate, shards=1):
+        return _points.draw(key, samples, grid, noise, rate, shards)
 
     def run(self, problem, noise, step, inputs, points):
         times = inputs.drift.shape[0] + 1
@@ -78,9 +78,12 @@ class CausalInnovations(AbstractSolver):
         # One more step than there are updates, so that the fields at the last time are read; it does not move.
         xs = Inputs(*(jnp.append(value, 0.0) for value in inputs))
         arrays, static = eqx.partition((problem, step), eqx.is_inexact_array)
-        row = History(jnp.zeros((columns, labels.shape[0]), labels.dtype), phi)
-        constants = (points.innovations, points.multipliers)
-        parameters = (arrays, teacher_field, labels)
+        constants, sampled = jax.tree.map(
+            lambda a: a.reshape(*a.shape[:-1], points.shards, -1),
+            ((points.innovations, points.multipliers), (teacher_field, labels)),
+        )
+        row = History(jnp.zeros((columns, *sampled[0].shape), labels.dtype), phi)
+        parameters = (arrays, *sampled)
         zero = jnp.zeros((), theta.dtype)
         state = State(theta, zero, zero, weights.Drive(jnp.zeros_like(theta), jnp.zeros_like(theta[0, weights.FIRST_ZETA :])))
         _, out, _ = history_scan(_Step(static), times, constants, parameters, xs, state, row)
@@ -119,47 +122,72 @@ class _Step:
         arrays, teacher_field, labels = parameters
         problem, step = eqx.combine(arrays, self.static)
         features, delta, theta = problem.features, problem.delta, state.theta
-        rows, columns, samples = history.gradients.shape
-        gradients = history.gradients.reshape(rows * columns, samples)
+        rows, columns, shards, local = history.gradients.shape
+        samples = shards * local
+        gradients = history.gradients.reshape(rows * columns, shards, local)
         past = (jnp.arange(rows) <= k).astype(labels.dtype)
         past_columns = jnp.repeat(past, columns)
 
         # Weights to fields. The teacher's innovation is kept apart: it may carry derivatives, the others are constants.
         L, direction, length, P = weights.read(theta, history.phi, past, features)
         L = L.at[k + 1].add(length)
-        r = L[0] * teacher_field + L @ innovations + (past_columns * P) @ gradients / jnp.sqrt(delta)
+        to_teacher, to_innovations, to_gradients = spread(shards, L[0], L, past_columns * P / jnp.sqrt(delta))
+        r = to_teacher[:, None] * teacher_field + combination(to_innovations, innovations)
+        r = r + combination(to_gradients, gradients)
 
-        # Fields to weights: the mean gradient's coefficients on the past and on the innovations.
+        # Fields to weights: the mean gradient's coefficients on the past and on the innovations, Gram-Schmidt in two passes.
+        # Sums over the samples are taken together, once for each pass: on many devices each costs one exchange.
         l = problem.task.gradient(r, labels)
-        size2 = jnp.mean(l**2)
+        curvature, error = problem.task.curvature(r, labels), problem.task.error(r, labels)
+        swing = None if columns == 1 else l * multipliers[k]
+        if swing is not None and step.order == 2:
+            # A sample's noise within the step changes its own gradient within the step, dr = -l dM / delta (Milstein's
+            # term: the double integral of the standardized noise is (z² - 1 - skewness z) / 2).
+            square = multipliers[k] ** 2 - 1 - x.skewness * multipliers[k]
+            swing = swing - (0.5 * x.noise / delta) * l * curvature * square
+        first = totals(
+            (dots(gradients, l), dots(innovations, l), jnp.sum(teacher_field * l, axis=1), jnp.sum(l**2, axis=1)),
+            tuple(None if a is None else jnp.sum(a, axis=1) for a in (curvature, problem.task.loss(r, labels), error)),
+            None if swing is None else (dots(gradients, swing), jnp.sum(swing**2, axis=1)),
+        )
+        (G, S, S_teacher, size2), (curvature, loss, error), of_swing = jax.tree.map(lambda a: a / samples, first)
         log_power = jnp.log(jnp.where(size2 > 0, size2, 1.0))
-        G, rest = remove(l, gradients, past_columns, samples, passes=2)
-        new, height = normalized(rest, jnp.mean(rest**2), size2)
-        S = jnp.where(jnp.arange(rows) <= k + 1, innovations @ l, 0.0).at[0].set(teacher_field @ l) / samples
-        phi = history.phi.at[k + 1].set(direction)
-        zeta_drift = G.at[(k + 1) * columns].add(height)
-        if columns == 1:
-            written, zeta_noise = new[None], jnp.zeros_like(zeta_drift)
-        else:
+        G = past_columns * G
+        S = jnp.where(jnp.arange(rows) <= k + 1, S, 0.0).at[0].set(S_teacher)
+        to_mean, to_noise = spread(shards, G, None if of_swing is None else past_columns * of_swing[0])
+        rest = l - combination(to_mean, gradients)
+        if swing is not None:
             # In law this is orthogonal to everything before and of norm sqrt(E[l²]) times the multiplier's deviation.
             # Its direction must be orthonormal in the sample too (or errors grow from step to step); the coefficients
             # removed on the way are sampling error and are dropped. Nothing cancels, so one pass suffices.
-            swing = l * multipliers[k]
-            if step.order == 2:
-                # A sample's noise within the step changes its own gradient within the step, dr = -l dM / delta (Milstein's
-                # term: the double integral of the standardized noise is (z² - 1 - skewness z) / 2).
-                square = multipliers[k] ** 2 - 1 - x.skewness * multipliers[k]
-                swing = swing - (0.5 * x.noise / delta) * l * problem.task.curvature(r, labels) * square
-            own = jnp.mean(swing**2)
-            _, swing = remove(swing, gradients, past_columns, samples, passes=1)
-            for _ in range(2):
-                swing = swing - jnp.mean(swing * new) * new
-            swing, _ = normalized(swing, jnp.mean(swing**2), own)
-            written = jnp.stack([new, swing])
+            swing = swing - combination(to_noise, gradients)
+        second = totals(
+            (dots(gradients, rest), jnp.sum(rest**2, axis=1)),
+            None if swing is None else (jnp.sum(swing * rest, axis=1), jnp.sum(swing**2, axis=1)),
+        )
+        (again, rest2), of_swing_rest = jax.tree.map(lambda a: a / samples, second)
+        again = past_columns * again
+        # Pythagoras; `again` is rounding, far smaller than any residual that is kept, so nothing is lost.
+        inverse, height = reciprocal_length(rest2 - jnp.sum(again**2), size2)
+        zeta_drift = (G + again).at[(k + 1) * columns].add(height)
+        zeta_noise = jnp.zeros_like(zeta_drift)
+        phi = history.phi.at[k + 1].set(direction)
+        if of_swing is None or of_swing_rest is None:
+            to_mean, inverse = spread(shards, again, inverse)
+            written = ((rest - combination(to_mean, gradients)) * inverse[:, None])[None]
+        else:
+            # The swing's product with the new direction is that with `rest`: what differs is a product of two roundings.
+            shared = of_swing_rest[0] * inverse
+            # Here the difference may cancel; what is left of it must be more than rounding to be normalized.
+            swing_inverse, _ = reciprocal_length(
+                of_swing_rest[1] - shared**2, of_swing[1], drop=max(DROP, 100 * float(jnp.finfo(labels.dtype).eps))
+            )
+            to_mean, inverse, shared, swing_inverse = spread(shards, again, inverse, shared, swing_inverse)
+            new = (rest - combination(to_mean, gradients)) * inverse[:, None]
+            written = jnp.stack([new, (swing - shared[:, None] * new) * swing_inverse[:, None]])
             power = jnp.exp(0.5 * step.ahead(log_power, state.log_power, x.ratio))
-            zeta_noise = jnp.zeros_like(zeta_drift).at[(k + 1) * columns + 1].set(jnp.where(size2 > 0, power, 0.0))
+            zeta_noise = zeta_noise.at[(k + 1) * columns + 1].set(jnp.where(size2 > 0, power, 0.0))
 
-        curvature = jnp.mean(problem.task.curvature(r, labels))
         drive = weights.drive(theta, S, phi, zeta_drift / jnp.sqrt(delta), curvature, features)
         decay = x.drift * features.eigenvalues * step.ahead(curvature, state.curvature, x.ratio) + x.ridge
         theta_next, kicks = weights.update(
@@ -172,11 +200,10 @@ class _Step:
             step.factors(decay, x.ratio, weights.curvature_ratio(features, delta)),
             features,
         )
-        error = problem.task.error(r, labels)
         readout = Readout(
             L,
-            jnp.mean(problem.task.loss(r, labels)),
-            None if error is None else jnp.mean(error),
+            loss,
+            error,
             jnp.sum(features.weights * jnp.sum(theta**2, axis=1)),
             None if columns == 1 else theta[:, weights.FIRST_ZETA + 3 :: 2],
             None if columns == 1 else kicks[:, 3::2],

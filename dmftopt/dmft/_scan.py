@@ -38,7 +38,8 @@ def _history_scan(step, length, constants, parameters, xs, carry, row):
 
 def _forward(step, length, constants, parameters, xs, carry, row):
     # A zero that depends on the constants: otherwise XLA makes room for the history beside the scratch space of their making.
-    zero = 0 * jnp.ravel(jax.tree.leaves(constants)[0])[0]
+    some = jax.tree.leaves(constants)[0]
+    zero = 0 * some[(0,) * some.ndim]
     history = jax.tree.map(lambda r: jnp.full((length + 1, *r.shape), zero, r.dtype).at[0].set(r), row)
 
     def body(state, inputs):

@@ -26,11 +26,19 @@ def _directions(dimension: int, log_samples: int) -> np.ndarray:
     return np.stack(rows) if rows else np.zeros((0, dimension), np.uint32)
 
 
-def scrambled_sobol(key: Array, dimension: int, samples: int) -> Float[Array, "dimension sample"]:
+def scrambled_sobol(key: Array, dimension: int, samples: int, shards: int = 1) -> Float[Array, "dimension sample"]:
     """`samples` (a power of two) points in (0, 1)^dimension, random linear matrix scramble and digital shift
-    (Matoušek 1998). The first half of the points is itself a scrambled Sobol set."""
-    log_samples = samples.bit_length() - 1
-    directions = jnp.asarray(_directions(dimension, log_samples))
+    (Matoušek 1998). The first half of the points is itself a scrambled Sobol set.
+
+    `shards` (a power of two, at most samples / 2): the same points in another order, such that every shard holds an equal part of
+    the first half, then of the second."""
+    log_samples, log_shards = samples.bit_length() - 1, shards.bit_length() - 1
+    directions = _directions(dimension, log_samples)
+    if shards > 1:
+        # The last direction tells the halves apart: it becomes the last within a shard.
+        local = log_samples - log_shards
+        directions = np.concatenate([directions[: local - 1], directions[-1:], directions[local - 1 : -1]])
+    directions = jnp.asarray(directions)
     key_matrix, key_shift = jax.random.split(key)
     # Row p of a lower-triangular bit matrix with unit diagonal makes output bit p (from the top) of input bits 0..p.
     position = np.arange(_BITS)
@@ -40,8 +48,13 @@ def scrambled_sobol(key: Array, dimension: int, samples: int) -> Float[Array, "d
     parity = jax.lax.population_count(matrix[None] & directions[:, None]) & 1
     directions = jnp.sum(parity << jnp.asarray(_BITS - 1 - position, jnp.uint32)[:, None], axis=1, dtype=jnp.uint32)
     points = jax.random.bits(key_shift, (dimension, 1), jnp.uint32) >> (32 - _BITS)
-    for k in range(log_samples):
+    for k in range(log_samples - log_shards):
         points = jnp.concatenate([points, points ^ directions[k][:, None]], axis=1)
+    # Every device makes these by itself, and from them its own shard.
+    offsets = jnp.zeros((dimension, 1), jnp.uint32)
+    for k in range(log_samples - log_shards, log_samples):
+        offsets = jnp.concatenate([offsets, offsets ^ directions[k][:, None]], axis=1)
+    points = (offsets[:, :, None] ^ points[:, None, :]).reshape(dimension, samples)
     dtype = jnp.zeros(()).dtype
     kept = min(_BITS, jnp.finfo(dtype).nmant)  # so that the largest point stays below 1 after rounding
     return ((points >> (_BITS - kept)).astype(dtype) + 0.5) * 2.0**-kept

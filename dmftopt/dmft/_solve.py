@@ -2,6 +2,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array
 
 from .._checks import check_count, check_instance, check_key, check_real, is_concrete, numbers_to_arrays
@@ -11,6 +12,7 @@ from ..observables import Observables, mean_and_error
 from ..problem import Problem
 from ..protocol import Protocol
 from ._causal import CausalInnovations
+from ._mesh import REPLICATES, SAMPLES, axis_size, check_mesh, constrained, replicated
 from ._solution import RESULTS, Solution, SolveError, Statistics, blank, judge
 from ._solver import AbstractSolver, Inputs
 from ._step import AbstractStep, DiscreteStep
@@ -38,6 +40,7 @@ def solve(
     richardson: bool = False,
     estimate_bias: bool = False,
     throw: bool = True,
+    mesh: Mesh | None = None,
 ) -> Solution:
     """Exact asymptotic (d -> infinity) train and test behavior of multi-pass SGD, by dynamical mean-field theory.
 
@@ -65,6 +68,10 @@ def solve(
     - `estimate_bias`: solve also with half the samples; see `Solution.bias`. Doubles the cost.
     - `throw`: raise `SolveError` where the result is not successful. Inside jit, grad or vmap nothing can be raised: look
       at `solution.result`; failed entries are NaN.
+    - `mesh`: devices to share the work, axes named "samples" or "replicates" or both, also of many processes (each makes the
+      same call). The same random points in a different order, so results agree to rounding. Inside your own jit too. The size
+      of "samples" must be a power of two, that of "replicates" must divide `replicates`. A solve's arrays of size samples never
+      leave their device; the solution is on all of them.
 
     Reverse-mode differentiable (memory O(samples * steps)) in everything real in `problem`, `protocol` and `grid`; Poisson
     counts are not differentiable in batch size, delta or times, nor Bernoulli draws in the fraction: asking is an error.
@@ -73,11 +80,13 @@ def solve(
     Raises ValueError or TypeError naming the argument for input outside its domain.
     """
     step = _check(problem, protocol, grid, noise, step, solver, samples, replicates, richardson, key)
+    mesh = check_mesh(mesh, samples, replicates)
     problem, noise, solver, grid = numbers_to_arrays((problem, noise, solver, grid))
     grids = (grid, grid.refined()) if richardson else (grid,)
     values = tuple(_read(protocol, g, step, noise) for g in grids)
     settings = Statistics(samples, replicates, grid.steps, richardson)
-    solution = _solve(problem, noise, step, solver, grids, values, key, settings, estimate_bias)
+    problem, noise, step, solver, grids, values, key = replicated((problem, noise, step, solver, grids, values, key), mesh)
+    solution = _solve(problem, noise, step, solver, grids, values, key, settings, estimate_bias, mesh)
     code = solution.result._value
     if throw and is_concrete(code) and np.ndim(code) == 0 and bool(solution.result != RESULTS.successful):
         failed = solution.times[int(jnp.argmin(jnp.isfinite(solution.test_risk)))]
@@ -86,18 +95,26 @@ def solve(
 
 
 @eqx.filter_jit
-def _solve(problem, noise, step, solver, grids, values, key, settings: Statistics, estimate_bias: bool) -> Solution:
+def _solve(
+    problem, noise, step, solver, grids, values, key, settings: Statistics, estimate_bias: bool, mesh: Mesh | None
+) -> Solution:
     keys = jax.random.split(key, settings.replicates)
 
     def replicate(key):
         # Some accelerators multiply float32 matrices in 10 bits by default; orthogonality would not survive that.
         with jax.default_matmul_precision("highest"):
-            return _replicate(problem, noise, step, solver, grids, values, key, settings.samples, estimate_bias)
+            return _replicate(problem, noise, step, solver, grids, values, key, settings.samples, estimate_bias, mesh)
 
+    parts = axis_size(mesh, REPLICATES)
     if settings.replicates == 1:
         full, halves, converged = jax.tree.map(lambda a: a[None], replicate(keys[0]))
-    else:
+    elif parts == 1:
         full, halves, converged = jax.lax.map(replicate, keys)
+    else:
+        # Each device goes through its own replicates.
+        keys = keys.reshape(parts, -1, *keys.shape[1:])
+        outputs = jax.vmap(lambda own: jax.lax.map(replicate, own), spmd_axis_name=REPLICATES)(keys)
+        full, halves, converged = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), outputs)
     mean, error = mean_and_error(full)
     valid = _valid(problem, noise, grids, values)
     # The scale of everything at the start; 1 stands for the fields at which losses with saturating gradients bend.
@@ -105,14 +122,16 @@ def _solve(problem, noise, step, solver, grids, values, key, settings: Statistic
     result, good = judge(mean, scale, valid, jnp.all(converged))
     difference = None if halves is None else jax.tree.map(lambda h, m: jnp.mean(h, axis=0) - m, halves, mean)
     error, difference = (None if o is None else blank(o, good) for o in (error, difference))
-    return Solution(grids[0].times, blank(mean, good), error, difference, result, settings)
+    solution = Solution(grids[0].times, blank(mean, good), error, difference, result, settings)
+    return constrained(solution, mesh)
 
 
-def _replicate(problem, noise, step, solver, grids, values, key, samples, estimate_bias):
+def _replicate(problem, noise, step, solver, grids, values, key, samples, estimate_bias, mesh):
     """Observables, their difference to half the samples' (or None), and whether the solver converged."""
     rates = [v.batch_size * g.step_sizes / problem.delta for g, v in zip(grids, values, strict=True)]
     # Drawn on the finest grid; a coarser level uses the same randomness, summed over pairs of steps.
-    points = [solver.draw(key, samples, grids[-1], noise, rates[-1])]
+    drawn = solver.draw(key, samples, grids[-1], noise, rates[-1], axis_size(mesh, SAMPLES))
+    points = [constrained(drawn, mesh, SAMPLES)]
     if len(grids) == 2:
         points.insert(0, points[0].coarsened(grids[1], noise, rates[1]))
 

@@ -45,8 +45,11 @@ class AbstractSolver(eqx.Module):
         """Raise ValueError for sizes that this solver cannot take; `steps` on its finest grid."""
 
     @abc.abstractmethod
-    def draw(self, key: Array, samples: int, grid: TimeGrid, noise: AbstractNoise, rate: Float[Array, " step"]) -> Randomness:
-        """The random numbers of one replicate. `rate` = B D / delta: mean visits of a sample in each step."""
+    def draw(
+        self, key: Array, samples: int, grid: TimeGrid, noise: AbstractNoise, rate: Float[Array, " step"], shards: int = 1
+    ) -> Randomness:
+        """The random numbers of one replicate. `rate` = B D / delta: mean visits of a sample in each step. `shards`: the number
+        of devices that share the samples, if more than one the last axis of every array here."""
 
     @abc.abstractmethod
     def run(

@@ -36,20 +36,7 @@ def sgd(
     errors over `runs`, observed at `records` + 1 equally spaced times, or at the increasing times `records` (from 0 to
     `horizon`, for example `grid.times`), each rounded to a step.
     """
-    check_real("horizon", horizon, minimum=0.0, exclusive=True, cure="It is the final time, SGD steps / dimension.")
-    sizes, samples = _check(problem, protocol, dimension, runs, key)
-    total = round(float(horizon) * dimension)
-    if np.ndim(records) == 0:
-        check_count("records", records)
-        records = np.linspace(0.0, float(horizon), records + 1)
-    check_real("records", records, minimum=0.0, cure="They are times of observation.")
-    at = np.round(np.asarray(records, dtype=float) * dimension).astype(int)
-    if at.ndim != 1 or at[0] != 0 or at[-1] != total or np.any(np.diff(at) <= 0):
-        raise ValueError(
-            f"records must be increasing times from 0 to the horizon, at least one SGD step (1/{dimension}) apart, or at most "
-            f"{total}, the number of steps. Ask for fewer, or raise dimension."
-        )
-    _check_protocol(protocol, np.arange(total) / dimension)
+    sizes, samples, at = recorded(problem, protocol, horizon, dimension, runs, key, records)
     return _runs(problem, sizes, samples, runs, key, jnp.asarray(at / dimension), (protocol, jnp.asarray(at)), step_through)
 
 
@@ -105,9 +92,27 @@ def gradient_descent(
     return _runs(problem, sizes, samples, runs, key, grid.times, (protocol, grid.times, fraction), descend)
 
 
+def recorded(problem, protocol, horizon, dimension, runs, key, records) -> tuple[tuple[int, ...], int, np.ndarray]:
+    """Checked arguments of SGD: group sizes, training samples, and after how many steps to observe."""
+    check_real("horizon", horizon, minimum=0.0, exclusive=True, cure="It is the final time, SGD steps / dimension.")
+    sizes, samples = _check(problem, protocol, dimension, runs, key)
+    total = round(float(horizon) * dimension)
+    if np.ndim(records) == 0:
+        check_count("records", records)
+        records = np.linspace(0.0, float(horizon), records + 1)
+    check_real("records", records, minimum=0.0, cure="They are times of observation.")
+    at = np.round(np.asarray(records, dtype=float) * dimension).astype(int)
+    if at.ndim != 1 or at[0] != 0 or at[-1] != total or np.any(np.diff(at) <= 0):
+        raise ValueError(
+            f"records must be increasing times from 0 to the horizon, at least one SGD step (1/{dimension}) apart, or at most "
+            f"{total}, the number of steps. Ask for fewer, or raise dimension."
+        )
+    _check_protocol(protocol, np.arange(total) / dimension)
+    return sizes, samples, at
+
+
 def _runs(problem, sizes, samples, runs, key, times, arguments: Any, algorithm: Callable) -> Simulation:
-    problem, arguments = numbers_to_arrays((problem, arguments))
-    mean, error = _compiled(problem, sizes, samples, arguments, jax.random.split(key, runs), algorithm)
+    mean, error = over_runs(problem, sizes, samples, runs, key, arguments, algorithm, observe)
     for name in ("test_risk", "train_loss", "student_overlap"):
         value = getattr(mean, name)
         if is_concrete(value) and not bool(jnp.all(jnp.isfinite(value))):
@@ -115,12 +120,18 @@ def _runs(problem, sizes, samples, runs, key, times, arguments: Any, algorithm: 
     return Simulation(times, mean, error, sum(sizes), runs)
 
 
+def over_runs(problem, sizes, samples, runs, key, arguments: Any, algorithm: Callable, measure: Callable) -> tuple[Any, Any]:
+    """Mean and standard error over runs of measure(problem, instance, algorithm(problem, instance, key, *arguments))."""
+    problem, arguments = numbers_to_arrays((problem, arguments))
+    return _compiled(problem, sizes, samples, arguments, jax.random.split(key, runs), algorithm, measure)
+
+
 @eqx.filter_jit
-def _compiled(problem, sizes, samples, arguments, keys, algorithm):
+def _compiled(problem, sizes, samples, arguments, keys, algorithm, measure):
     def run(key):
         key_data, key_run = jax.random.split(key)
         instance = draw(problem, sizes, samples, key_data)
-        return observe(problem, instance, algorithm(problem, instance, key_run, *arguments))
+        return measure(problem, instance, algorithm(problem, instance, key_run, *arguments))
 
     # As many runs side by side as keep their data within about a gigabyte.
     together = max(1, int(2**27 // (samples * sum(sizes))))

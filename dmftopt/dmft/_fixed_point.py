@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import lineax
 import numpy as np
 import optimistix
 from jaxtyping import Array, Float
@@ -131,19 +132,27 @@ class FixedPoint(AbstractSolver):
 
         def iterate(scaled: Kernels, args):
             kernels = Kernels(scaled.correlation * scale, scaled.overlap * scale, scaled.response)
-            gradients, train_loss, train_error = _field(problem, inputs, kernels, points)
+            gradients, *losses = _field(problem, inputs, kernels, points)
             kernels, norm = _weights(problem, inputs, gradients)
-            new = Kernels(kernels.correlation / scale, kernels.overlap / scale, kernels.response)
-            return new, (kernels, norm, train_loss, train_error)
+            return Kernels(kernels.correlation / scale, kernels.overlap / scale, kernels.response), (kernels, norm, losses)
 
         nothing = jnp.zeros((steps, steps), inputs.drift.dtype)
         first, _ = _weights(problem, inputs, Gradients(nothing, nothing, nothing[0]))
         first = Kernels(first.correlation / scale, first.overlap / scale, first.response)
         iteration = optimistix.FixedPointIteration(rtol=self.tolerance, atol=self.tolerance, damp=self.damping)
+        # The map's Jacobian, (steps²)², is never built: nilpotent, causality again, it is easy on GMRES.
+        tolerance = jnp.asarray(self.tolerance, dtype=inputs.drift.dtype)
+        adjoint = optimistix.ImplicitAdjoint(lineax.GMRES(tolerance, tolerance))
         found = optimistix.fixed_point(
-            iterate, iteration, first, has_aux=True, max_steps=self.max_iterations, throw=False
+            lambda scaled, args: iterate(scaled, args)[0],
+            iteration,
+            first,
+            max_steps=self.max_iterations,
+            adjoint=adjoint,
+            throw=False,
         )
-        kernels, norm, train_loss, train_error = found.aux
+        # Once more, outside: what a fixed-point solve hands back on the side has no derivative.
+        _, (kernels, norm, (train_loss, train_error)) = iterate(found.value, None)
         observables = from_kernel(
             problem, kernels.correlation, kernels.overlap, norm, train_loss, train_error, problem.rho, kernels.response
         )

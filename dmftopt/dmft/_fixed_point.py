@@ -57,8 +57,8 @@ class Kernels(NamedTuple):
 
 
 class Gradients(NamedTuple):
-    """What the weights need of the field: C_g(k, j) = E[g_k g_j], R_g(k, j) = E[d g_k / d w_j] and R_g(k, *) = E[d g_k / d w_star],
-    of g_k = l(r_k, y) M_k."""
+    """What the weights need of the field, of g_k = l(r_k, y) M_k: C_g(k, j) = E[g_k g_j], R_g(k, j) = E[d g_k / d w_j] and
+    R_g(k, *) = E[d g_k / d w_star]."""
 
     correlation: Float[Array, "step step"]
     response: Float[Array, "step step"]

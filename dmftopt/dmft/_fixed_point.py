@@ -24,26 +24,26 @@ from ._step import DiscreteStep
 
 
 class Draws(eqx.Module):
-    """Plain pseudo-random numbers, one row per sample: uniforms of the teacher field and the label, a normal for each time of
-    the Gaussian field, standardized multipliers."""
+    """Plain pseudo-random numbers, samples last: uniforms of the teacher field and the label, a normal for each time of the
+    Gaussian field, standardized multipliers."""
 
     teacher: Float[Array, " sample"]
     label: Float[Array, " sample"]
-    normals: Float[Array, "sample time"]
-    multipliers: Float[Array, "sample step"]
+    normals: Float[Array, "time sample"]
+    multipliers: Float[Array, "step sample"]
 
     def half(self, which: int) -> "Draws":
-        return jax.tree.map(lambda a: jnp.split(a, 2)[which], self)
+        return jax.tree.map(lambda a: jnp.split(a, 2, axis=-1)[which], self)
 
     def coarsened(self, fine: TimeGrid, noise: AbstractNoise, rate: Float[Array, " step"]) -> "Draws":
         """Sums over pairs of steps, normalized. The normal of time 0 belongs to the initial student."""
 
         def pairs(values, squared):
-            w = jnp.sqrt(squared).reshape(-1, 2)
-            return jnp.sum(w * values.reshape(-1, *w.shape), axis=2) / jnp.sqrt(jnp.sum(w**2, axis=1))
+            w = jnp.sqrt(squared).reshape(-1, 2, 1)
+            return jnp.sum(w * values.reshape(*w.shape[:2], -1), axis=1) / jnp.sqrt(jnp.sum(w**2, axis=1))
 
         steps = jax.lax.stop_gradient(fine.step_sizes)
-        normals = jnp.concatenate([self.normals[:, :1], pairs(self.normals[:, 1:], steps)], axis=1)
+        normals = jnp.concatenate([self.normals[:1], pairs(self.normals[1:], steps)])
         return Draws(self.teacher, self.label, normals, pairs(self.multipliers, noise.coarsening(steps, rate)))
 
 
@@ -121,10 +121,10 @@ class FixedPoint(AbstractSolver):
             return jax.random.uniform(key, shape, dtype, minval=edge, maxval=1 - edge)
 
         teacher, label = uniforms(key_field, (2, samples))
-        normals = jax.random.normal(key_normals, (samples, grid.steps + 1), dtype)
+        normals = jax.random.normal(key_normals, (grid.steps + 1, samples), dtype)
         unrotated = jnp.eye(grid.steps, dtype=dtype)
         multipliers = noise.standardized(uniforms(key_multipliers, (grid.steps, samples)), unrotated, rate)
-        return Draws(teacher, label, normals, multipliers.T)
+        return Draws(teacher, label, normals, multipliers)
 
     def run(self, problem, noise, step, inputs, points):
         scale = problem.rho + problem.initial_overlap
@@ -161,73 +161,83 @@ class FixedPoint(AbstractSolver):
 
 def _field(problem: Problem, inputs: Inputs, kernels: Kernels, draws: Draws) -> tuple[Gradients, Array, Array | None]:
     """Averages over the samples of the field process, and train loss and error (time,)."""
-    task, delta, root = problem.task, problem.delta, jnp.sqrt(problem.rho)
-    drift = inputs.drift
-    steps = drift.shape[0]
+    task, root = problem.task, jnp.sqrt(problem.rho)
+    steps = inputs.drift.shape[0]
+    times = jnp.arange(steps + 1)
     alignment = kernels.overlap / root
     factor = _semidefinite_cholesky(kernels.correlation - jnp.outer(alignment, alignment), jnp.diagonal(kernels.correlation))
-    memory = jnp.pad(kernels.response, ((0, 0), (0, 1))) / delta
-    labelled = task.sample(draws.teacher, draws.label, root)
+    memory = jnp.pad(kernels.response, ((0, 0), (0, 1))) / problem.delta
+    # At the last time fields are read, but nothing is updated.
+    drift, noise = jnp.append(inputs.drift, 0.0), jnp.append(inputs.noise, 0.0)
 
-    def sample(xi, y, normals, multipliers):
-        M = jnp.append(drift + inputs.noise * multipliers, 0.0)
+    def batch(teacher, label, normals, multipliers):
+        xi, y = task.sample(teacher, label, root)
+        count = xi.shape[0]
 
-        def advance(g, x):
-            k, w, memory, M = x
+        def advance(past, x):
+            g, tangents = past
+            k, w, memory, drift, M = x
             r = w - memory @ g
-            return g.at[k].set(task.gradient(r, y) * M), r
+            # d r_k / d w_j = 1[k = j] - (1/delta) sum_i R(k, i) d g_i / d w_j
+            moved = jnp.where(times == k, 1.0, 0.0)[:, None] - jnp.tensordot(memory, tangents, 1)
+            l, slope, error = task.gradient(r, y), task.curvature(r, y), task.error(r, y)
+            # M_k does not depend on what came before k, so its mean can stand for it in every average with the past.
+            averages = (
+                drift * (g @ l) / count,
+                jnp.mean(l**2),
+                drift * (moved @ slope) / count,
+                drift * jnp.mean(l * xi) * root,
+                jnp.mean(task.loss(r, y)),
+                None if error is None else jnp.mean(error),
+            )
+            return (g.at[k].set(l * M), tangents.at[k].set(slope * M * moved)), averages
 
-        w = alignment * xi + factor @ normals
-        g, r = jax.lax.scan(advance, jnp.zeros(steps + 1, w.dtype), (jnp.arange(steps + 1), w, memory, M))
-        l, slope = task.gradient(r, y)[:-1], task.curvature(r, y)[:-1]
-        # d r_k / d w_j = 1[k = j] - sum_i memory(k, i) l'_i M_i d r_i / d w_j, all k and j at once.
-        identity = jnp.eye(steps, dtype=w.dtype)
-        implicit = identity + memory[:-1, :-1] * slope * M[:-1]
-        tangents = jax.scipy.linalg.solve_triangular(implicit, identity, lower=True, unit_diagonal=True)
-        # M_k does not depend on what came before k, so its mean can stand for it in every average with the past.
-        product = jnp.tril(jnp.outer(drift * l, g[:-1]), -1)
-        second = (drift**2 + inputs.noise**2) * l**2
-        error = task.error(r, y)
-        return (product, second, drift[:, None] * slope[:, None] * tangents, drift * l * root * xi, task.loss(r, y), error)
+        M = drift[:, None] + noise[:, None] * jnp.pad(multipliers, ((0, 1), (0, 0)))
+        w = alignment[:, None] * xi + factor @ normals
+        start = jnp.zeros((steps + 1, count), w.dtype), jnp.zeros((steps + 1, steps + 1, count), w.dtype)
+        return jax.lax.scan(advance, start, (times, w, memory, drift, M))[1]
 
-    # The (sample, step, step) arrays, a handful of them, stay below about 200 MB.
-    together = max(1, int(2e8 / (4 * drift.dtype.itemsize * steps**2)))
-    count = draws.teacher.shape[0]
-    batches = next(n for n in range(1, count + 1) if count % n == 0 and count // n <= together)
-    everything = jax.tree.map(lambda a: a.reshape(batches, -1, *a.shape[1:]), (*labelled, draws.normals, draws.multipliers))
-
-    def batch(x):
-        return jax.tree.map(lambda a: jnp.mean(a, axis=0), jax.vmap(sample)(*x))
-
-    means = jax.tree.map(lambda a: jnp.mean(a, axis=0), jax.lax.map(batch, everything))
+    # The tangents (time, time, sample) and a copy of them stay below about 200 MB.
+    samples = draws.teacher.shape[0]
+    together = max(1, int(1e8 / (drift.dtype.itemsize * (steps + 1) ** 2)))
+    batches = next(n for n in range(1, samples + 1) if samples % n == 0 and samples // n <= together)
+    split = jax.tree.map(lambda a: jnp.moveaxis(a.reshape(*a.shape[:-1], batches, -1), -2, 0), draws)
+    means = jax.lax.map(lambda d: batch(d.teacher, d.label, d.normals, d.multipliers), split)
+    means = jax.tree.map(lambda a: jnp.mean(a, axis=0), means)
     product, second, response, with_teacher, train_loss, train_error = means
+    product, second, response = product[:-1, :-1], (drift**2 + noise**2) * second, response[:-1, :-1]
     # E[g_k w_star] = rho R_g(k, *) + sum_j R_g(k, j) E[w_j w_star], which needs no derivative of the label law.
-    teacher = (with_teacher - response @ kernels.overlap[:-1]) / problem.rho
-    return Gradients(product + product.T + jnp.diag(second), response, teacher), train_loss, train_error
+    toward = (with_teacher[:-1] - response @ kernels.overlap[:-1]) / problem.rho
+    return Gradients(product + product.T + jnp.diag(second[:-1]), response, toward), train_loss, train_error
 
 
 def _weights(problem: Problem, inputs: Inputs, gradients: Gradients) -> tuple[Kernels, Float[Array, " time"]]:
     """The law of the weights, linear in theta_0, theta_star and u in each eigenvalue group, and E[theta²]."""
     features = problem.features
     steps = inputs.drift.shape[0]
-    free = jnp.eye(steps + 1, dtype=inputs.drift.dtype) - jnp.diag(1 - inputs.ridge, -1)
+    pull = jnp.pad(gradients.response, ((0, 0), (0, 1)))
 
     def group(eigenvalue, teacher_scale, student_scale):
-        # system @ theta = theta_0 at time 0, and what is added in the update that makes theta_{j+1} at j + 1.
-        system = free.at[1:, :-1].add(eigenvalue * gradients.response)
-        identity = jnp.eye(steps + 1, dtype=free.dtype)
-        propagator = jax.scipy.linalg.solve_triangular(system, identity, lower=True, unit_diagonal=True)
-        start, response = propagator[:, 0], propagator[:, 1:]
+        # Row k: theta_k in terms of theta_0 and of what is added in the update that makes theta_1, theta_2, ...
+        # (A batched triangular solve would do it, but two at once deadlock on two CPU threads, in jaxlib 0.10.)
+        def advance(rows, x):
+            k, ridge, pull = x
+            new = (1 - ridge) * rows[k] - eigenvalue * pull @ rows
+            return rows.at[k + 1].set(new.at[k + 1].set(1.0)), None
+
+        start = jnp.zeros((steps + 1, steps + 1), pull.dtype).at[0, 0].set(1.0)
+        propagator, _ = jax.lax.scan(advance, start, (jnp.arange(steps), inputs.ridge, pull))
+        free, response = propagator[:, 0], propagator[:, 1:]
         toward = -eigenvalue * response @ gradients.teacher
         correlation = (
-            student_scale**2 * jnp.outer(start, start)
+            student_scale**2 * jnp.outer(free, free)
             + teacher_scale**2 * jnp.outer(toward, toward)
             + eigenvalue / problem.delta * response @ gradients.correlation @ response.T
         )
         return correlation, teacher_scale**2 * toward, response
 
     scales = (
-        jnp.broadcast_to(jnp.asarray(s, dtype=free.dtype), (features.groups,))
+        jnp.broadcast_to(jnp.asarray(s, dtype=pull.dtype), (features.groups,))
         for s in (problem.teacher_scale, problem.student_scale)
     )
     correlation, overlap, response = jax.vmap(group)(features.eigenvalues, *scales)

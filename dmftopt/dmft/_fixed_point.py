@@ -84,6 +84,9 @@ class FixedPoint(AbstractSolver):
     O(samples * steps³) per iteration. Everything is causal, so iteration n makes the first n steps exact, and undamped the
     fixed point is reached after at most `steps` iterations; damping only slows it down.
 
+    Derivatives are those of the fixed point, by the implicit function theorem, for small problems: the reverse mode keeps
+    O(samples * steps³).
+
     For smooth losses only: a tangent does not see a kink of the loss (hinge), and the response and all that follows from it
     are then wrong. The causal scheme has no such limit.
 
@@ -141,8 +144,7 @@ class FixedPoint(AbstractSolver):
         first = Kernels(first.correlation / scale, first.overlap / scale, first.response)
         iteration = optimistix.FixedPointIteration(rtol=self.tolerance, atol=self.tolerance, damp=self.damping)
         # The map's Jacobian, (steps²)², is never built: nilpotent, causality again, it is easy on GMRES.
-        tolerance = jnp.asarray(self.tolerance, dtype=inputs.drift.dtype)
-        adjoint = optimistix.ImplicitAdjoint(lineax.GMRES(tolerance, tolerance))
+        adjoint = optimistix.ImplicitAdjoint(lineax.GMRES(self.tolerance, self.tolerance))
         found = optimistix.fixed_point(
             lambda scaled, args: iterate(scaled, args)[0],
             iteration,

@@ -9,8 +9,11 @@ from typing import Any
 
 def write_json(path: Path, result: Any) -> None:
     """Write through a temporary file in the same folder; NaN and infinity are refused."""
-    text = json.dumps(result, indent=1, allow_nan=False)
-    _replace(path, lambda temporary: Path(temporary).write_text(text + "\n"))
+    write_text(path, json.dumps(result, indent=1, allow_nan=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    _replace(path, lambda temporary: Path(temporary).write_text(text))
 
 
 def write_figure(path: Path, figure: Any) -> None:

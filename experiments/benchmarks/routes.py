@@ -1,0 +1,163 @@
+"""Independent routes to the same numbers: the largest disagreement of every observable, in standard errors and in percent.
+
+Each row is a pair of routes that share nothing but the problem, the protocol and the times. The standard errors are those of both
+routes combined (ordinary differential equations have none); percent is of the observable's largest value along the run. The
+largest of some hundred correlated entries is 2 to 3.5 standard errors by chance. Writes results/benchmarks/routes.{json,md}.
+"""
+
+import dataclasses
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+from tqdm.auto import tqdm
+
+import dmftopt
+from dmftopt import limits, noise, simulate
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+import _common
+
+jax.config.update("jax_enable_x64", True)
+
+OBSERVABLES = (
+    "student_overlap",
+    "teacher_overlap",
+    "correlation",
+    "norm",
+    "test_risk",
+    "train_loss",
+    "test_error",
+    "train_error",
+    "response",
+)
+HORIZON = 4.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """Compare independent routes."""
+
+    steps: int = 40
+    samples: int = 16384
+    replicates: int = 8
+    dimension: int = 1000
+    runs: int = 128
+    smoke: bool = False
+    out: Path = Path("results/benchmarks")
+
+
+def problem(task, delta: float = 2.0) -> dmftopt.Problem:
+    features = dmftopt.features.spectrum([4.0, 1.0, 0.5, 0.25], [0.1, 0.3, 0.3, 0.3])
+    return dmftopt.Problem(task, features, delta, jnp.array([0.5, 1.0, 1.5, 1.0]), 0.5**0.5)
+
+
+def protocol(rate: float) -> dmftopt.Protocol:
+    schedules = dmftopt.schedules
+    return dmftopt.Protocol(
+        schedules.cosine(rate, HORIZON, 0.1), schedules.PiecewiseLinear((0.0, HORIZON), jnp.array([1.0, 3.0])), 0.1
+    )
+
+
+def pairs(settings: Settings) -> dict[str, Callable]:
+    sign, squares = dmftopt.tasks.Logistic("sign"), dmftopt.tasks.LeastSquares(0.3)
+    grid = dmftopt.TimeGrid.geometric(HORIZON, settings.steps, ratio=10.0)
+    coarse = dmftopt.TimeGrid.uniform(HORIZON, max(2, settings.steps // 4))
+    size = {"samples": settings.samples, "replicates": settings.replicates}
+
+    def solve(p, rate, at=grid, seed=0, **options):
+        options = {"richardson": not options.get("step"), **size, **options}
+        return dmftopt.solve(p, protocol(rate), at, key=jax.random.key(seed), **options)
+
+    def sgd(p, rate, dimension=settings.dimension, runs=settings.runs):
+        size = {"dimension": dimension, "runs": runs, "key": jax.random.key(1)}
+        return simulate.sgd(p, protocol(rate), horizon=HORIZON, records=grid.times[::2], **size)
+
+    def fixed_point(p, rate, law):
+        plain = {"step": dmftopt.DiscreteStep(), "noise": law}
+        other = solve(p, rate, coarse, seed=2, solver=dmftopt.FixedPoint(), **plain)
+        return solve(p, rate, coarse, **plain), other
+
+    seen_once = problem(sign, 1e7)
+    small = problem(squares, 500.0)
+    return {
+        "solver (Poisson) / SGD, sign labels": lambda: (solve(problem(sign), 2.0), sgd(problem(sign), 2.0)),
+        "solver (Poisson) / SGD, least squares": lambda: (solve(problem(squares), 0.8), sgd(problem(squares), 0.8)),
+        "Volterra / SGD, least squares": lambda: (
+            limits.least_squares(problem(squares), protocol(0.8), grid), sgd(problem(squares), 0.8)
+        ),
+        "solver (Poisson) / Volterra, least squares": lambda: (
+            solve(problem(squares), 0.8), limits.least_squares(problem(squares), protocol(0.8), grid)
+        ),
+        "solver (Brownian) / Volterra, delta = 1/2": lambda: (
+            solve(problem(squares, 0.5), 0.4, noise=noise.Brownian()),
+            limits.least_squares(problem(squares, 0.5), protocol(0.4), grid),
+        ),
+        "solver (none) / Volterra, least squares": lambda: (
+            solve(problem(squares), 0.8, noise=noise.NoNoise()),
+            limits.least_squares(problem(squares), protocol(0.8), grid, noise=noise.NoNoise()),
+        ),
+        "solver (Brownian) / online, sign labels": lambda: (
+            solve(seen_once, 2.0, noise=noise.Brownian()), limits.online(seen_once, protocol(2.0), grid)
+        ),
+        "solver (Brownian) / fixed point, sign labels": lambda: fixed_point(problem(sign), 2.0, noise.Brownian()),
+        "solver (Poisson) / fixed point, sign labels": lambda: fixed_point(problem(sign), 2.0, noise.Poisson()),
+        "finite d, online / SGD, d = 40, delta = 500": lambda: (
+            limits.online_least_squares(
+                small, dmftopt.Protocol(0.8, 1.0, 0.1), dimension=40, horizon=HORIZON, records=20
+            ),
+            simulate.sgd(
+                small, dmftopt.Protocol(0.8, 1.0, 0.1), horizon=HORIZON, dimension=40, runs=4 * settings.runs,
+                key=jax.random.key(1), records=20,
+            ),
+        ),
+    }  # fmt: skip
+
+
+def main(settings: Settings) -> None:
+    if settings.smoke:
+        out = settings.out / "smoke"
+        settings = dataclasses.replace(settings, steps=8, samples=256, replicates=2, dimension=40, runs=4, out=out)
+    rows: dict = {}
+    for name, pair in tqdm(pairs(settings).items(), desc="pairs"):
+        found = dmftopt.compare(*pair()).differences
+        rows[name] = {}
+        for observable, d in found.items():
+            size = float(jnp.max(jnp.abs(d.reference)))
+            known = np.asarray(d.standard_error) > 0
+            z = np.abs(np.asarray(d.z_score))[known]
+            largest = float(jnp.max(jnp.abs(d.difference)))
+            rows[name][observable] = {
+                "largest_z": float(np.max(z)) if z.size else None,
+                "rms_z": float(np.sqrt(np.mean(z**2))) if z.size else None,
+                "largest_relative_difference": largest / size if size else 0.0,
+            }
+    shown = {k: str(v) if isinstance(v, Path) else v for k, v in dataclasses.asdict(settings).items()}
+    _common.write_json(settings.out / "routes.json", {"settings": shown, "routes": rows})
+    table = markdown(rows)
+    _common.write_text(settings.out / "routes.md", table)
+    print(table)
+
+
+def markdown(rows: dict) -> str:
+    """Largest disagreement in standard errors (and in percent)."""
+
+    def cell(row):
+        if row is None:
+            return ""
+        percent = f"{100 * row['largest_relative_difference']:.2f}%"
+        return percent if row["largest_z"] is None else f"{row['largest_z']:.1f} ({percent})"
+
+    lines = ["| routes | " + " | ".join(name.replace("_", " ") for name in OBSERVABLES) + " |"]
+    lines.append("|" + "---|" * (len(OBSERVABLES) + 1))
+    for name, row in rows.items():
+        lines.append(f"| {name} | " + " | ".join(cell(row.get(o)) for o in OBSERVABLES) + " |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Settings))

@@ -56,6 +56,9 @@ def sgf(
 
     with one Brownian motion per training sample, by diffrax's Euler scheme (weak order 1) with `substeps` equal steps in each
     step of `grid`, observed at the grid's times. Returns means and standard errors over `runs`.
+
+    The scheme's own error is of first order: with learning rate times the largest eigenvalue well above 1, 8 substeps of a
+    coarse grid can be 4% off in the overlap. Double `substeps` and look.
     """
     check_instance("grid", grid, TimeGrid, "Build it with dmftopt.TimeGrid.uniform(horizon, steps).")
     check_count("substeps", substeps)

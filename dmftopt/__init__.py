@@ -12,6 +12,7 @@ from .dmft import RESULTS as RESULTS
 from .dmft import CausalInnovations as CausalInnovations
 from .dmft import DiscreteStep as DiscreteStep
 from .dmft import ExponentialStep as ExponentialStep
+from .dmft import FixedPoint as FixedPoint
 from .dmft import Solution as Solution
 from .dmft import SolveError as SolveError
 from .dmft import solve as solve

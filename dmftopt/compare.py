@@ -58,8 +58,9 @@ def compare(first: AbstractResult, second: AbstractResult) -> Comparison:
     """Compare two results (a solution and a simulation, two solvers, ...) at the second one's times.
 
     `first` is interpolated linearly between its times (and held beyond its last by at most 0.1%, the rounding to SGD steps);
-    give both the same times where that matters. Standard errors add in squares; a route without replicates counts as exact.
-    Raises ValueError when the second reaches beyond the first's times.
+    give both the same times where that matters. The response, whose second axis counts steps, cannot be interpolated: it is
+    compared only where both have it, at the same times. Standard errors add in squares; a route without replicates counts as
+    exact. Raises ValueError when the second reaches beyond the first's times.
     """
     check_instance("first", first, AbstractResult, "Pass a Solution or a Simulation.")
     check_instance("second", second, AbstractResult, "Pass a Solution or a Simulation.")
@@ -68,8 +69,13 @@ def compare(first: AbstractResult, second: AbstractResult) -> Comparison:
             f"second runs to t = {float(second.times[-1])}, first to {float(first.times[-1])}. Solve to the same horizon."
         )
     left, weight = _brackets(first.times, second.times)
+    same = first.times.shape == second.times.shape and bool(
+        jnp.all(jnp.abs(first.times - second.times) <= 1e-6 * second.times[-1])
+    )
 
     def at(values, name):
+        if name == "response":
+            return values
         if name == "correlation":
             values = _mix(jnp.swapaxes(_mix(values, left, weight), 0, 1), left, weight)
             return jnp.swapaxes(values, 0, 1)
@@ -81,7 +87,7 @@ def compare(first: AbstractResult, second: AbstractResult) -> Comparison:
     differences = {}
     for name in type(first.observables).__dataclass_fields__:
         a, b = getattr(first.observables, name), getattr(second.observables, name)
-        if a is None or b is None:
+        if a is None or b is None or (name == "response" and not same):
             continue
         squares = at(error(first, name, a), name) ** 2 + error(second, name, b) ** 2
         differences[name] = Difference(at(a, name) - b, jnp.sqrt(squares), b)

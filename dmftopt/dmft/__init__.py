@@ -1,6 +1,7 @@
 """The solver: `solve` and what goes into and comes out of it."""
 
 from ._causal import CausalInnovations as CausalInnovations
+from ._fixed_point import FixedPoint as FixedPoint
 from ._solution import RESULTS as RESULTS
 from ._solution import Solution as Solution
 from ._solution import SolveError as SolveError

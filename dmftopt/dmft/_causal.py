@@ -107,10 +107,28 @@ def _response(features, reached: Float[Array, "time group time"], added: Float[A
     steps = added.shape[1]
     noisy = jnp.all(jnp.diagonal(added, axis1=1, axis2=2) != 0, axis=0)
     added = jnp.where(noisy[:, None] & noisy[None, :], added, jnp.eye(steps, dtype=added.dtype))
-    per_group = jax.vmap(lambda u, v: jax.scipy.linalg.solve_triangular(u, v.T, trans=1, lower=True).T)(added, reached)
+    per_group = jax.vmap(_divided)(reached, added)
     response = jnp.tensordot(features.weights * features.eigenvalues, per_group, 1)
     before = jax.lax.cummax(jnp.where(noisy, jnp.arange(steps), jnp.argmax(noisy)))
     return jnp.tril(response[:, before], -1)
+
+
+def _divided(numerator: Float[Array, "row n"], lower: Float[Array, "n n"]) -> Float[Array, "row n"]:
+    """numerator @ inverse(lower). By hand: batched triangular solves of LAPACK, two at once, can hang jaxlib's CPU threads."""
+
+    def substituted(matrix, b, upper):
+        def row(k, x):
+            k = matrix.shape[0] - 1 - k if upper else k
+            return x.at[k].set((b[k] - matrix[k] @ x) / matrix[k, k])
+
+        return jax.lax.fori_loop(0, matrix.shape[0], row, jnp.zeros_like(b))
+
+    return jax.lax.custom_linear_solve(
+        lambda x: lower.T @ x,
+        numerator.T,
+        lambda _, b: substituted(lower.T, b, True),
+        lambda _, b: substituted(lower, b, False),
+    ).T
 
 
 class _Step:

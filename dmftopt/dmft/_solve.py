@@ -144,7 +144,8 @@ def _replicate(problem, noise, step, solver, grids, values, key, samples, estima
             inputs = Inputs(drift, deviation, drift * value.ridge, ratio, noise.skewness(rate))
             levels.append(solver.run(problem, noise, step, inputs, select(p)))
         observables, converged = zip(*levels, strict=True)
-        return (observables[0] if len(levels) == 1 else _richardson(*observables, step.order)), jnp.all(jnp.stack(converged))
+        result = observables[0] if len(levels) == 1 else _richardson(observables[0], observables[1], step.order)
+        return result, jnp.all(jnp.stack(converged))
 
     full, converged = extrapolated(lambda p: p)
     if not estimate_bias:

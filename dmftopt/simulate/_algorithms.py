@@ -11,8 +11,10 @@ from ..protocol import Protocol
 from ._data import Instance
 
 
-def step_through(problem: Problem, instance: Instance, key: Array, protocol: Protocol, at: Array) -> Float[Array, "time d"]:
-    """SGD, observed after `at` steps."""
+def step_through(
+    problem: Problem, instance: Instance, key: Array, protocol: Protocol, at: Array, kick: tuple[Array, Array] | None = None
+) -> Float[Array, "time d"]:
+    """SGD, observed after `at` steps. `kick`: after how many steps (from 1) what is added to the weights."""
     samples, dimension = instance.features.shape
     task = problem.task
 
@@ -32,7 +34,8 @@ def step_through(problem: Problem, instance: Instance, key: Array, protocol: Pro
 
         # The same number of draws in every run, so that runs stay batched; the last may count for nothing.
         gradient = jax.lax.fori_loop(0, jnp.ceil(batch_size).astype(int), add, jnp.zeros_like(theta))
-        return theta - learning_rate * (gradient / batch_size + ridge / dimension * theta)
+        theta = theta - learning_rate * (gradient / batch_size + ridge / dimension * theta)
+        return theta if kick is None else theta + jnp.where(s + 1 == kick[0], kick[1], 0.0)
 
     def record(theta, span):
         theta = jax.lax.fori_loop(span[0], span[1], step, theta)

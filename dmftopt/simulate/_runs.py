@@ -36,9 +36,7 @@ def sgd(
     errors over `runs`, observed at `records` + 1 equally spaced times, or at the increasing times `records` (from 0 to
     `horizon`, for example `grid.times`), each rounded to a step.
     """
-    sizes, samples = _check(problem, protocol, dimension, runs, key)
-    at = record_steps(records, horizon, dimension)
-    _check_protocol(protocol, np.arange(at[-1]) / dimension)
+    sizes, samples, at = recorded(problem, protocol, horizon, dimension, runs, key, records)
     return _runs(problem, sizes, samples, runs, key, jnp.asarray(at / dimension), (protocol, jnp.asarray(at)), step_through)
 
 
@@ -94,9 +92,16 @@ def gradient_descent(
     return _runs(problem, sizes, samples, runs, key, grid.times, (protocol, grid.times, fraction), descend)
 
 
+def recorded(problem, protocol, horizon, dimension, runs, key, records) -> tuple[tuple[int, ...], int, np.ndarray]:
+    """Checked arguments of SGD: group sizes, training samples, and after how many steps to observe."""
+    sizes, samples = _check(problem, protocol, dimension, runs, key)
+    at = record_steps(records, horizon, dimension)
+    _check_protocol(protocol, np.arange(at[-1]) / dimension)
+    return sizes, samples, at
+
+
 def _runs(problem, sizes, samples, runs, key, times, arguments: Any, algorithm: Callable) -> Simulation:
-    problem, arguments = numbers_to_arrays((problem, arguments))
-    mean, error = _compiled(problem, sizes, samples, arguments, jax.random.split(key, runs), algorithm)
+    mean, error = over_runs(problem, sizes, samples, runs, key, arguments, algorithm, observe)
     for name in ("test_risk", "train_loss", "student_overlap"):
         value = getattr(mean, name)
         if is_concrete(value) and not bool(jnp.all(jnp.isfinite(value))):
@@ -104,12 +109,18 @@ def _runs(problem, sizes, samples, runs, key, times, arguments: Any, algorithm: 
     return Simulation(times, mean, error, sum(sizes), runs)
 
 
+def over_runs(problem, sizes, samples, runs, key, arguments: Any, algorithm: Callable, measure: Callable) -> tuple[Any, Any]:
+    """Mean and standard error over runs of measure(problem, instance, algorithm(problem, instance, key, *arguments))."""
+    problem, arguments = numbers_to_arrays((problem, arguments))
+    return _compiled(problem, sizes, samples, arguments, jax.random.split(key, runs), algorithm, measure)
+
+
 @eqx.filter_jit
-def _compiled(problem, sizes, samples, arguments, keys, algorithm):
+def _compiled(problem, sizes, samples, arguments, keys, algorithm, measure):
     def run(key):
         key_data, key_run = jax.random.split(key)
         instance = draw(problem, sizes, samples, key_data)
-        return observe(problem, instance, algorithm(problem, instance, key_run, *arguments))
+        return measure(problem, instance, algorithm(problem, instance, key_run, *arguments))
 
     # As many runs side by side as keep their data within about a gigabyte.
     together = max(1, int(2**27 // (samples * sum(sizes))))

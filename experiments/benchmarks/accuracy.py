@@ -270,7 +270,7 @@ def gradient(settings: Settings, ladder) -> dict:
     steps, samples, replicates = settings.reference
     # No extrapolation here: the reference has the steps of its fine level.
     reference = measure(solver_gradient(name, 2 * steps, samples // 2, noise), replicates, offset=0).mean(axis=0)
-    size = np.linalg.norm(reference)
+    size = float(np.linalg.norm(reference))
     sim = simulated(simulation_gradient, name, reference, settings.dimensions[:-1], settings.runs // 4)
     rows = solved(lambda k, n: solver_gradient(name, k, n, noise), reference, ladder, max(2, settings.keys // 2))
     found: dict = {"reference": reference, "solver": rows, "ratios": {}}

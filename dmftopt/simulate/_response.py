@@ -1,0 +1,71 @@
+"""Response of finite-size SGD to a kick of the weights."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from .._checks import check_real
+from ..problem import Problem
+from ..protocol import Protocol
+from ._algorithms import step_through
+from ._runs import over_runs, recorded
+
+
+class Response(NamedTuple):
+    """Mean and standard error over runs at `times` (None for a single run)."""
+
+    times: Float[Array, " time"]
+    response: Float[Array, " time"]
+    standard_error: Float[Array, " time"] | None
+
+
+def response(
+    problem: Problem,
+    protocol: Protocol,
+    *,
+    horizon: float,
+    dimension: int,
+    runs: int,
+    key: Array,
+    kick_time: float,
+    records: Any = 40,
+    size: float = 0.2,
+) -> Response:
+    """Response of SGD (as in `sgd`) to a kick of theta after the SGD step nearest `kick_time`:
+
+        R(t) = (mean of lambda) v·Lambda·(theta+(t) - theta-(t)) / (2 size v·Lambda·v) ,
+
+    theta± kicked by ±size * v, v with standard normal entries, on the same data and batches. 0 before the kick, 1 at it (for
+    features of mean eigenvalue 1). Compare it with column j of `Solution.response`, t_{j+1} = `kick_time`.
+
+    Kicks are finite, so that kinks of the loss count (a tangent would miss them); only kinks make them noisy, errors growing
+    like 1 / sqrt(size). The two signs cancel what is of first order in `size`; what is left is about 0.015 size² for the
+    logistic loss and 0.05 size² for a hinge (sign labels, delta = 2, learning rate 1.5): 0.0006 and 0.002 as it stands.
+    `records` as in `sgd`.
+    """
+    check_real("kick_time", kick_time, minimum=0.0, cure="It is SGD steps / dimension.")
+    check_real("size", size, minimum=0.0, exclusive=True, cure="It is the standard deviation of the kick's entries.")
+    sizes, samples, at = recorded(problem, protocol, horizon, dimension, runs, key, records)
+    kicked = round(float(kick_time) * dimension)
+    if not 1 <= kicked <= at[-1]:
+        raise ValueError(f"kick_time must lie between the first SGD step, {1 / dimension:.3g}, and the horizon, got {kick_time}.")
+
+    arguments = (protocol, jnp.asarray(at), jnp.asarray(kicked), float(size))
+    mean, error = over_runs(problem, sizes, samples, runs, key, arguments, _kicked, _along)
+    return Response(jnp.asarray(at / dimension), mean, error)
+
+
+def _kicked(problem, instance, key, protocol, at, kicked, size):
+    """The kick's direction and the central difference along it of the paths of weights, (time, d)."""
+    key_run, key_kick = jax.random.split(key)
+    v = jax.random.normal(key_kick, instance.student.shape)
+    plus, minus = (step_through(problem, instance, key_run, protocol, at, (kicked, kick)) for kick in (size * v, -size * v))
+    return v, (plus - minus) / (2 * size)
+
+
+def _along(problem, instance, change):
+    v, difference = change
+    weighted = instance.eigenvalues * v
+    return difference @ weighted / (weighted @ v) * jnp.mean(instance.eigenvalues)

@@ -142,7 +142,7 @@ def test_sweep_over_devices():
 MESHES = {
     "unknown axis": (lambda: solve(mesh(data=2)), ValueError, 'mesh must have axes named "samples" or "replicates"'),
     "not a mesh": (lambda: solve(jax.devices()), TypeError, "mesh must be a Mesh"),
-    "three for the samples": (lambda: solve(mesh(samples=3)), ValueError, "power of two and at most samples / 2 = 256, got 3"),
+    "three for the samples": (lambda: solve(mesh(samples=3)), ValueError, "power of two that divides samples / 2 = 256, got 3"),
     "replicates do not divide": (
         lambda: solve(mesh(replicates=2), replicates=3),
         ValueError,

@@ -24,9 +24,9 @@ def check_mesh(mesh: Any, samples: int, replicates: int) -> Mesh | None:
             'Build it with jax.make_mesh((devices,), ("samples",)).'
         )
     over_samples, over_replicates = axis_size(mesh, SAMPLES), axis_size(mesh, REPLICATES)
-    if over_samples & (over_samples - 1) or 2 * over_samples > samples:
+    if over_samples & (over_samples - 1) or samples % (2 * over_samples):
         raise ValueError(
-            f'mesh: the size of "samples" must be a power of two and at most samples / 2 = {samples // 2}, got {over_samples}. '
+            f'mesh: the size of "samples" must be a power of two that divides samples / 2 = {samples // 2}, got {over_samples}. '
             "Use a power of two of the devices, or put the others on replicates."
         )
     if replicates % over_replicates:

@@ -3,6 +3,7 @@ import os
 # Before JAX starts: four CPU devices, so that anything sharded is exercised.
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=4")
 
+import equinox as eqx
 import jax
 import pytest
 
@@ -13,3 +14,11 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 @pytest.fixture
 def key():
     return jax.random.key(20260)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _forget_compiled_programs():
+    """Hundreds of them in one process exhaust its memory maps, and LLVM aborts."""
+    yield
+    eqx.clear_caches()
+    jax.clear_caches()

@@ -8,7 +8,7 @@ demo: $(VENV)/.ready
 	$(BIN)/python experiments/01_digits.py
 
 test: $(VENV)/.ready
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2
 
 lint: $(VENV)/.ready
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/pyright

@@ -79,7 +79,7 @@ def test_optimizes_the_solver_past_every_constant(key):
     p = problem(dmftopt.tasks.LeastSquares(0.7))
 
     def risk(protocol, key):
-        s = dmftopt.solve(p, protocol, grid, noise=dmftopt.noise.Brownian(), samples=512, key=key, throw=False)
+        s = dmftopt.solve(p, protocol, grid, noise=dmftopt.noise.Brownian(), samples=2048, key=key, throw=False)
         return s.test_risk[-1]
 
     start = dmftopt.Protocol(dmftopt.schedules.piecewise_linear(4.0, 5, 0.5, log=True))

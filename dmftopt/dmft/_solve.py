@@ -1,3 +1,5 @@
+import dataclasses
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -156,12 +158,15 @@ def _replicate(problem, noise, step, solver, grids, values, key, samples, estima
 
 def _richardson(coarse: Observables, fine: Observables, order: int) -> Observables:
     """(2^order fine - coarse) / (2^order - 1) at the coarse times: the error of order step^order cancels."""
-    at_coarse = fine.along_time(lambda a: a[::2])
-    if fine.response is not None:
-        # A kick at the end of a coarse step is one at the end of its second half.
-        at_coarse = eqx.tree_at(lambda o: o.response, at_coarse, fine.response[::2, 1::2])
     gain = 1 / (2**order - 1)
-    return jax.tree.map(lambda f, c: f + gain * (f - c), at_coarse, coarse)
+    at_coarse = dataclasses.replace(fine.along_time(lambda a: a[::2]), response=None)
+    result = jax.tree.map(lambda f, c: f + gain * (f - c), at_coarse, dataclasses.replace(coarse, response=None))
+    if fine.response is None or coarse.response is None:
+        return result
+    # A kick at the end of a coarse step is one at the end of its second half. What follows a kick is of first order: the step
+    # extrapolates across it.
+    response = 2 * fine.response[::2, 1::2] - coarse.response
+    return dataclasses.replace(result, response=response)
 
 
 def _read(protocol: Protocol, grid: TimeGrid, step: AbstractStep, noise: AbstractNoise) -> _Values:

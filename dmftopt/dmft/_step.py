@@ -48,7 +48,7 @@ class ExponentialStep(AbstractStep):
     exactly, the rest extrapolated from this step and the last, and so are E[l'] and the noise power E[l²] to the middle of
     the step, where the protocol is read. Exact for one linear mode with noise (Ornstein-Uhlenbeck) in the online limit. The
     first step knows no past and is of first order (which costs an error of order step² once): start with small steps where
-    the start matters.
+    the start matters. Two-time responses are of first order: the step extrapolates across the kick.
 
     On a finite training set the sample curvature exceeds the population's, up to (1 + 1/sqrt(delta))² times on isotropic
     features, and what is left to the rest may be stiff too. So as its step passes 1 extrapolation fades (of fourth order in the

@@ -128,7 +128,7 @@ def check_kicks(p, protocol, solution, steps):
 def test_kinked_loss():
     """The causal scheme takes no derivative of the gradient. The published route does, misses the kink, and gets it wrong."""
     p = problem(Hinge())
-    solution = dmftopt.solve(p, CONSTANT, FINE, samples=16384, replicates=4, richardson=True, key=jax.random.key(0))
+    solution = dmftopt.solve(p, CONSTANT, FINE, samples=16384, replicates=8, richardson=True, key=jax.random.key(0))
     simulation = dmftopt.simulate.sgd(
         p, CONSTANT, horizon=3.0, dimension=1000, runs=64, records=FINE.times, key=jax.random.key(1)
     )

@@ -100,8 +100,8 @@ def test_the_solver_is_least_squares():
 
 @pytest.mark.parametrize("task", [dmftopt.tasks.Logistic("logistic"), Hinge()], ids=["logistic", "hinge"])
 def test_the_solver_is_online_where_samples_abound(task):
-    """Gate as above; samples are seen at most once at delta = 1e6, so train losses are means over the solver's samples. Of those 4096 were too few for the
-    hinge: its finite-sample bias, of order steps / samples and in no standard error, was 1% of the overlap."""
+    """Gate as above; samples are seen at most once at delta = 1e6, so train losses are means over the solver's samples.
+    4096 of those were too few for the hinge: the finite-sample bias, in no standard error, was 1% of the overlap."""
     p = grouped(task, delta=1e6)
     solution = dmftopt.solve(
         p, DECAY, GRID, noise=dmftopt.noise.Brownian(), samples=16384, replicates=4, richardson=True, key=jax.random.key(0)
@@ -109,8 +109,8 @@ def test_the_solver_is_online_where_samples_abound(task):
     comparison = dmftopt.compare(solution, limits.online(p, DECAY, GRID))
     # A 0-1 error over quasi-random samples jumps; Richardson extrapolation adds to that.
     comparison.differences.pop("train_error", None)
-    # A kink has no curvature, so nothing of what follows a kick is stepped exactly, and the response is of first order: with hinge
-    # loss 9% and 4% off at 40 and 80 steps, and still 2.4% after extrapolation.
+    # A kinked loss has no curvature, so nothing of what follows a kick is stepped exactly, and the response is of first order:
+    # with the hinge 9% and 4% off at 40 and 80 steps, and still 2.4% after extrapolation.
     response = comparison.differences.pop("response")
     assert response.excess(4, 0.03 if isinstance(task, Hinge) else 0.005) <= 0, f"\n{comparison}"
     assert comparison.agrees(sigmas=4, relative=0.005), f"\n{comparison}"

@@ -6,10 +6,17 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ._checks import as_number, check_instance, check_real, check_shape
+from ._checks import as_number, check_instance, check_real, check_shape, is_concrete
 from .data import DataMap, describe
 from .features import Features
 from .tasks import AbstractTask, LeastSquares
+
+
+def check_problem(problem: Any) -> None:
+    """What every route asks of its problem at the front door."""
+    check_instance("problem", problem, Problem, "Build it with dmftopt.Problem(...).")
+    if is_concrete(problem.rho) and not problem.rho > 0:
+        raise ValueError("teacher_scale must be > 0 in some group: there is no teacher. Give it a positive scale.")
 
 
 class Problem(eqx.Module):

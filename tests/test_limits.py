@@ -92,10 +92,13 @@ def test_least_squares_is_sgd(delta):
 
 
 def test_the_solver_is_least_squares():
-    """Gate: 4 standard errors of 8 replicates plus 0.5%: what Richardson leaves of the time step, 4% on this grid without."""
+    """Gate: 4 standard errors of 8 replicates plus 0.5%, what Richardson leaves of the time step. The response's is larger: a
+    few steps after the kick, least squares at these rates is off by 6.3%, 2.1%, 0.7% of the response on 20, 40, 80 steps."""
     solution = dmftopt.solve(grouped(), DECAY, GRID, samples=4096, replicates=8, richardson=True, key=jax.random.key(0))
     comparison = dmftopt.compare(solution, limits.least_squares(grouped(), DECAY, GRID))
+    response = comparison.differences.pop("response")
     assert comparison.agrees(sigmas=4, relative=0.005), f"\n{comparison}"
+    assert response.excess(4, 0.025) <= 0
 
 
 @pytest.mark.parametrize("task", [dmftopt.tasks.Logistic("logistic"), Hinge()], ids=["logistic", "hinge"])

@@ -13,13 +13,13 @@ DROP = 1e-9
 
 
 def remove(
-    vector: Float[Array, " n"], family: Float[Array, "row n"], past: Float[Array, " row"], count, passes: int
+    vector: Float[Array, " n"], family: Float[Array, "row n"], past: Float[Array, " row"]
 ) -> tuple[Float[Array, " row"], Float[Array, " n"]]:
-    """Coefficients of `vector` on the rows of `family` where `past` is 1, in the inner product sum(u v) / `count`, and
-    what is left of the vector. The mask sits on the coefficients, so the history itself is never copied."""
+    """Coefficients of `vector` on the rows of `family` where `past` is 1, by two passes of Gram-Schmidt, and what is left of
+    the vector. The mask sits on the coefficients, so the history itself is never copied."""
     total = jnp.zeros_like(past)
-    for _ in range(passes):
-        coefficients = past * (family @ vector) / count
+    for _ in range(2):
+        coefficients = past * (family @ vector)
         total = total + coefficients
         vector = vector - coefficients @ family
     return total, vector

@@ -11,7 +11,7 @@ from .._checks import check_count, check_instance, check_key, check_real, is_con
 from ..grid import TimeGrid
 from ..noise import AbstractNoise, Bernoulli, NoNoise, Poisson
 from ..observables import Observables, mean_and_error
-from ..problem import Problem
+from ..problem import Problem, check_problem
 from ..protocol import Protocol
 from ._causal import CausalInnovations
 from ._mesh import REPLICATES, SAMPLES, axis_size, check_mesh, constrained, replicated
@@ -208,7 +208,7 @@ def _valid(problem: Problem, noise: AbstractNoise, grids: tuple[TimeGrid, ...], 
 
 
 def _check(problem, protocol, grid, noise, step, solver, samples, replicates, richardson, key) -> AbstractStep:
-    check_instance("problem", problem, Problem, "Build it with dmftopt.Problem(...).")
+    check_problem(problem)
     check_instance("protocol", protocol, Protocol, "Build it with dmftopt.Protocol(learning_rate=...).")
     check_instance("grid", grid, TimeGrid, "Build it with dmftopt.TimeGrid.uniform(horizon, steps).")
     check_instance("noise", noise, AbstractNoise, "Pass an instance, for example dmftopt.noise.Poisson().")
@@ -227,6 +227,4 @@ def _check(problem, protocol, grid, noise, step, solver, samples, replicates, ri
         raise ValueError("richardson extrapolates the time step away, but here the step is the algorithm. Drop richardson.")
     solver.check(samples, grid.steps * (2 if richardson else 1), noise)
     check_key(key)
-    if is_concrete(problem.rho) and not problem.rho > 0:
-        raise ValueError("teacher_scale must be > 0 in some group: there is no teacher. Give it a positive scale.")
     return step

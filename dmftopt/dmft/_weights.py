@@ -37,7 +37,7 @@ def read(
     # In coordinates times sqrt(weight) the inner product is the plain one.
     flat_phi = (phi * scale).reshape(phi.shape[0], -1)
     tilde = jnp.sqrt(features.eigenvalues)[:, None] * theta
-    coefficients, residual = remove((tilde * scale).ravel(), flat_phi, past, 1, passes=2)
+    coefficients, residual = remove((tilde * scale).ravel(), flat_phi, past)
     size2 = jnp.sum((tilde * scale) ** 2)
     direction, length = normalized(residual, jnp.sum(residual**2), size2)
     pairing = jnp.sum(features.weights[:, None] * tilde, axis=0)[FIRST_ZETA:]

@@ -18,11 +18,8 @@ from ._result import (
     Groups,
     Limit,
     blank_unless,
-    check_grid,
+    check_continuous,
     check_least_squares,
-    check_noise,
-    check_problem,
-    check_protocol,
     finish,
     in_domain,
     integrate,
@@ -59,11 +56,8 @@ def least_squares(
     Ali, Dobriban and Tibshirani, arXiv:2003.07802. Raises TypeError for other tasks or noise, ValueError for a schedule outside
     its domain, FloatingPointError where the result is not finite (inside jit: NaN).
     """
-    check_problem(problem, protocol)
+    check_continuous(problem, protocol, grid, noise)
     check_least_squares(problem, "least_squares")
-    check_grid(grid)
-    check_noise(noise)
-    check_protocol(protocol, grid.times, noise.deterministic)
     check_count("nodes", nodes, minimum=8)
     problem, protocol = numbers_to_arrays((problem, protocol))
     limit = _least_squares(problem, protocol, grid, noise.deterministic, nodes)

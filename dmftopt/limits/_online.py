@@ -15,10 +15,7 @@ from ._result import (
     Groups,
     Limit,
     blank_unless,
-    check_grid,
-    check_noise,
-    check_problem,
-    check_protocol,
+    check_continuous,
     finish,
     in_domain,
     integrate,
@@ -53,10 +50,7 @@ def online(
     arXiv:1906.08632. Raises TypeError for other noise, ValueError for a schedule outside its domain, FloatingPointError where
     the result is not finite (inside jit: NaN).
     """
-    check_problem(problem, protocol)
-    check_grid(grid)
-    check_noise(noise)
-    check_protocol(protocol, grid.times, noise.deterministic)
+    check_continuous(problem, protocol, grid, noise)
     if tolerance is None:
         tolerance = 1e-6 if grid.times.dtype == jnp.float64 else 1e-5
     problem, protocol = numbers_to_arrays((problem, protocol))

@@ -18,8 +18,8 @@ from ._result import (
     Groups,
     Limit,
     blank_unless,
+    check_inputs,
     check_least_squares,
-    check_problem,
     check_protocol,
     finish,
     in_domain,
@@ -48,7 +48,7 @@ def online_least_squares(problem: Problem, protocol: Protocol, *, dimension: int
     Raises TypeError for other tasks, ValueError for a batch size that is not a whole number and other input outside its
     domain, FloatingPointError where the result is not finite (inside jit: NaN).
     """
-    check_problem(problem, protocol)
+    check_inputs(problem, protocol)
     check_least_squares(problem, "online_least_squares")
     check_count("dimension", dimension)
     at = record_steps(records, horizon, dimension)

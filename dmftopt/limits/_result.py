@@ -11,7 +11,7 @@ from .._checks import check_instance, check_real, is_concrete
 from ..grid import TimeGrid
 from ..noise import AbstractNoise, Brownian, NoNoise, Poisson
 from ..observables import AbstractResult, Observables
-from ..problem import Problem
+from ..problem import Problem, check_problem
 from ..protocol import Protocol
 from ..tasks import LeastSquares
 
@@ -26,19 +26,17 @@ class Limit(AbstractResult):
     replicated: Observables | None = None
 
 
-def check_problem(problem: Any, protocol: Any) -> None:
-    check_instance("problem", problem, Problem, "Build it with dmftopt.Problem(...).")
+def check_inputs(problem: Any, protocol: Any) -> None:
+    check_problem(problem)
     check_instance("protocol", protocol, Protocol, "Build it with dmftopt.Protocol(learning_rate=...).")
-    check_teacher(problem)
 
 
-def check_teacher(problem: Problem) -> None:
-    if is_concrete(problem.rho) and not problem.rho > 0:
-        raise ValueError("teacher_scale must be > 0 in some group: there is no teacher. Give it a positive scale.")
-
-
-def check_grid(grid: Any) -> None:
+def check_continuous(problem: Any, protocol: Any, grid: Any, noise: Any) -> None:
+    """The arguments of a limit in continuous time."""
+    check_inputs(problem, protocol)
     check_instance("grid", grid, TimeGrid, "Build it with dmftopt.TimeGrid.uniform(horizon, steps).")
+    check_noise(noise)
+    check_protocol(protocol, grid.times, noise.deterministic)
 
 
 def check_least_squares(problem: Problem, limit: str) -> None:

@@ -9,12 +9,12 @@ import optimistix
 from jax.scipy.special import ndtr
 from jaxtyping import Array
 
-from .._checks import check_instance, check_real, check_shape, numbers_to_arrays
+from .._checks import check_real, check_shape, numbers_to_arrays
 from ..observables import from_kernel
-from ..problem import Problem
+from ..problem import Problem, check_problem
 from ..quadrature import gaussian_nodes, safe_sqrt
 from ..tasks import LeastSquares, Logistic
-from ._result import Groups, Limit, blank_unless, check_teacher, finish, positive_or_one
+from ._result import Groups, Limit, blank_unless, finish, positive_or_one
 from ._spectral import ridge_shrinkage
 
 
@@ -36,10 +36,9 @@ def stationary(problem: Problem, ridge: float | Array) -> Limit:
     and Hassibi, arXiv:1906.03761. Raises ValueError unless ridge > 0 (without it there may be no minimizer, or many), TypeError
     for a task other than LeastSquares and Logistic, FloatingPointError where the equations are not solved (inside jit: NaN).
     """
-    check_instance("problem", problem, Problem, "Build it with dmftopt.Problem(...).")
+    check_problem(problem)
     if not isinstance(problem.task, (LeastSquares, Logistic)):
         raise TypeError(f"problem.task must be LeastSquares or Logistic here, got {type(problem.task).__name__}. Use solve.")
-    check_teacher(problem)
     check_real("ridge", ridge, minimum=0.0, exclusive=True, cure="Without a ridge the minimizer may not exist or be unique.")
     check_shape("ridge", ridge, ((),), "Use jax.vmap for a sweep.")
     limit = _stationary(*numbers_to_arrays((problem, ridge)))

@@ -215,6 +215,17 @@ def fastest(rows: list[dict], column, target: float) -> dict | None:
     return min(good, key=lambda r: r["seconds"]) if good else None
 
 
+def ratio(cost: float, dimension: int, runs: float, best: dict | None) -> dict:
+    return {
+        "simulation_seconds": cost,
+        "dimension": dimension,
+        "runs": runs,
+        "solver_seconds": best and best["seconds"],
+        "steps_samples": best and (best["steps"], best["samples"]),
+        "ratio": best and cost / best["seconds"],
+    }
+
+
 def main(settings: Settings) -> None:
     ladder, fixed = LADDER, ((20, 4096), (40, 4096))
     if settings.smoke:
@@ -255,12 +266,7 @@ def task(name: str, settings: Settings, ladder, targets) -> dict:
         for target in targets:
             cost, d, runs = cheapest(sim, sim["bias"][i] ** 2, sim["variance"][:, i], target)
             best = fastest(rows, lambda rms, i=i: rms[i], target)
-            found["ratios"][f"{observable}, {target:g}"] = {
-                "simulation_seconds": cost, "dimension": d, "runs": runs,
-                "solver_seconds": best and best["seconds"],
-                "steps_samples": best and (best["steps"], best["samples"]),
-                "ratio": best and cost / best["seconds"],
-            }  # fmt: skip
+            found["ratios"][f"{observable}, {target:g}"] = ratio(cost, d, runs, best)
     return found
 
 
@@ -278,12 +284,7 @@ def gradient(settings: Settings, ladder) -> dict:
         bias2, variance = np.sum(sim["bias"] ** 2), sim["variance"].sum(axis=1)
         cost, d, runs = cheapest(sim, bias2, variance, target * size)
         best = fastest(rows, lambda rms: np.linalg.norm(rms), target * size)
-        found["ratios"][f"relative {target:g}"] = {
-            "simulation_seconds": cost, "dimension": d, "runs": runs,
-            "solver_seconds": best and best["seconds"],
-            "steps_samples": best and (best["steps"], best["samples"]),
-            "ratio": best and cost / best["seconds"],
-        }  # fmt: skip
+        found["ratios"][f"relative {target:g}"] = ratio(cost, d, runs, best)
     return found
 
 

@@ -6,6 +6,7 @@ largest of some hundred correlated entries is 2 to 3.5 standard errors by chance
 """
 
 import dataclasses
+import functools
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -84,15 +85,14 @@ def pairs(settings: Settings) -> dict[str, Callable]:
 
     seen_once = problem(sign, 1e7)
     small = problem(squares, 500.0)
+    squares_solved = functools.cache(lambda: solve(problem(squares), 0.8))
+    squares_trained = functools.cache(lambda: sgd(problem(squares), 0.8))
+    squares_exact = functools.cache(lambda: limits.least_squares(problem(squares), protocol(0.8), grid))
     return {
         "solver (Poisson) / SGD, sign labels": lambda: (solve(problem(sign), 2.0), sgd(problem(sign), 2.0)),
-        "solver (Poisson) / SGD, least squares": lambda: (solve(problem(squares), 0.8), sgd(problem(squares), 0.8)),
-        "Volterra / SGD, least squares": lambda: (
-            limits.least_squares(problem(squares), protocol(0.8), grid), sgd(problem(squares), 0.8)
-        ),
-        "solver (Poisson) / Volterra, least squares": lambda: (
-            solve(problem(squares), 0.8), limits.least_squares(problem(squares), protocol(0.8), grid)
-        ),
+        "solver (Poisson) / SGD, least squares": lambda: (squares_solved(), squares_trained()),
+        "Volterra / SGD, least squares": lambda: (squares_exact(), squares_trained()),
+        "solver (Poisson) / Volterra, least squares": lambda: (squares_solved(), squares_exact()),
         "solver (Brownian) / Volterra, delta = 1/2": lambda: (
             solve(problem(squares, 0.5), 0.4, noise=noise.Brownian()),
             limits.least_squares(problem(squares, 0.5), protocol(0.4), grid),

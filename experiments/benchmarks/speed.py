@@ -97,20 +97,22 @@ def floor(gradients, innovations, a, b):
     return jax.lax.scan(body, (a, b), None, length=innovations.shape[0])
 
 
+ARGUMENTS = (1.0, jax.random.key(0))
+
+
+def risk(steps: int, samples: int):
+    return lambda rate, key: final(steps, samples, dmftopt.noise.Brownian(), key, rate)[3]
+
+
 def programs(steps: int, samples: int):
-    """Compiled forward and gradient, with compile seconds, and their arguments."""
-
-    def risk(rate, key):
-        return final(steps, samples, dmftopt.noise.Brownian(), key, rate)[3]
-
-    arguments = (1.0, jax.random.key(0))
-    return compiled(risk, *arguments), compiled(jax.value_and_grad(risk), *arguments), arguments
+    """Compiled forward and gradient, each with its compile seconds."""
+    function = risk(steps, samples)
+    return compiled(function, *ARGUMENTS), compiled(jax.value_and_grad(function), *ARGUMENTS)
 
 
 def time_shape(steps: int, samples: int, repeats: int) -> dict:
-    key = jax.random.key(0)
-    (forward, forward_compile), (gradient, gradient_compile), _ = programs(steps, samples)
-    innovations = jax.random.normal(key, (steps, samples))
+    (forward, forward_compile), (gradient, gradient_compile) = programs(steps, samples)
+    innovations = jax.random.normal(jax.random.key(0), (steps, samples))
     bare = {}
     # The split step keeps two gradient directions per step; the plain floor has one.
     for columns in (1, 2):
@@ -118,8 +120,8 @@ def time_shape(steps: int, samples: int, repeats: int) -> dict:
         arguments = (rows, innovations, jnp.ones(columns * steps) / steps, jnp.ones(steps) / steps)
         program, _ = compiled(floor, *arguments)
         bare[columns] = fastest(program, *arguments, repeats=repeats)
-    forward_seconds = fastest(forward, 1.0, key, repeats=repeats)
-    gradient_seconds = fastest(gradient, 1.0, key, repeats=repeats)
+    forward_seconds = fastest(forward, *ARGUMENTS, repeats=repeats)
+    gradient_seconds = fastest(gradient, *ARGUMENTS, repeats=repeats)
     memory = gradient.memory_analysis()
     assert memory is not None
     return {
@@ -140,19 +142,19 @@ def growth(shapes, repeats: int) -> dict:
     """Exponents of time over the changing one of (steps, samples)."""
     seconds = []
     for steps, samples in shapes:
-        (forward, _), (gradient, _), arguments = programs(steps, samples)
-        seconds.append([fastest(program, *arguments, repeats=repeats) for program in (forward, gradient)])
+        both = programs(steps, samples)
+        seconds.append([fastest(program, *ARGUMENTS, repeats=repeats) for program, _ in both])
     size = [max(s) if shapes[0][0] == shapes[1][0] else s[0] for s in shapes]
     slopes = np.polyfit(np.log(size), np.log(seconds), 1)[0]
     return {"shapes": shapes, "seconds": seconds, "exponents": {"forward": slopes[0], "gradient": slopes[1]}}
 
 
 def large(steps: int, samples: int) -> dict:
-    _, (gradient, compile_seconds), arguments = programs(steps, samples)
+    gradient, compile_seconds = compiled(jax.value_and_grad(risk(steps, samples)), *ARGUMENTS)
     memory = gradient.memory_analysis()
     assert memory is not None
     started = time.perf_counter()
-    jax.block_until_ready(gradient(*arguments))
+    jax.block_until_ready(gradient(*ARGUMENTS))
     return {
         "shape": (steps, samples),
         "gradient_seconds": time.perf_counter() - started,

@@ -9,15 +9,17 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from .problem import Problem
+from .tasks import _columns as columns
 
 NO_RESPONSE = "This route computes no response. Use solve with gradient noise, solver=FixedPoint(), or dmftopt.limits."
 
 
 class Observables(eqx.Module):
-    """Order parameters and risks along a run. m = m_star = 1 student and teacher columns.
+    """Order parameters and risks along a run, for m student and m_star teacher columns (1 unless the task has several).
 
     - `test_risk` (time,): E[loss] on a fresh sample. `train_loss` (time,): mean loss over the training set, without ridge.
-    - `student_overlap` (time, m, m): E[theta lambda theta^T]. `teacher_overlap` (time, m, m_star): E[theta lambda theta_star^T].
+    - `student_overlap` (time, m, m): E[theta lambda theta^T]. `teacher_overlap` (time, m, m_star): E[theta lambda theta_star^T];
+      for a mixture, whose columns theta_star are means of clusters, the mean field of each cluster.
     - `correlation` (time, time, m, m): two-time E[theta(t) lambda theta(s)^T].
     - `norm` (time, m, m): E[theta theta^T], not weighted by the features.
     - `test_error`, `train_error` (time,): 0-1 errors, None unless the task is a classification.
@@ -96,21 +98,34 @@ class AbstractResult(eqx.Module):
 
 
 def from_kernel(
-    problem: Problem, correlation: Array, teacher_overlap: Array, norm: Array, train_loss, train_error, rho, response=None
-):
-    """Observables of one replicate or run from scalar kernels: (time, time), (time,), (time,); response (time, step)."""
-    student_overlap = jnp.diagonal(correlation)
+    problem: Problem,
+    correlation: Float[Array, "time time m m"],
+    teacher_overlap: Float[Array, "time m m_star"],
+    norm: Float[Array, "time m m"],
+    train_loss: Any,
+    train_error: Float[Array, " time"] | None,
+    rho: Float[Array, "m_star m_star"],
+    response: Float[Array, "time step m m"] | None = None,
+) -> Observables:
+    """Observables of one replicate or run from its kernels."""
+    student_overlap = jnp.diagonal(correlation, axis1=0, axis2=1).transpose(2, 0, 1)
+    arguments = (problem.task, student_overlap, teacher_overlap, rho)
     return Observables(
-        test_risk=problem.task.test_risk(student_overlap, teacher_overlap, rho),
+        test_risk=columns.test_risk(*arguments),
         train_loss=train_loss,
-        student_overlap=student_overlap[:, None, None],
-        teacher_overlap=teacher_overlap[:, None, None],
-        correlation=correlation[:, :, None, None],
-        norm=norm[:, None, None],
-        test_error=problem.task.test_error(student_overlap, teacher_overlap, rho),
+        student_overlap=student_overlap,
+        teacher_overlap=teacher_overlap,
+        correlation=correlation,
+        norm=norm,
+        test_error=columns.test_error(*arguments),
         train_error=train_error,
-        response=None if response is None else response[:, :, None, None],
+        response=response,
     )
+
+
+def as_column(kernel: Array) -> Array:
+    """A kernel of a single column with the two axes of columns at the end."""
+    return kernel[..., None, None]
 
 
 def mean_and_error(stacked: Any) -> tuple[Any, Any]:

@@ -4,9 +4,11 @@ from typing import Any
 
 import equinox as eqx
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from ._checks import as_number, check_instance, check_real, check_shape, is_concrete
+from ._matrices import rank_floor, square_root
 from .data import DataMap, describe
 from .features import Features
 from .tasks import AbstractTask, LeastSquares
@@ -15,8 +17,34 @@ from .tasks import AbstractTask, LeastSquares
 def check_problem(problem: Any) -> None:
     """What every route asks of its problem at the front door."""
     check_instance("problem", problem, Problem, "Build it with dmftopt.Problem(...).")
-    if is_concrete(problem.rho) and not problem.rho > 0:
+    if is_concrete(problem.rho) and not jnp.trace(problem.rho) > 0:
         raise ValueError("teacher_scale must be > 0 in some group: there is no teacher. Give it a positive scale.")
+
+
+def check_single(problem: "Problem", route: str, *, correlated: bool = False) -> None:
+    """For routes with one student and one teacher field, who start uncorrelated unless `correlated`."""
+    if problem.task.columns is not None or problem.task.teacher_columns is not None:
+        raise ValueError(f"{route} takes tasks with a single field, not {type(problem.task).__name__}. Use solve without it.")
+    if problem.initial_correlation is not None and not correlated:
+        raise ValueError(f"{route} takes no initial_correlation. Use solve without it, or limits.online.")
+
+
+def _check_correlation(value: Any, columns: int) -> None:
+    name = "initial_correlation"
+    shapes = ((columns, columns), ()) if columns == 2 else ((columns, columns),)
+    check_shape(name, value, shapes, "Give correlations over the teacher's columns, then the student's.")
+    check_real(name, value)
+    if not is_concrete(value):
+        return
+    matrix = np.asarray(value)
+    if matrix.ndim == 0:
+        if abs(matrix) > 1:
+            raise ValueError(f"{name} must lie in [-1, 1], got {value}. It is a cosine.")
+        return
+    if not np.allclose(matrix, matrix.T, atol=1e-6) or not np.allclose(np.diagonal(matrix), 1, atol=1e-6):
+        raise ValueError(f"{name} must be symmetric with ones on the diagonal. Put scales in teacher_scale and student_scale.")
+    if np.linalg.eigvalsh(matrix)[0] < -1e-6:
+        raise ValueError(f"{name} must be positive semidefinite: no set of columns has these correlations.")
 
 
 class Problem(eqx.Module):
@@ -25,9 +53,14 @@ class Problem(eqx.Module):
     - `task`: loss and label law, see `dmftopt.tasks`.
     - `features`: Gaussian features by eigenvalue groups, see `dmftopt.features`.
     - `delta`: training samples per dimension, n / d > 0.
-    - `teacher_scale`, `student_scale`: standard deviation of the entries of theta_star and of the initial theta, a number
-      or one per eigenvalue group. Student and teacher start uncorrelated.
+    - `teacher_scale`, `student_scale`: standard deviation of the entries of theta_star and of the initial theta: a number, one
+      per eigenvalue group, or an array (groups, columns) or (1, columns) where the task has several columns.
+    - `initial_correlation`: correlations of the entries of teacher and initial student. None: all columns independent. A
+      number: of the one teacher column with the one student column. Or the matrix (m_star + m, m_star + m) over the teacher's
+      columns, then the student's (a small asymmetry of hidden units is what lets them specialize).
     - `data`: how raw data map to this problem, set by `Problem.from_data`.
+
+    Teacher and student have m_star and m columns where the task has (`task.teacher_columns`, `task.columns`), otherwise one.
     """
 
     task: AbstractTask
@@ -35,6 +68,7 @@ class Problem(eqx.Module):
     delta: Any = eqx.field(converter=as_number)
     teacher_scale: Any = eqx.field(converter=as_number, default=1.0)
     student_scale: Any = eqx.field(converter=as_number, default=0.0)
+    initial_correlation: Any = eqx.field(converter=as_number, default=None)
     data: DataMap | None = eqx.field(static=True, default=None)
 
     def __check_init__(self):
@@ -42,23 +76,54 @@ class Problem(eqx.Module):
         check_instance("features", self.features, Features, "Pass for instance dmftopt.features.isotropic().")
         check_real("delta", self.delta, minimum=0.0, exclusive=True, cure="It is training samples / dimension.")
         check_shape("delta", self.delta, ((),), "Use jax.vmap for a sweep.")
-        for name in ("teacher_scale", "student_scale"):
+        groups = self.features.groups
+        for name, columns in (("teacher_scale", self.m_star), ("student_scale", self.m)):
             scale = getattr(self, name)
             check_real(name, scale, minimum=0.0, cure="It is a standard deviation.")
-            check_shape(name, scale, ((), (self.features.groups,)), "Give one number, or one per eigenvalue group.")
+            shapes = ((), (groups,), (1, columns), (groups, columns))
+            check_shape(name, scale, shapes, "Give one number, one per eigenvalue group, or (groups, columns).")
+        if self.initial_correlation is not None:
+            _check_correlation(self.initial_correlation, self.m_star + self.m)
 
     @property
-    def rho(self) -> Float[Array, ""]:
-        """E[lambda theta_star²], the variance of the teacher field."""
-        return self._power(self.teacher_scale)
+    def m(self) -> int:
+        """Columns of the student."""
+        return self.task.columns or 1
 
     @property
-    def initial_overlap(self) -> Float[Array, ""]:
-        """E[lambda theta_0²], the variance of the student field at time 0."""
-        return self._power(self.student_scale)
+    def m_star(self) -> int:
+        """Columns of the teacher."""
+        return self.task.teacher_columns or 1
 
-    def _power(self, scale: Any) -> Float[Array, ""]:
-        return jnp.sum(self.features.weights * self.features.eigenvalues * jnp.asarray(scale, dtype=float) ** 2)
+    @property
+    def initial(self) -> Float[Array, "group m_star+m m_star+m"]:
+        """The entries of theta_star, then theta_0, as combinations of independent normals, for each eigenvalue group."""
+        groups = self.features.groups
+
+        def scales(value, columns):
+            value = jnp.asarray(value, dtype=float)
+            return jnp.broadcast_to(value if value.ndim == 2 else value[..., None], (groups, columns))
+
+        scale = jnp.concatenate([scales(self.teacher_scale, self.m_star), scales(self.student_scale, self.m)], axis=1)
+        if self.initial_correlation is None:
+            return scale[:, :, None] * jnp.eye(self.m_star + self.m)
+        correlation = jnp.asarray(self.initial_correlation, dtype=float)
+        if correlation.ndim == 0:
+            correlation = jnp.eye(2) + correlation * (1 - jnp.eye(2))
+        return scale[:, :, None] * square_root(correlation, rank_floor(correlation))
+
+    @property
+    def rho(self) -> Float[Array, "m_star m_star"]:
+        """E[theta_star lambda theta_star^T], the covariance of the teacher fields."""
+        return self._moment(self.initial[:, : self.m_star])
+
+    @property
+    def initial_overlap(self) -> Float[Array, "m m"]:
+        """E[theta_0 lambda theta_0^T], the covariance of the student fields at time 0."""
+        return self._moment(self.initial[:, self.m_star :])
+
+    def _moment(self, rows: Float[Array, "group column normal"]) -> Array:
+        return jnp.einsum("g,gac,gbc->ab", self.features.weights * self.features.eigenvalues, rows, rows)
 
     @classmethod
     def from_data(cls, features: Any, labels: Any, *, train_size: int, groups: int = 40) -> "Problem":

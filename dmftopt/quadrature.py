@@ -1,10 +1,12 @@
 """Expectations over standard normal variables."""
 
 from collections.abc import Callable
+from functools import lru_cache
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
+from scipy.stats import qmc
 
 # The trapezoidal rule on a Gaussian-weighted analytic integrand converges like exp(-2 pi w / h), w the distance of the
 # nearest singularity from the real line; h = 1/20 leaves softplus(10 z) exact to rounding where 64-node Gauss-Hermite
@@ -25,6 +27,12 @@ def gaussian_mean(function: Callable, scale: Float[Array, "..."]) -> Float[Array
     scale = jnp.asarray(scale)
     nodes, weights = gaussian_nodes(_SPACING, scale.dtype)
     return jnp.sum(function(scale[..., None] * nodes) * weights, axis=-1)
+
+
+@lru_cache(maxsize=16)
+def uniform_points(dimension: int) -> Float[np.ndarray, "dimension node"]:
+    """8192 fixed low-discrepancy points in (0, 1)^dimension (scrambled Sobol)."""
+    return qmc.Sobol(dimension, scramble=True, rng=0).random_base2(13).T
 
 
 def safe_sqrt(value: Float[Array, "..."]) -> Float[Array, "..."]:

@@ -17,8 +17,8 @@ from jaxtyping import Array, Float
 from .._checks import as_number, check_count, check_real, check_shape, is_concrete
 from ..grid import TimeGrid
 from ..noise import AbstractNoise
-from ..observables import from_kernel
-from ..problem import Problem
+from ..observables import as_column, from_kernel
+from ..problem import Problem, check_single
 from ._solver import AbstractSolver, Inputs
 from ._step import DiscreteStep
 
@@ -111,11 +111,12 @@ class FixedPoint(AbstractSolver):
         if is_concrete(self.damping) and np.any(np.asarray(self.damping) >= 1):
             raise ValueError(f"damping must be below 1, got {self.damping}. At 1 nothing would ever change.")
 
-    def check(self, samples, steps, noise):
+    def check(self, problem, samples, steps, noise):
+        check_single(problem, "solver: FixedPoint()")
         if samples % 2:
             raise ValueError(f"samples must be even (the bias is estimated from halves), got {samples}. Use {samples + 1}.")
 
-    def draw(self, key, samples, grid, noise, rate, shards=1):
+    def draw(self, key, samples, problem, grid, noise, rate, shards=1):
         dtype = grid.times.dtype
         edge = float(jnp.finfo(dtype).eps)
         key_field, key_normals, key_multipliers = jax.random.split(key, 3)
@@ -130,7 +131,7 @@ class FixedPoint(AbstractSolver):
         return Draws(teacher, label, normals, multipliers)
 
     def run(self, problem, noise, step, inputs, points):
-        scale = problem.rho + problem.initial_overlap
+        scale = (problem.rho + problem.initial_overlap)[0, 0]
         steps = inputs.drift.shape[0]
 
         def iterate(scaled: Kernels, args):
@@ -155,15 +156,17 @@ class FixedPoint(AbstractSolver):
         )
         # Once more, outside: what a fixed-point solve hands back on the side has no derivative.
         _, (kernels, norm, (train_loss, train_error)) = iterate(found.value, None)
-        observables = from_kernel(
-            problem, kernels.correlation, kernels.overlap, norm, train_loss, train_error, problem.rho, kernels.response
+        correlation, overlap, norm, response = (
+            as_column(a) for a in (kernels.correlation, kernels.overlap, norm, kernels.response)
         )
+        observables = from_kernel(problem, correlation, overlap, norm, train_loss, train_error, problem.rho, response)
         return observables, found.result == optimistix.RESULTS.successful
 
 
 def _field(problem: Problem, inputs: Inputs, kernels: Kernels, draws: Draws) -> tuple[Gradients, Array, Array | None]:
     """Averages over the samples of the field process, and train loss and error (time,)."""
-    task, root = problem.task, jnp.sqrt(problem.rho)
+    task, rho = problem.task, problem.rho[0, 0]
+    root = jnp.sqrt(rho)
     steps = inputs.drift.shape[0]
     times = jnp.arange(steps + 1)
     alignment = kernels.overlap / root
@@ -209,7 +212,7 @@ def _field(problem: Problem, inputs: Inputs, kernels: Kernels, draws: Draws) -> 
     product, second, response, with_teacher, train_loss, train_error = means
     product, second, response = product[:-1, :-1], (drift**2 + noise**2) * second, response[:-1, :-1]
     # E[g_k w_star] = rho R_g(k, *) + sum_j R_g(k, j) E[w_j w_star], which needs no derivative of the label law.
-    toward = (with_teacher[:-1] - response @ kernels.overlap[:-1]) / problem.rho
+    toward = (with_teacher[:-1] - response @ kernels.overlap[:-1]) / rho
     return Gradients(product + product.T + jnp.diag(second[:-1]), response, toward), train_loss, train_error
 
 
@@ -238,10 +241,8 @@ def _weights(problem: Problem, inputs: Inputs, gradients: Gradients) -> tuple[Ke
         )
         return correlation, teacher_scale**2 * toward, response
 
-    scales = (
-        jnp.broadcast_to(jnp.asarray(s, dtype=pull.dtype), (features.groups,))
-        for s in (problem.teacher_scale, problem.student_scale)
-    )
+    # Each column is one normal of its own here.
+    scales = jnp.moveaxis(jnp.diagonal(problem.initial, axis1=1, axis2=2), 1, 0)
     correlation, overlap, response = jax.vmap(group)(features.eigenvalues, *scales)
     shares = features.weights * features.eigenvalues
     kernels = Kernels(*(jnp.tensordot(shares, a, 1) for a in (correlation, overlap, response)))

@@ -12,30 +12,9 @@ from jaxtyping import Array, Float, PyTree
 DROP = 1e-9
 
 
-def remove(
-    vector: Float[Array, " n"], family: Float[Array, "row n"], past: Float[Array, " row"]
-) -> tuple[Float[Array, " row"], Float[Array, " n"]]:
-    """Coefficients of `vector` on the rows of `family` where `past` is 1, by two passes of Gram-Schmidt, and what is left of
-    the vector. The mask sits on the coefficients, so the history itself is never copied."""
-    total = jnp.zeros_like(past)
-    for _ in range(2):
-        coefficients = past * (family @ vector)
-        total = total + coefficients
-        vector = vector - coefficients @ family
-    return total, vector
-
-
-def normalized(residual: Array, variance: Array, own: Array) -> tuple[Array, Array]:
-    """Residual over its length, and the length; both 0 where the residual variance is negligible beside its `own`."""
-    inverse, length = reciprocal_length(variance, own)
-    return residual * inverse, length
-
-
-def reciprocal_length(variance: Array, own: Array, drop: float = DROP) -> tuple[Array, Array]:
-    """1 / length and length of a residual; both 0 where its variance is negligible beside its `own`."""
-    keep = variance > drop * own
-    length = jnp.sqrt(jnp.where(keep, variance, 1.0))
-    return jnp.where(keep, 1 / length, 0.0), jnp.where(keep, length, 0.0)
+def block_drop(dtype) -> float:
+    """As DROP, where differences cancel: what is left must also be more than rounding."""
+    return max(DROP, 100 * float(jnp.finfo(dtype).eps))
 
 
 # Vectors over the samples are laid out (shard, local), one row per device. Sums are taken within a shard first, and those of
@@ -43,15 +22,25 @@ def reciprocal_length(variance: Array, own: Array, drop: float = DROP) -> tuple[
 # coefficients that were handed out to the shards together.
 
 
-def dots(family: Float[Array, "row shard local"], vector: Float[Array, "shard local"]) -> Float[Array, "row shard"]:
-    """Sums over each shard of the products of `vector` with the rows of `family`."""
+def dots(family: Float[Array, "row shard local"], vectors: Float[Array, "m shard local"]) -> Float[Array, "m row shard"]:
+    """Sums over each shard of the products of `vectors` with the rows of `family`."""
     # Batched products want the batch first: otherwise XLA copies the whole family in another order. Moved here, where on its
-    # own device the shard axis is 1, it costs nothing.
-    return jnp.einsum("srl,sl->rs", jnp.moveaxis(family, 1, 0), vector)
+    # own device the shard axis is 1, it costs nothing. One column at a time: matrix-vector products of long rows are as fast as
+    # memory, a product with a few columns is not.
+    family = jnp.moveaxis(family, 1, 0)
+    return jnp.stack([jnp.einsum("srl,sl->rs", family, vector) for vector in vectors])
 
 
-def combination(coefficients: Float[Array, "row shard"], family: Float[Array, "row shard local"]) -> Float[Array, "shard local"]:
-    return jnp.einsum("sr,srl->sl", coefficients.T, jnp.moveaxis(family, 1, 0))
+def combination(
+    coefficients: Float[Array, "m row shard"], family: Float[Array, "row shard local"]
+) -> Float[Array, "m shard local"]:
+    family = jnp.moveaxis(family, 1, 0)
+    return jnp.stack([jnp.einsum("sr,srl->sl", c.T, family) for c in coefficients])
+
+
+def products(a: Float[Array, "i shard local"], b: Float[Array, "j shard local"]) -> Float[Array, "i j shard"]:
+    """Sums over each shard of all pairs, few by few."""
+    return jnp.sum(a[:, None] * b[None], axis=-1)
 
 
 def totals(*parts: PyTree[Float[Array, "... shard"]]) -> PyTree[Float[Array, "..."]]:

@@ -16,14 +16,14 @@ from jaxtyping import PyTree
 
 
 def history_scan(
-    step: Callable, length: int, constants: PyTree, parameters: PyTree, xs: PyTree, carry: Any, row: PyTree
+    step: Callable, length: int, constants: PyTree, parameters: PyTree, xs: PyTree, carry: Any, row: PyTree[jax.ShapeDtypeStruct]
 ) -> tuple[PyTree, PyTree, Any]:
     """Run `length` steps of
 
         carry, row, output = step(constants, parameters, x, carry, history, k)
 
-    for k = 0..length-1. `history` has `length + 1` rows: `row` first, then row k+1 from step k. The step must not let rows
-    k+1 and beyond influence its result. Returns (history, outputs, final carry).
+    for k = 0..length-1. `history` has `length` rows, shapes and dtypes as in `row`; step k writes row k. The step must
+    not let rows k and beyond influence its result. Returns (history, outputs, final carry).
 
     Reverse mode only. `constants` get no derivative (they are held once and never copied); memory is one history for its
     cotangent, the stacked carries, and the working set of a single step.
@@ -31,7 +31,7 @@ def history_scan(
     return _history_scan(step, length, constants, parameters, xs, carry, row)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1, 6))
 def _history_scan(step, length, constants, parameters, xs, carry, row):
     return _fwd(step, length, constants, parameters, xs, carry, row)[0]
 
@@ -40,13 +40,13 @@ def _forward(step, length, constants, parameters, xs, carry, row):
     # A zero that depends on the constants: otherwise XLA makes room for the history beside the scratch space of their making.
     some = jax.tree.leaves(constants)[0]
     zero = 0 * some[(0,) * some.ndim]
-    history = jax.tree.map(lambda r: jnp.full((length + 1, *r.shape), zero, r.dtype).at[0].set(r), row)
+    history = jax.tree.map(lambda r: jnp.full((length, *r.shape), zero, r.dtype), row)
 
     def body(state, inputs):
         k, x = inputs
         carry, history = state
         new, written, output = step(constants, parameters, x, carry, history, k)
-        history = jax.tree.map(lambda h, w: jax.lax.dynamic_update_index_in_dim(h, w, k + 1, 0), history, written)
+        history = jax.tree.map(lambda h, w: jax.lax.dynamic_update_index_in_dim(h, w, k, 0), history, written)
         return (new, history), (output, carry)
 
     return jax.lax.scan(body, (carry, history), (jnp.arange(length), xs))
@@ -57,7 +57,7 @@ def _fwd(step, length, constants, parameters, xs, carry, row):
     return (history, outputs, final), (constants, parameters, xs, carries, history)
 
 
-def _bwd(step, length, residuals, cotangents):
+def _bwd(step, length, row, residuals, cotangents):
     constants, parameters, xs, carries, history = residuals
     d_history, d_outputs, d_carry = cotangents
 
@@ -68,7 +68,7 @@ def _bwd(step, length, residuals, cotangents):
             lambda parameters, x, carry, history: step(constants, parameters, x, carry, history, k),
             parameters, x, carry, history,
         )  # fmt: skip
-        d_row = jax.tree.map(lambda h: jax.lax.dynamic_index_in_dim(h, k + 1, 0, keepdims=False), d_history)
+        d_row = jax.tree.map(lambda h: jax.lax.dynamic_index_in_dim(h, k, 0, keepdims=False), d_history)
         d_params, d_x, d_carry, d_past = pullback((d_carry, d_row, d_output))
         add = partial(jax.tree.map, jnp.add)
         return (d_carry, add(d_history, d_past), add(d_parameters, d_params)), d_x
@@ -76,7 +76,7 @@ def _bwd(step, length, residuals, cotangents):
     zeros = jax.tree.map(jnp.zeros_like, parameters)
     inputs = (jnp.arange(length), xs, carries, d_outputs)
     (d_carry, d_history, d_parameters), d_xs = jax.lax.scan(body, (d_carry, d_history, zeros), inputs, reverse=True)
-    return None, d_parameters, d_xs, d_carry, jax.tree.map(lambda h: h[0], d_history)
+    return None, d_parameters, d_xs, d_carry
 
 
 _history_scan.defvjp(_fwd, _bwd)

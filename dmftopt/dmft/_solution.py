@@ -77,7 +77,7 @@ def judge(observables: Observables, scale: Array, valid: Array, converged: Array
     steps = observables.norm.shape[0]
     seen = jnp.concatenate([jnp.ones((steps, len(per_time)), bool), jnp.tril(jnp.ones((steps, steps), bool))], axis=1)
     finite = jnp.all(jnp.isfinite(rows) | ~seen, axis=1)
-    bounded = ~(observables.student_overlap[:, 0, 0] > 1e4 * scale)
+    bounded = ~(jnp.trace(observables.student_overlap, axis1=1, axis2=2) > 1e4 * scale)
     good = jnp.cumprod((finite & bounded & valid & converged).astype(int)).astype(bool)
     result = RESULTS.where(jnp.all(good), RESULTS.successful, RESULTS.nonfinite)
     first_bad = jnp.argmin(good)

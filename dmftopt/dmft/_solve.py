@@ -120,7 +120,7 @@ def _solve(
     mean, error = mean_and_error(full)
     valid = _valid(problem, noise, grids, values)
     # The scale of everything at the start; 1 stands for the fields at which losses with saturating gradients bend.
-    scale = problem.rho + problem.initial_overlap + 2 * jnp.abs(mean.train_loss[0]) + 1
+    scale = jnp.trace(problem.rho) + jnp.trace(problem.initial_overlap) + 2 * jnp.abs(mean.train_loss[0]) + 1
     result, good = judge(mean, scale, valid, jnp.all(converged))
     difference = None if halves is None else jax.tree.map(lambda h, m: jnp.mean(h, axis=0) - m, halves, mean)
     error, difference = (None if o is None else blank(o, good) for o in (error, difference))
@@ -132,7 +132,7 @@ def _replicate(problem, noise, step, solver, grids, values, key, samples, estima
     """Observables, their difference to half the samples' (or None), and whether the solver converged."""
     rates = [v.batch_size * g.step_sizes / problem.delta for g, v in zip(grids, values, strict=True)]
     # Drawn on the finest grid; a coarser level uses the same randomness, summed over pairs of steps.
-    drawn = solver.draw(key, samples, grids[-1], noise, rates[-1], axis_size(mesh, SAMPLES))
+    drawn = solver.draw(key, samples, problem, grids[-1], noise, rates[-1], axis_size(mesh, SAMPLES))
     points = [constrained(drawn, mesh, SAMPLES)]
     if len(grids) == 2:
         points.insert(0, points[0].coarsened(grids[1], noise, rates[1]))
@@ -225,6 +225,6 @@ def _check(problem, protocol, grid, noise, step, solver, samples, replicates, ri
         raise ValueError("step: an extensive batch is one discrete update per grid step. Use DiscreteStep(), or leave step out.")
     if richardson and (noise.discrete or (noise.deterministic and not step.continuous)):
         raise ValueError("richardson extrapolates the time step away, but here the step is the algorithm. Drop richardson.")
-    solver.check(samples, grid.steps * (2 if richardson else 1), noise)
+    solver.check(problem, samples, grid.steps * (2 if richardson else 1), noise)
     check_key(key)
     return step

@@ -41,12 +41,19 @@ class AbstractSolver(eqx.Module):
 
     steps: ClassVar[tuple[type[AbstractStep], ...]]
 
-    def check(self, samples: int, steps: int, noise: AbstractNoise) -> None:
-        """Raise ValueError for sizes that this solver cannot take; `steps` on its finest grid."""
+    def check(self, problem: Problem, samples: int, steps: int, noise: AbstractNoise) -> None:
+        """Raise ValueError for problems and sizes that this solver cannot take; `steps` on its finest grid."""
 
     @abc.abstractmethod
     def draw(
-        self, key: Array, samples: int, grid: TimeGrid, noise: AbstractNoise, rate: Float[Array, " step"], shards: int = 1
+        self,
+        key: Array,
+        samples: int,
+        problem: Problem,
+        grid: TimeGrid,
+        noise: AbstractNoise,
+        rate: Float[Array, " step"],
+        shards: int = 1,
     ) -> Randomness:
         """The random numbers of one replicate. `rate` = B D / delta: mean visits of a sample in each step. `shards`: the number
         of devices that share the samples, if more than one the last axis of every array here."""

@@ -1,6 +1,6 @@
 """The weight side: the law of one coordinate of theta, exact because the ridge keeps it linear.
 
-theta is linear in the unit normals (theta_star / scale, theta_0 / scale, zeta_0, zeta_1, ...), so it is an array of
+theta is linear in unit normals (those of theta_star and theta_0, then zeta_0, zeta_1, ...), so each column is an array of
 coefficients (group, basis), one row per eigenvalue group, with inner product <u, v> = sum_a weight_a u_a·v_a.
 """
 
@@ -9,39 +9,77 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from .._matrices import inverse_root, rank_floor, square_root, triangular_root
 from ..problem import Problem
-from ._orthogonal import normalized, remove
+from ._orthogonal import DROP, block_drop
 from ._step import Factors
 
-TEACHER, STUDENT, FIRST_ZETA = 0, 1, 2
+
+class Start(NamedTuple):
+    """`theta`: the initial student. `known`: directions of the fields that a sample comes with: orthonormal ones that span the
+    teacher, theta~_star = root @ known, each with a normal; for a mixture theta~_star itself, each with its cluster's
+    indicator."""
+
+    theta: Float[Array, "m group basis"]
+    known: Float[Array, "m_star group basis"]
+    root: Float[Array, "m_star m_star"]
 
 
-def initial(problem: Problem, basis: int) -> tuple[Array, Array, Array]:
-    """Initial student (group, basis), the teacher's direction phi_0 (group, basis) and rho = E[lambda theta_star²]."""
-    features = problem.features
-    empty = jnp.zeros((features.groups, basis))
-    teacher = empty.at[:, TEACHER].set(jnp.sqrt(features.eigenvalues) * problem.teacher_scale)
+def initial(problem: Problem, zetas: int) -> Start:
+    """Bases of the teacher's and the student's columns first, then `zetas`."""
+    entries = jnp.moveaxis(problem.initial, 1, 0)
+    entries = jnp.pad(entries, ((0, 0), (0, 0), (0, zetas)))
+    teacher = jnp.sqrt(problem.features.eigenvalues)[:, None] * entries[: problem.m_star]
     rho = problem.rho
-    return empty.at[:, STUDENT].set(problem.student_scale), teacher / jnp.sqrt(rho), rho
+    if problem.task.mixture:
+        return Start(entries[problem.m_star :], teacher, jnp.eye(problem.m_star))
+    known = jnp.tensordot(inverse_root(rho, rank_floor(rho)), teacher, 1)
+    return Start(entries[problem.m_star :], known, square_root(rho, rank_floor(rho)))
+
+
+class Reading(NamedTuple):
+    """What the field side needs of theta_k: its products with the known directions, with phi over all rows (the new one
+    included) and with the zetas, <theta~_k, .>; and the new phi."""
+
+    known: Float[Array, "m m_star"]
+    L: Float[Array, "m row m"]
+    P: Float[Array, "m zeta"]
+    phi: Float[Array, "m group basis"]
 
 
 def read(
-    theta: Float[Array, "group basis"], phi: Float[Array, "direction group basis"], past: Array, features
-) -> tuple[Array, Array, Array, Array]:
-    """What the field side needs of theta_k: L(k, j) = <theta~_k, phi_j> over the past directions, the new direction and its
-    coefficient L(k, k), and P(k, j) = <theta~_k, zeta_j>; theta~ = sqrt(lambda) theta.
-
-    `past` is 1 on the rows of phi already written.
-    """
+    theta: Float[Array, "m group basis"],
+    known: Float[Array, "m_star group basis"],
+    removed: bool,
+    phi: Float[Array, "row m group basis"],
+    past: Float[Array, " row"],
+    k: Array,
+    features,
+) -> Reading:
+    """Gram-Schmidt of theta~ = sqrt(lambda) theta, two passes, against the rows of phi where `past` is 1 and, if `removed`, the
+    known directions."""
     scale = jnp.sqrt(features.weights)[:, None]
+    rows, m = phi.shape[:2]
     # In coordinates times sqrt(weight) the inner product is the plain one.
-    flat_phi = (phi * scale).reshape(phi.shape[0], -1)
+    family = (phi * scale).reshape(rows * m, -1)
+    flat_known = (known * scale).reshape(known.shape[0], -1)
     tilde = jnp.sqrt(features.eigenvalues)[:, None] * theta
-    coefficients, residual = remove((tilde * scale).ravel(), flat_phi, past)
-    size2 = jnp.sum((tilde * scale) ** 2)
-    direction, length = normalized(residual, jnp.sum(residual**2), size2)
-    pairing = jnp.sum(features.weights[:, None] * tilde, axis=0)[FIRST_ZETA:]
-    return coefficients, direction.reshape(theta.shape) / scale, length, pairing
+    flat = (tilde * scale).reshape(m, -1)
+    past = jnp.repeat(past, m)
+    rest, L = flat, jnp.zeros((m, rows * m), flat.dtype)
+    for _ in range(2):
+        if removed:
+            rest = rest - (rest @ flat_known.T) @ flat_known
+        coefficients = past * (rest @ family.T)
+        rest = rest - coefficients @ family
+        L = L + coefficients
+    own = jnp.sum(flat**2, axis=1)
+    lengths, normalize = triangular_root(rest @ rest.T, own, DROP if m == 1 else block_drop(flat.dtype))
+    direction = (normalize @ rest).reshape(theta.shape) / scale
+    L = L.reshape(m, rows, m).at[:, k].add(lengths)
+    start = known.shape[0] + m
+    P = jnp.einsum("g,mgz->mz", features.weights, tilde[..., start:])
+    return Reading(flat @ flat_known.T, L, P, direction)
 
 
 def curvature_ratio(features, delta) -> Float[Array, " group"]:
@@ -59,24 +97,38 @@ def curvature_ratio(features, delta) -> Float[Array, " group"]:
 class Drive(NamedTuple):
     """The drift of the weights per D eta, less its linear part: on the weights' own basis and on the zetas."""
 
-    weights: Float[Array, "group basis"]
-    zetas: Float[Array, " zeta"]
+    weights: Float[Array, "m group basis"]
+    zetas: Float[Array, "m zeta"]
 
 
-def drive(theta, S, phi, zetas, curvature, features) -> Drive:
-    """sum_j S(k, j) phi_j sqrt(lambda) - lambda E[l'] theta_k, and the coefficients on the zetas (times sqrt(lambda))."""
-    rest = jnp.sqrt(features.eigenvalues)[:, None] * jnp.tensordot(S, phi, 1)
-    return Drive(rest - curvature * features.eigenvalues[:, None] * theta, zetas)
+def drive(
+    theta: Float[Array, "m group basis"],
+    to_known: tuple[Float[Array, "m m_star"], Float[Array, "m_star group basis"]],
+    to_phi: tuple[Float[Array, "m row m"], Float[Array, "row m group basis"]],
+    zetas: Float[Array, "m zeta"],
+    curvature: Float[Array, "m m"],
+    features,
+) -> Drive:
+    """sqrt(lambda) times the sums of coefficients and directions, less lambda E[l'] theta_k; and the coefficients on the
+    zetas (times sqrt(lambda))."""
+    rest = jnp.tensordot(*to_known, 1) + jnp.tensordot(*to_phi, 2)
+    rest = jnp.sqrt(features.eigenvalues)[:, None] * rest
+    return Drive(rest - features.eigenvalues[:, None] * jnp.tensordot(curvature, theta, 1), zetas)
 
 
 def update(theta, now: Drive, last: Drive, decay, drift, noise, factors: Factors, features) -> tuple[Array, Array]:
     """theta_{k+1} = theta_k - f (x theta_k + D eta drive_k) - c D eta (drive_k - drive_{k-1}) - s sqrt(lambda) noise, and what
-    of it this step adds on the zetas, (group, basis - 2).
-
-    `decay`: x of each group; `drift`: D eta; `noise`: (basis - 2,), coefficients on the zetas; `factors`: f, s, c.
-    """
-    f, s, c = (factor[:, None] for factor in factors)
+    of it this step adds on the zetas, (m, group, zeta). `drift`: D eta; `noise`: (m, zeta). `decay` (x) and `factors` (f, s, c)
+    are matrices over the columns, (group, m, m)."""
+    f, s, c = factors
     root = jnp.sqrt(features.eigenvalues)[:, None]
-    kicks = -root * (drift * (f * now.zetas + c * (now.zetas - last.zetas)) + s * noise)
-    moved = theta - f * (decay[:, None] * theta + drift * now.weights) - c * drift * (now.weights - last.weights)
-    return moved.at[:, FIRST_ZETA:].add(kicks), kicks
+
+    def apply(matrix, vectors):
+        if vectors.ndim == 2:
+            return jnp.einsum("gab,bz->agz", matrix, vectors)
+        return jnp.einsum("gab,bgz->agz", matrix, vectors)
+
+    kicks = -root * (drift * (apply(f, now.zetas) + apply(c, now.zetas - last.zetas)) + apply(s, noise))
+    moved = theta - apply(f, apply(decay, theta) + drift * now.weights) - drift * apply(c, now.weights - last.weights)
+    start = theta.shape[-1] - kicks.shape[-1]
+    return moved.at[..., start:].add(kicks), kicks

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 from .._checks import check_count, check_instance, check_real, check_shape, numbers_to_arrays
 from ..grid import TimeGrid
 from ..noise import AbstractNoise, Poisson
-from ..observables import from_kernel
+from ..observables import as_column, from_kernel
 from ..problem import Problem
 from ..protocol import Protocol
 from ..tasks import LeastSquares
@@ -128,7 +128,8 @@ def _least_squares(problem: Problem, protocol: Protocol, grid: TimeGrid, determi
     norm = real(student, p**2) + real(teacher, (c * z) ** 2) + real(label, c**2 * z) + real(plain, v)
     overlap = real(field_teacher, c * z)
     response = response_of(real(field, since))
-    observables = from_kernel(problem, correlation, overlap, norm, loss(p, c, v), None, groups.rho, response)
+    correlation, overlap, norm, rho, response = (as_column(a) for a in (correlation, overlap, norm, groups.rho, response))
+    observables = from_kernel(problem, correlation, overlap, norm, loss(p, c, v), None, rho, response)
     valid = path.good & in_domain(problem, protocol, times, deterministic)
     return Limit(times, blank_unless(valid, observables))
 

@@ -10,6 +10,7 @@ from jaxtyping import Array
 
 from .._checks import check_count, is_concrete, numbers_to_arrays
 from ..grid import record_steps
+from ..observables import as_column
 from ..problem import Problem
 from ..protocol import Protocol
 from ..tasks import LeastSquares
@@ -111,6 +112,7 @@ def _recursion(problem: Problem, protocol: Protocol, at: Array, steps: Array, di
     correlation = symmetric(correlation)
     overlap = jnp.sum(groups.field_weights * cross, axis=-1)
     norm = jnp.sum(groups.weights * square, axis=-1)
-    observables = fresh(problem, correlation, overlap, norm, groups.rho, response_of(response))
+    kernels = (correlation, overlap, norm, groups.rho, response_of(response))
+    observables = fresh(problem, *(as_column(a) for a in kernels))
     valid = in_domain(problem, protocol, steps)
     return Limit(at / dimension, blank_unless(valid, observables))

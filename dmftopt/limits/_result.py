@@ -11,7 +11,7 @@ from .._checks import check_instance, check_real, is_concrete
 from ..grid import TimeGrid
 from ..noise import AbstractNoise, Brownian, NoNoise, Poisson
 from ..observables import AbstractResult, Observables
-from ..problem import Problem, check_problem
+from ..problem import Problem, check_problem, check_single
 from ..protocol import Protocol
 from ..tasks import LeastSquares
 
@@ -40,6 +40,7 @@ def check_continuous(problem: Any, protocol: Any, grid: Any, noise: Any) -> None
 
 
 def check_least_squares(problem: Problem, limit: str) -> None:
+    check_single(problem, f"limits.{limit}")
     if not isinstance(problem.task, LeastSquares):
         raise TypeError(f"problem.task must be a LeastSquares for limits.{limit}, got {type(problem.task).__name__}. Use solve.")
 
@@ -110,10 +111,8 @@ class Groups:
         self.eigenvalues, self.weights = (
             positive_or_one(jnp.asarray(a, dtype)) for a in (problem.features.eigenvalues, problem.features.weights)
         )
-        shape = self.eigenvalues.shape
-        self.teacher, self.student = (
-            jnp.broadcast_to(jnp.asarray(s, dtype) ** 2, shape) for s in (problem.teacher_scale, problem.student_scale)
-        )
+        # Second moments of the entries of teacher and student; each is a normal of its own here.
+        self.teacher, self.student = jnp.diagonal(problem.initial.astype(dtype), axis1=1, axis2=2).T ** 2
         self.field_weights = self.weights * self.eigenvalues
         self.delta = positive_or_one(jnp.asarray(problem.delta, dtype))
         self.rho = jnp.sum(self.field_weights * self.teacher)

@@ -10,8 +10,8 @@ from jax.scipy.special import ndtr
 from jaxtyping import Array
 
 from .._checks import check_real, check_shape, numbers_to_arrays
-from ..observables import from_kernel
-from ..problem import Problem, check_problem
+from ..observables import as_column, from_kernel
+from ..problem import Problem, check_problem, check_single
 from ..quadrature import gaussian_nodes, safe_sqrt
 from ..tasks import LeastSquares, Logistic
 from ._result import Groups, Limit, blank_unless, finish, positive_or_one
@@ -37,6 +37,7 @@ def stationary(problem: Problem, ridge: float | Array) -> Limit:
     for a task other than LeastSquares and Logistic, FloatingPointError where the equations are not solved (inside jit: NaN).
     """
     check_problem(problem)
+    check_single(problem, "limits.stationary")
     if not isinstance(problem.task, (LeastSquares, Logistic)):
         raise TypeError(f"problem.task must be LeastSquares or Logistic here, got {type(problem.task).__name__}. Use solve.")
     check_real("ridge", ridge, minimum=0.0, exclusive=True, cure="Without a ridge the minimizer may not exist or be unique.")
@@ -77,7 +78,9 @@ def _stationary(problem: Problem, ridge: Any) -> Limit:
     square = jnp.exp(log_variance) + overlap * ratio
     norm = jnp.sum(groups.weights * _second_moment(a, b, c, args))
     error, response = None if error is None else error[None], jnp.zeros((1, 0), dtype)
-    observables = from_kernel(problem, square[None, None], overlap[None], norm[None], loss[None], error, groups.rho, response)
+    kernels = (as_column(a) for a in (square[None, None], overlap[None], norm[None], groups.rho, response))
+    correlation, overlap, norm, rho, response = kernels
+    observables = from_kernel(problem, correlation, overlap, norm, loss[None], error, rho, response)
     valid = solved & (jnp.asarray(problem.delta) > 0) & (asked > 0) & problem.task.valid()
     return Limit(jnp.full(1, jnp.inf, dtype), blank_unless(valid, observables))
 

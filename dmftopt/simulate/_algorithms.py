@@ -1,4 +1,4 @@
-"""The algorithms: each maps one instance to the path of weights (time, d) at the observed times."""
+"""The algorithms: each maps one instance to the path of weights (time, m, d) at the observed times."""
 
 import diffrax
 import jax
@@ -8,12 +8,13 @@ from jaxtyping import Array, Float
 
 from ..problem import Problem
 from ..protocol import Protocol
+from ..tasks import _columns as columns
 from ._data import Instance
 
 
 def step_through(
     problem: Problem, instance: Instance, key: Array, protocol: Protocol, at: Array, kick: tuple[Array, Array] | None = None
-) -> Float[Array, "time d"]:
+) -> Float[Array, "time m d"]:
     """SGD, observed after `at` steps. `kick`: after how many steps (from 1) what is added to the weights."""
     samples, dimension = instance.features.shape
     task = problem.task
@@ -30,7 +31,8 @@ def step_through(
         def add(j, gradient):
             i = jax.random.randint(jax.random.fold_in(key_batch, j), (), 0, samples)
             x = instance.features[i]
-            return gradient + jnp.where(j < count, task.gradient(x @ theta, instance.labels[i]), 0.0) * x
+            l = columns.gradient(task, theta @ x, instance.labels[i])
+            return gradient + jnp.where(j < count, l, 0.0)[:, None] * x
 
         # The same number of draws in every run, so that runs stay batched; the last may count for nothing.
         gradient = jax.lax.fori_loop(0, jnp.ceil(batch_size).astype(int), add, jnp.zeros_like(theta))
@@ -45,15 +47,15 @@ def step_through(
     return jnp.concatenate([instance.student[None], path])
 
 
-def diffuse(problem, instance: Instance, key: Array, protocol: Protocol, times: Array, fine: Array) -> Float[Array, "time d"]:
+def diffuse(problem, instance: Instance, key: Array, protocol: Protocol, times: Array, fine: Array) -> Float[Array, "time m d"]:
     """SGF through diffrax on the fixed times `fine`, observed at `times`."""
     samples, _ = instance.features.shape
 
     def gradient(theta):
-        return problem.task.gradient(instance.features @ theta, instance.labels)
+        return columns.gradient(problem.task, theta @ instance.features.T, instance.labels)
 
     def drift(t, theta, _):
-        pull = instance.features.T @ gradient(theta) / problem.delta
+        pull = gradient(theta) @ instance.features / problem.delta
         return -protocol.learning_rate(t) * (pull + protocol.ridge(t) * theta)
 
     def diffusion(t, theta, _):
@@ -61,7 +63,7 @@ def diffuse(problem, instance: Instance, key: Array, protocol: Protocol, times: 
         l = amplitude * gradient(theta)
         # x_i l_i dW_i summed over samples, without ever building the (d, n) matrix.
         structure = jax.ShapeDtypeStruct((samples,), theta.dtype)
-        return lineax.FunctionLinearOperator(lambda dw: instance.features.T @ (l * dw), structure)
+        return lineax.FunctionLinearOperator(lambda dw: (l * dw) @ instance.features, structure)
 
     noise = diffrax.UnsafeBrownianPath((samples,), key)
     terms = diffrax.MultiTerm(diffrax.ODETerm(drift), diffrax.ControlTerm(diffusion, noise))
@@ -81,7 +83,7 @@ def diffuse(problem, instance: Instance, key: Array, protocol: Protocol, times: 
     return solution.ys
 
 
-def descend(problem, instance: Instance, key: Array, protocol: Protocol, times: Array, fraction) -> Float[Array, "time d"]:
+def descend(problem, instance: Instance, key: Array, protocol: Protocol, times: Array, fraction) -> Float[Array, "time m d"]:
     """Full-batch or extensive-batch gradient descent, one update per time step."""
     samples, _ = instance.features.shape
 
@@ -89,8 +91,8 @@ def descend(problem, instance: Instance, key: Array, protocol: Protocol, times: 
         t, size, key = inputs
         drift = size * protocol.learning_rate(t)
         taken = (jax.random.uniform(key, (samples,), theta.dtype) < fraction).astype(theta.dtype)
-        l = problem.task.gradient(instance.features @ theta, instance.labels) * taken / fraction
-        theta = theta - drift * (protocol.ridge(t) * theta + instance.features.T @ l / problem.delta)
+        l = columns.gradient(problem.task, theta @ instance.features.T, instance.labels) * taken / fraction
+        theta = theta - drift * (protocol.ridge(t) * theta + l @ instance.features / problem.delta)
         return theta, theta
 
     keys = jax.random.split(key, times.shape[0] - 1)

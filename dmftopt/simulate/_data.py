@@ -9,15 +9,16 @@ from jaxtyping import Array, Float
 
 from ..observables import Observables, from_kernel
 from ..problem import Problem
+from ..tasks import _columns as tasks
 
 
 class Instance(NamedTuple):
-    """One draw: features (n, d), labels (n,), teacher and initial student (d,), eigenvalue of each coordinate (d,)."""
+    """One draw: features (n, d), labels (n,), teacher and initial student columns, eigenvalue of each coordinate (d,)."""
 
     features: Float[Array, "n d"]
     labels: Float[Array, " n"]
-    teacher: Float[Array, " d"]
-    student: Float[Array, " d"]
+    teacher: Float[Array, "m_star d"]
+    student: Float[Array, "m d"]
     eigenvalues: Float[Array, " d"]
 
 
@@ -38,45 +39,52 @@ def group_sizes(weights: Any, dimension: int) -> np.ndarray:
 
 
 def draw(problem: Problem, sizes: tuple[int, ...], samples: int, key: Array) -> Instance:
-    """Teacher and student have exactly their scales in each group, and are orthogonal there: this removes fluctuations of
-    order 1/sqrt(d) that say nothing about training, at a bias of order 1/d like any other finite-size effect."""
-    groups = len(sizes)
+    """Teacher and student have exactly their scales and correlations in each group (where it has room for them): this removes
+    fluctuations of order 1/sqrt(d) that say nothing about training, at a bias of order 1/d like any other finite-size effect."""
+    groups, m_star = len(sizes), problem.m_star
     dimension = sum(sizes)
-    key_x, key_teacher, key_student, key_label = jax.random.split(key, 4)
+    key_x, key_columns, key_label = jax.random.split(key, 3)
     member = jnp.repeat(jnp.arange(groups), np.asarray(sizes), total_repeat_length=dimension)
     eigenvalues = problem.features.eigenvalues[member]
 
-    def per_group(values):
-        return jax.ops.segment_sum(values, member, num_segments=groups)[member]
+    def mean(values):
+        """Over the coordinates of each group."""
+        return (jax.ops.segment_sum(values, member, num_segments=groups) / np.asarray(sizes))[member]
 
-    def scaled(direction, scale):
-        scale = jnp.broadcast_to(jnp.asarray(scale, dtype=float), (groups,))[member]
-        return scale * direction / jnp.sqrt(per_group(direction**2) / per_group(jnp.ones(dimension)))
-
-    a = jax.random.normal(key_teacher, (dimension,))
-    b = jax.random.normal(key_student, (dimension,))
-    # A group of one coordinate has no room for an orthogonal direction.
-    room = jnp.asarray(np.asarray(sizes) > 1)[member]
-    b = jnp.where(room, b - per_group(a * b) / per_group(a**2) * a, b)
-    teacher, student = scaled(a, problem.teacher_scale), scaled(b, problem.student_scale)
+    normals = jax.random.normal(key_columns, (m_star + problem.m, dimension))
+    columns: list[Array] = []
+    for count, column in enumerate(normals):
+        # Orthogonal to the columns before it in groups that are large enough.
+        room = jnp.asarray(np.asarray(sizes) > count)[member]
+        for earlier in columns:
+            column = jnp.where(room, column - mean(column * earlier) * earlier, column)
+        columns.append(column / jnp.sqrt(mean(column**2)))
+    entries = jnp.einsum("dab,bd->ad", problem.initial[member], jnp.stack(columns))
+    teacher, student = entries[:m_star], entries[m_star:]
     x = jax.random.normal(key_x, (samples, dimension)) * jnp.sqrt(eigenvalues / dimension)
-    labels = problem.task.label(x @ teacher, jax.random.uniform(key_label, (samples,), minval=1e-7, maxval=1 - 1e-7))
+    noise = jax.random.uniform(key_label, (samples,), minval=1e-7, maxval=1 - 1e-7)
+    if problem.task.mixture:
+        indicators, labels = problem.task.sample(jnp.zeros((m_star, samples)), noise, jnp.eye(m_star))
+        x = x + indicators.T @ (teacher * eigenvalues) / dimension
+    else:
+        labels = tasks.label(problem.task, teacher @ x.T, noise)
     return Instance(x, labels, teacher, student, eigenvalues)
 
 
-def observe(problem: Problem, instance: Instance, path: Float[Array, "time d"]) -> Observables:
+def observe(problem: Problem, instance: Instance, path: Float[Array, "time m d"]) -> Observables:
     """Observables along a path of weights."""
-    dimension = path.shape[1]
-    fields = path @ instance.features.T
-    y = jnp.broadcast_to(instance.labels, fields.shape)
-    error = problem.task.error(fields, y)
+    dimension = path.shape[-1]
+    fields = jnp.moveaxis(path @ instance.features.T, 1, 0)
+    y = jnp.broadcast_to(instance.labels, fields.shape[1:])
+    error = tasks.error(problem.task, fields, y)
     weighted = path * instance.eigenvalues
+    teacher = instance.teacher
     return from_kernel(
         problem,
-        weighted @ path.T / dimension,
-        weighted @ instance.teacher / dimension,
-        jnp.sum(path**2, axis=1) / dimension,
-        jnp.mean(problem.task.loss(fields, y), axis=1),
+        jnp.einsum("tad,sbd->tsab", weighted, path) / dimension,
+        weighted @ teacher.T / dimension,
+        path @ jnp.swapaxes(path, 1, 2) / dimension,
+        jnp.mean(tasks.loss(problem.task, fields, y), axis=1),
         None if error is None else jnp.mean(error, axis=1),
-        jnp.sum(instance.eigenvalues * instance.teacher**2) / dimension,
+        (teacher * instance.eigenvalues) @ teacher.T / dimension,
     )

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from .._checks import check_real
-from ..problem import Problem
+from ..problem import Problem, check_single
 from ..protocol import Protocol
 from ._algorithms import step_through
 from ._runs import over_runs, recorded
@@ -48,6 +48,7 @@ def response(
     check_real("kick_time", kick_time, minimum=0.0, cure="It is SGD steps / dimension.")
     check_real("size", size, minimum=0.0, exclusive=True, cure="It is the standard deviation of the kick's entries.")
     sizes, samples, at = recorded(problem, protocol, horizon, dimension, runs, key, records)
+    check_single(problem, "simulate.response", correlated=True)
     kicked = round(float(kick_time) * dimension)
     if not 1 <= kicked <= at[-1]:
         raise ValueError(f"kick_time must lie between the first SGD step, {1 / dimension:.3g}, and the horizon, got {kick_time}.")
@@ -58,7 +59,7 @@ def response(
 
 
 def _kicked(problem, instance, key, protocol, at, kicked, size):
-    """The kick's direction and the central difference along it of the paths of weights, (time, d)."""
+    """The kick's direction and the central difference along it of the paths of weights, (time, m, d)."""
     key_run, key_kick = jax.random.split(key)
     v = jax.random.normal(key_kick, instance.student.shape)
     plus, minus = (step_through(problem, instance, key_run, protocol, at, (kicked, kick)) for kick in (size * v, -size * v))
@@ -68,4 +69,4 @@ def _kicked(problem, instance, key, protocol, at, kicked, size):
 def _along(problem, instance, change):
     v, difference = change
     weighted = instance.eigenvalues * v
-    return difference @ weighted / (weighted @ v) * jnp.mean(instance.eigenvalues)
+    return jnp.sum(difference * weighted, axis=(1, 2)) / jnp.sum(weighted * v) * jnp.mean(instance.eigenvalues)

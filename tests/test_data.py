@@ -62,7 +62,7 @@ def test_noise_without_a_teacher_shows_none():
     problem = dmftopt.Problem.from_data(x, rng.normal(size=2000), train_size=400)
     # The residual variance has relative standard deviation sqrt(2 / 1800) = 3.3%, the deviation half of it.
     assert abs(problem.task.label_noise - 1.0) < 5 * 0.017
-    assert float(problem.rho) < 0.03
+    assert float(problem.rho[0, 0]) < 0.03
 
 
 def test_the_estimate_agrees_with_sgd_on_the_raw_data():

@@ -255,7 +255,8 @@ def test_stationary_is_the_minimizer_of_the_logistic_loss(labels):
     rows = []
     for seed in range(3):
         instance = dmftopt.simulate._data.draw(p, (50, 150, 150, 150), n, jax.random.key(seed))
-        x, y, lam, teacher = (np.asarray(a) for a in (instance.features, instance.labels, instance.eigenvalues, instance.teacher))
+        arrays = (instance.features, instance.labels, instance.eigenvalues, instance.teacher[0])
+        x, y, lam, teacher = (np.asarray(a) for a in arrays)
 
         def objective(theta, x=x, y=y):
             margin = y * (x @ theta)

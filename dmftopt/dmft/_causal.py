@@ -68,12 +68,12 @@ class CausalInnovations(AbstractSolver):
     def check(self, problem, samples, steps, noise):
         if samples & (samples - 1):
             raise ValueError(f"samples must be a power of two (Sobol points), got {samples}. Use {1 << samples.bit_length()}.")
-        dimensions = _points.dimensions(steps, problem, noise)
+        dimensions = _points.dimensions(steps, noise, problem.m, problem.m_star)
         if dimensions > MAX_DIMENSION:
             raise ValueError(f"steps: {steps} need {dimensions} Sobol dimensions, of at most {MAX_DIMENSION}. Use fewer steps.")
 
     def draw(self, key, samples, problem, grid, noise, rate, shards=1):
-        return _points.draw(key, samples, problem, grid, noise, rate, shards)
+        return _points.draw(key, samples, grid, noise, rate, shards, problem.m, problem.m_star)
 
     def run(self, problem, noise, step, inputs, points):
         times, m = inputs.drift.shape[0] + 1, problem.m

@@ -8,7 +8,6 @@ from jaxtyping import Array, Float
 
 from ..grid import TimeGrid
 from ..noise import AbstractNoise
-from ..problem import Problem
 from ._sobol import scrambled_sobol
 
 
@@ -57,18 +56,18 @@ class Points(eqx.Module):
 def draw(
     key: Array,
     samples: int,
-    problem: Problem,
     grid: TimeGrid,
     noise: AbstractNoise,
     rate: Float[Array, " step"],
     shards: int = 1,
+    m: int = 1,
+    m_star: int = 1,
 ) -> Points:
     """Scrambled Sobol points, dimensions in the order teacher, label, initial student, then innovations and multipliers
     in turn; each family rotated so that its first dimensions move the whole path (principal components)."""
-    m, m_star, steps = problem.m, problem.m_star, grid.steps
-    uniforms = scrambled_sobol(key, dimensions(steps, problem, noise), samples, shards)
+    steps, start = grid.steps, m_star + 1
+    uniforms = scrambled_sobol(key, dimensions(steps, noise, m, m_star), samples, shards)
     rotation = grid.rotation()
-    start = m_star + 1
     turns = uniforms[start + m :].reshape(steps, -1, samples)
     multipliers = None
     if not noise.deterministic:
@@ -79,5 +78,5 @@ def draw(
     return Points(uniforms[:m_star], uniforms[m_star], innovations, multipliers, shards)
 
 
-def dimensions(steps: int, problem: Problem, noise: AbstractNoise) -> int:
-    return problem.m_star + 1 + problem.m + (problem.m if noise.deterministic else problem.m + 1) * steps
+def dimensions(steps: int, noise: AbstractNoise, m: int = 1, m_star: int = 1) -> int:
+    return m_star + 1 + m + (m if noise.deterministic else m + 1) * steps

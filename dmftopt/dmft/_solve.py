@@ -13,6 +13,7 @@ from ..noise import AbstractNoise, Bernoulli, NoNoise, Poisson
 from ..observables import Observables, mean_and_error
 from ..problem import Problem, check_problem
 from ..protocol import Protocol
+from ..quadrature import safe_sqrt
 from ._causal import CausalInnovations
 from ._mesh import REPLICATES, SAMPLES, axis_size, check_mesh, constrained, replicated
 from ._solution import RESULTS, Solution, SolveError, Statistics, blank, judge
@@ -21,11 +22,14 @@ from ._step import AbstractStep, DiscreteStep
 
 
 class _Values(eqx.Module):
-    """The protocol on one grid."""
+    """The protocol on one grid, averaged over each step: learning rate, batch size, learning rate times ridge, the learning
+    rate that with this batch size has the average of eta²/B, and whether all was in its domain."""
 
     learning_rate: Array
     batch_size: Array
-    ridge: Array
+    shrinkage: Array
+    noisy_rate: Array
+    valid: Array
 
 
 def solve(
@@ -141,9 +145,9 @@ def _replicate(problem, noise, step, solver, grids, values, key, samples, estima
         levels = []
         for grid, value, rate, p in zip(grids, values, rates, points, strict=True):
             drift = value.learning_rate * grid.step_sizes
-            deviation = noise.deviation(value.learning_rate, grid.step_sizes, rate)
+            deviation = noise.deviation(value.noisy_rate, grid.step_sizes, rate)
             ratio = jnp.append(0.0, grid.step_sizes[1:] / grid.step_sizes[:-1])
-            inputs = Inputs(drift, deviation, drift * value.ridge, ratio, noise.skewness(rate))
+            inputs = Inputs(drift, deviation, value.shrinkage * grid.step_sizes, ratio, noise.skewness(rate))
             levels.append(solver.run(problem, noise, step, inputs, select(p)))
         observables, converged = zip(*levels, strict=True)
         result = observables[0] if len(levels) == 1 else _richardson(observables[0], observables[1], step.order)
@@ -170,26 +174,30 @@ def _richardson(coarse: Observables, fine: Observables, order: int) -> Observabl
 
 
 def _read(protocol: Protocol, grid: TimeGrid, step: AbstractStep, noise: AbstractNoise) -> _Values:
-    """The protocol at the step's evaluation times, checked where concrete."""
+    """The protocol, averaged over each step and checked where concrete."""
     times = step.evaluation_times(grid)
+    weights = jnp.asarray(step.weights, times.dtype)
 
     def at(name, minimum, cure):
-        value = jnp.asarray(getattr(protocol, name)(times), dtype=times.dtype)
-        if value.shape not in ((), times.shape):
+        value = jnp.asarray(getattr(protocol, name)(times.ravel()), dtype=times.dtype)
+        if value.shape not in ((), (times.size,)):
             raise ValueError(
-                f"{name} must return one value per time, shape {times.shape} or (), got {value.shape}. "
+                f"{name} must return one value per time, shape {(times.size,)} or (), got {value.shape}. "
                 "Write the schedule with jax.numpy, elementwise in t."
             )
         check_real(name, value, minimum=minimum, cure=cure)
-        return jnp.broadcast_to(value, times.shape)
+        return jnp.broadcast_to(value, (times.size,)).reshape(times.shape)
 
+    learning_rate = at("learning_rate", 0.0, "Learning rates cannot be negative.")
+    ridge = at("ridge", 0.0, "A negative ridge is unbounded below.")
     # Full-batch and extensive-batch algorithms do not read the batch size.
     minibatch = not isinstance(noise, (NoNoise, Bernoulli))
-    return _Values(
-        at("learning_rate", 0.0, "Learning rates cannot be negative."),
-        at("batch_size", 1.0, "SGD uses at least one sample per step.") if minibatch else jnp.ones_like(times),
-        at("ridge", 0.0, "A negative ridge is unbounded below."),
-    )
+    batch_size = at("batch_size", 1.0, "SGD uses at least one sample per step.") if minibatch else jnp.ones_like(times)
+    # Rounding of exp(log(1)) must not fail a batch size of 1.
+    valid = jnp.all(learning_rate >= 0) & jnp.all(batch_size >= 1 - 1e-6) & jnp.all(ridge >= 0)
+    mean = learning_rate @ weights, batch_size @ weights, (learning_rate * ridge) @ weights
+    noisy = mean[0] if len(step.weights) == 1 else safe_sqrt((learning_rate**2 / batch_size) @ weights * mean[1])
+    return _Values(*mean, noisy, valid)
 
 
 def _valid(problem: Problem, noise: AbstractNoise, grids: tuple[TimeGrid, ...], values: tuple[_Values, ...]) -> Array:
@@ -202,8 +210,7 @@ def _valid(problem: Problem, noise: AbstractNoise, grids: tuple[TimeGrid, ...], 
     for scale in (problem.teacher_scale, problem.student_scale):
         ok = ok & jnp.all(scale >= 0)
     for value in values:
-        # Rounding of exp(log(1)) must not fail a batch size of 1.
-        ok = ok & jnp.all(value.learning_rate >= 0) & jnp.all(value.batch_size >= 1 - 1e-6) & jnp.all(value.ridge >= 0)
+        ok = ok & value.valid
     return ok
 
 

@@ -49,7 +49,7 @@ def draw(problem: Problem, sizes: tuple[int, ...], samples: int, key: Array) -> 
 
     def mean(values):
         """Over the coordinates of each group."""
-        return (jax.ops.segment_sum(values, member, num_segments=groups) / np.asarray(sizes))[member]
+        return (jax.ops.segment_sum(values, member, num_segments=groups) / jnp.asarray(sizes, values.dtype))[member]
 
     normals = jax.random.normal(key_columns, (m_star + problem.m, dimension))
     columns: list[Array] = []

@@ -127,7 +127,7 @@ def simulation(name: str, dimension: int) -> Callable:
 
     def run(key):
         Q, O = (a.astype(float) for a in sgd(name, dimension, knots, key))
-        return jnp.stack([p.task.test_risk(Q, O, p.rho), Q, O])
+        return jnp.stack([p.task.test_risk(Q, O, p.rho[0, 0]), Q, O])
 
     return jax.jit(jax.vmap(run))
 
@@ -137,7 +137,7 @@ def simulation_gradient(name: str, dimension: int) -> Callable:
 
     def risk(knots, key):
         Q, O = (a.astype(float) for a in sgd(name, dimension, knots, key))
-        return p.task.test_risk(Q, O, p.rho)
+        return p.task.test_risk(Q, O, p.rho[0, 0])
 
     knots = jnp.full(20, TASKS[name][2])
     return jax.jit(jax.vmap(lambda key: jax.grad(risk)(knots, key)))

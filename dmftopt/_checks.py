@@ -35,6 +35,20 @@ def is_concrete(value: Any) -> bool:
     return not isinstance(value, Tracer)
 
 
+def without_derivative(value: Any, message: str) -> Any:
+    """The identity, with a derivative that is an error instead of a silent zero."""
+
+    @jax.custom_jvp
+    def identity(value):
+        return value
+
+    @identity.defjvp
+    def _(primals, tangents):
+        raise ValueError(message)
+
+    return identity(value)
+
+
 def check_real(name: str, value: Any, *, minimum: float | None = None, exclusive: bool = False, cure: str = "") -> None:
     """Raise a ValueError naming `name` unless every entry of a concrete `value` is a finite real number within bounds."""
     if not is_concrete(value):

@@ -15,7 +15,7 @@ import numpy as np
 from jax.scipy.special import ndtri
 from jaxtyping import Array, Bool, Float
 
-from ._checks import as_number, check_real, check_shape, is_concrete
+from ._checks import as_number, check_real, check_shape, is_concrete, without_derivative
 
 
 class AbstractNoise(eqx.Module):
@@ -123,34 +123,26 @@ class Bernoulli(AbstractNoise):
         return learning_rate * step * jnp.sqrt(jnp.maximum((1 - b) / b, 0.0))
 
     def standardized(self, uniforms, rotation, rate):
-        b = _integer_law(jnp.asarray(self.fraction, dtype=uniforms.dtype), "noise.Bernoulli", "fraction")
+        b = _whole_numbers(jnp.asarray(self.fraction, dtype=uniforms.dtype), "noise.Bernoulli", "fraction")
         taken = (rotation @ ndtri(uniforms) < ndtri(b)).astype(uniforms.dtype)
         full = b >= 1
         return jnp.where(full, 0.0, (taken - b) / jnp.sqrt(jnp.where(full, 1.0, b * (1 - b))))
 
 
-def _integer_law(value: Array, law: str, parameters: str) -> Array:
+def _whole_numbers(value: Array, law: str, parameters: str) -> Array:
     """The identity, with a derivative that is an error instead of a silent zero."""
-
-    @jax.custom_jvp
-    def identity(value):
-        return value
-
-    @identity.defjvp
-    def _(primals, tangents):
-        raise ValueError(
-            f"{law} draws whole numbers, which have no derivative in {parameters}. noise.Brownian() is differentiable in "
-            "batch size, delta and times; otherwise hold them fixed: differentiate in one argument, or with equinox.filter_grad "
-            "(for which Python numbers are fixed; jax.grad differentiates those too), or use jax.lax.stop_gradient."
-        )
-
-    return identity(value)
+    return without_derivative(
+        value,
+        f"{law} draws whole numbers, which have no derivative in {parameters}. noise.Brownian() is differentiable in "
+        "batch size, delta and times; otherwise hold them fixed: differentiate in one argument, or with equinox.filter_grad "
+        "(for which Python numbers are fixed; jax.grad differentiates those too), or use jax.lax.stop_gradient.",
+    )
 
 
 def _poisson_bridge(uniforms: Float[Array, "step sample"], rate: Float[Array, " step"]) -> Float[Array, "step sample"]:
     """Independent Poisson(rate) counts: the first uniform draws a sample's total, the others split it binomially down a
     binary tree over the steps, largest intervals first."""
-    rate = _integer_law(rate, "noise.Poisson", "batch_size, delta or times")
+    rate = _whole_numbers(rate, "noise.Poisson", "batch_size, delta or times")
     steps, samples = uniforms.shape
     leaves = 1 << (steps - 1).bit_length()
     edges = jnp.concatenate([jnp.zeros(1, rate.dtype), jnp.cumsum(rate)])

@@ -71,12 +71,12 @@ class Solution(AbstractResult):
 
 def judge(observables: Observables, scale: Array, valid: Array, converged: Array) -> tuple[RESULTS, Array]:
     """Result code, and the mask of times before the first failure."""
-    per_time = [a.reshape(a.shape[0], -1) for a in (observables.test_risk, observables.train_loss, observables.norm)]
-    rows = jnp.concatenate([*per_time, observables.correlation.reshape(observables.norm.shape[0], -1)], axis=1)
-    # A NaN at time k also enters row j < k of the correlation, in column k: look at the lower triangle only.
     steps = observables.norm.shape[0]
-    seen = jnp.concatenate([jnp.ones((steps, len(per_time)), bool), jnp.tril(jnp.ones((steps, steps), bool))], axis=1)
-    finite = jnp.all(jnp.isfinite(rows) | ~seen, axis=1)
+    per_time = (observables.test_risk, observables.train_loss, observables.norm)
+    finite = [jnp.all(jnp.isfinite(a.reshape(steps, -1)), axis=1) for a in per_time]
+    # A NaN at time k also enters row j < k of the correlation, in column k: look at the lower triangle only.
+    pairs = jnp.all(jnp.isfinite(observables.correlation), axis=(2, 3)) | ~jnp.tril(jnp.ones((steps, steps), bool))
+    finite = jnp.all(jnp.stack([*finite, jnp.all(pairs, axis=1)]), axis=0)
     bounded = ~(jnp.trace(observables.student_overlap, axis1=1, axis2=2) > 1e4 * scale)
     good = jnp.cumprod((finite & bounded & valid & converged).astype(int)).astype(bool)
     result = RESULTS.where(jnp.all(good), RESULTS.successful, RESULTS.nonfinite)

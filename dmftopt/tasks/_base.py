@@ -110,6 +110,10 @@ class AbstractTask(eqx.Module):
             return None
         return self._population_mean(self.error, Q, O, rho)
 
+    def moments(self, Q: Float[Array, "m m"], O: Float[Array, "m m_star"], rho: Float[Array, "m_star m_star"]):
+        """E[l w^T] (m, m), E[l w_star^T] (m, m_star) and E[l l^T] (m, m) on fresh samples in closed form, or None."""
+        return None
+
     def fresh(
         self, rho: Float[Array, "m_star m_star"]
     ) -> tuple[Float[Array, "m_star node"], Float[Array, " node"], Float[Array, "m node"]]:

@@ -103,6 +103,47 @@ class Committee(AbstractTask):
         own = jnp.diagonal(covariance)
         return 0.5 * (weights @ kernel(covariance, own[:, None], own[None, :]) @ weights + self.label_noise**2)
 
+    def moments(self, Q, O, rho):
+        """Closed for "erf" (Saad and Solla), with l_a = second_layer_a sigma'(w_a) (f(w) - y)."""
+        if self.target is not None or self.activation != "erf":
+            return None
+        first, second = self._layers(Q.dtype)
+        signed, C = jnp.concatenate([first, -second]), jnp.block([[Q, O], [O.T, rho]])
+        with_fields = first[:, None] * (_erf_three(C)[: self.hidden] @ signed)
+        four = _erf_four(C, self.hidden)
+        # Label noise adds to (f - y)² only; E[sigma'(w_a) sigma'(w_b)] is elementary.
+        noise = jnp.asarray(self.label_noise, Q.dtype) ** 2 * _erf_slopes(Q)
+        power = jnp.outer(first, first) * (jnp.einsum("abcd,c,d->ab", four, signed, signed) + noise)
+        return with_fields[:, : self.hidden], with_fields[:, self.hidden :], power
+
+
+def _erf_three(C: Float[Array, "f f"]) -> Float[Array, "f f f"]:
+    """E[sigma'(x_i) x_k sigma(x_j)], indices in this order."""
+    c = jnp.diagonal(C)
+    ii, ij, ik, kj = 1 + c[:, None, None], C[:, None, :], C[:, :, None], C[None]
+    return 2 / jnp.pi * (kj * ii - ik * ij) / (ii * jnp.sqrt(ii * (1 + c) - ij**2))
+
+
+def _erf_slopes(Q: Float[Array, "m m"]) -> Float[Array, "m m"]:
+    """E[sigma'(x_i) sigma'(x_k)]."""
+    c = 1 + jnp.diagonal(Q)
+    return 2 / jnp.pi / jnp.sqrt(c[:, None] * c - Q**2)
+
+
+def _erf_four(C: Float[Array, "f f"], m: int) -> Float[Array, "m m f f"]:
+    """E[sigma'(x_a) sigma'(x_b) sigma(x_c) sigma(x_d)] for a, b among the first m."""
+    c = 1 + jnp.diagonal(C)
+    a, b, ab = c[:m, None, None, None], c[None, :m, None, None], C[:m, :m, None, None]
+    ac, ad, bc, bd = C[:m, None, :, None], C[:m, None, None, :], C[None, :m, :, None], C[None, :m, None, :]
+    small = a * b - ab**2
+
+    def edge(to_a, to_b, own):
+        return small * own - to_b**2 * a - to_a**2 * b + 2 * ab * to_a * to_b
+
+    mixed = small * C - bc * bd * a - ac * ad * b + ab * (ac * bd + ad * bc)
+    root = jnp.sqrt(edge(ac, bc, c[:, None]) * edge(ad, bd, c[None, :]))
+    return 4 / jnp.pi**2 / jnp.sqrt(small) * jnp.arcsin(mixed / root)
+
 
 def _erf_kernel(c: Array, a: Array, b: Array) -> Float[Array, "..."]:
     return 2 / jnp.pi * jnp.arcsin(c / jnp.sqrt((1 + a) * (1 + b)))

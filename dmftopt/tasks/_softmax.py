@@ -60,7 +60,7 @@ class Softmax(AbstractTask):
 
 
 def one_hot(r, y):
-    return (jnp.arange(r.shape[0]) == y).astype(r.dtype)
+    return (jnp.arange(r.shape[0], dtype=r.dtype) == y).astype(r.dtype)
 
 
 def cross_entropy(r, y):

@@ -59,8 +59,8 @@ class Rung(NamedTuple):
 
 def rungs(ladder, richardson) -> list[Rung]:
     """Uniform and early-dense grids, plain and extrapolated."""
-    plain = [Rung(*size, ratio) for size in ladder for ratio in (1.0, 5.0)]
-    return plain + [Rung(*size, 5.0, True) for size in richardson]
+    plain = [Rung(steps, samples, ratio) for steps, samples in ladder for ratio in (1.0, 5.0)]
+    return plain + [Rung(steps, samples, 5.0, True) for steps, samples in richardson]
 
 
 @dataclasses.dataclass(frozen=True)

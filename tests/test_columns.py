@@ -1,0 +1,146 @@
+"""Tasks with several student and teacher columns: against single-field tasks, closed forms, limits, and finite-size runs."""
+
+import diffrax
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import four_groups, problem
+
+import dmftopt
+from dmftopt import _matrices, limits, tasks
+
+GRID = dmftopt.TimeGrid.geometric(4.0, 24, ratio=5.0)
+PROTOCOL = dmftopt.Protocol(dmftopt.schedules.cosine(1.0, 4.0, 0.2), ridge=0.05)
+
+
+def aligned(m_star, m, cosine):
+    """Correlations: student column a leans toward teacher column a."""
+    matrix = np.eye(m_star + m)
+    for a in range(min(m_star, m)):
+        matrix[a, m_star + a] = matrix[m_star + a, a] = cosine
+    return matrix
+
+
+@pytest.mark.parametrize(
+    "matrix", [np.diag([2.0, 0.5, 1.0]), np.eye(3), np.ones((3, 3)) + 0.1 * np.eye(3)], ids=["", "equal", "pair"]
+)
+def test_functions_of_symmetric_matrices(matrix):
+    """Roots squared, and derivatives against central differences (error h² = 1e-10), where eigenvalues are equal too."""
+    change = np.array([[0.3, 0.1, -0.2], [0.1, -0.4, 0.5], [-0.2, 0.5, 0.2]])
+
+    def root(matrix):
+        return _matrices.of_symmetric(lambda h: jnp.sqrt(h + 1), matrix)
+
+    value, slope = jax.jvp(root, (jnp.asarray(matrix),), (jnp.asarray(change),))
+    np.testing.assert_allclose(value @ value, matrix + np.eye(3), atol=1e-12)
+    h = 1e-5
+    np.testing.assert_allclose(slope, (root(matrix + h * change) - root(matrix - h * change)) / (2 * h), atol=1e-8)
+
+
+def test_triangular_root_drops_dependent_columns():
+    vectors = np.random.default_rng(0).standard_normal((3, 50))
+    vectors = np.stack([vectors[0], 2 * vectors[0], vectors[1]])
+    gram = jnp.asarray(vectors @ vectors.T)
+    L, T = _matrices.triangular_root(gram, jnp.diagonal(gram), 1e-9)
+    np.testing.assert_allclose(L @ L.T, gram, rtol=1e-12)
+    np.testing.assert_allclose((T @ vectors) @ (T @ vectors).T, np.diag([1.0, 0.0, 1.0]), atol=1e-12)
+
+
+@pytest.mark.parametrize("law", [dmftopt.noise.Poisson(), dmftopt.noise.NoNoise()], ids=["Poisson", "none"])
+def test_one_linear_unit_is_least_squares(law):
+    """The same random numbers, so the same numbers to rounding, which a chaotic step can magnify."""
+    options = {"samples": 512, "noise": law, "key": jax.random.key(0)}
+    single = dmftopt.solve(problem(tasks.LeastSquares(0.3), four_groups()), PROTOCOL, GRID, **options)
+    unit = dmftopt.solve(problem(tasks.Committee(1, 1, "linear", label_noise=0.3), four_groups()), PROTOCOL, GRID, **options)
+    for name in ("test_risk", "train_loss", "correlation", "norm", "teacher_overlap"):
+        np.testing.assert_allclose(getattr(unit, name), getattr(single, name), atol=1e-9)
+
+
+def test_two_classes_are_logistic_regression():
+    """Softmax in two classes depends on the difference of its columns, on which it is logistic regression at twice the rate."""
+    options = {"samples": 8192, "replicates": 4}
+    two = dmftopt.solve(problem(tasks.Softmax(2)), PROTOCOL, GRID, key=jax.random.key(0), **options)
+    faster = dmftopt.Protocol(lambda t: 2 * PROTOCOL.learning_rate(t), ridge=0.025)
+    one = dmftopt.solve(
+        problem(tasks.Logistic("sign"), teacher_scale=2**0.5, student_scale=1.0), faster, GRID, key=jax.random.key(1), **options
+    )
+    for name in ("test_risk", "train_loss", "test_error", "train_error"):
+        error = np.hypot(getattr(two.standard_error, name), getattr(one.standard_error, name))
+        np.testing.assert_array_less(np.abs(getattr(two, name) - getattr(one, name)), 4 * error + 0.002)
+    difference = jnp.array([-1.0, 1.0])
+    np.testing.assert_allclose(
+        jnp.einsum("a,tsab,b->ts", difference, two.correlation, difference), one.correlation[:, :, 0, 0], atol=0.01
+    )
+
+
+@pytest.mark.parametrize("activation", ["erf", "relu", "quadratic"])
+def test_closed_forms_of_the_committee(activation):
+    """Against 8192 quasi-random points: 0.5% of the spread of a loss of order 1."""
+    rng = np.random.default_rng(1)
+    root = rng.standard_normal((5, 5)) / 2
+    covariance = jnp.asarray(root @ root.T)
+    Q, O, rho = covariance[:3, :3], covariance[:3, 3:], covariance[3:, 3:]
+    layers = {"second_layer": [1.0, -0.5, 0.7], "teacher_layer": [0.4, 1.0], "label_noise": 0.2}
+    task = tasks.Committee(3, 2, activation, **layers)
+    found = task.test_risk(Q, O, rho)
+    points = dmftopt.tasks.AbstractTask.test_risk(task, Q, O, rho)
+    np.testing.assert_allclose(found, points, rtol=0.01)
+
+
+def saad_and_solla(Q, O, rho, rate, times):
+    """dQ/dt, dO/dt of the online erf committee, Phys. Rev. E 52 (1995) 4225, equations 4 to 13, with unit second layers."""
+    m, n = Q.shape[0], rho.shape[0]
+    signs = np.concatenate([np.ones(m), -np.ones(n)])
+
+    def three(C, i, k, j):
+        small = (1 + C[i, i]) * (1 + C[j, j]) - C[i, j] ** 2
+        return 2 / np.pi / jnp.sqrt(small) * (C[k, j] * (1 + C[i, i]) - C[i, k] * C[i, j]) / (1 + C[i, i])
+
+    def four(C, i, k, j, l):
+        a, b, c, d = i, k, j, l
+        L4 = (1 + C[a, a]) * (1 + C[b, b]) - C[a, b] ** 2
+        L0 = L4 * C[c, d] - C[b, c] * C[b, d] * (1 + C[a, a]) - C[a, c] * C[a, d] * (1 + C[b, b])
+        L0 = L0 + C[a, b] * C[a, c] * C[b, d] + C[a, b] * C[a, d] * C[b, c]
+
+        def edge(e):
+            return (
+                L4 * (1 + C[e, e]) - C[b, e] ** 2 * (1 + C[a, a]) - C[a, e] ** 2 * (1 + C[b, b]) + 2 * C[a, b] * C[a, e] * C[b, e]
+            )
+
+        return 4 / np.pi**2 / jnp.sqrt(L4) * jnp.arcsin(L0 / jnp.sqrt(edge(c) * edge(d)))
+
+    def rates(t, state, _):
+        Q, O = state
+        C = jnp.block([[Q, O], [O.T, rho]])
+        fields = range(m + n)
+        pull = jnp.array([[sum(signs[j] * three(C, i, k, j) for j in fields) for k in fields] for i in range(m)])
+        power = jnp.array(
+            [[sum(signs[j] * signs[l] * four(C, i, k, j, l) for j in fields for l in fields) for k in range(m)] for i in range(m)]
+        )
+        return -rate * (pull[:, :m] + pull[:, :m].T) + rate**2 * power, -rate * pull[:, m:]
+
+    return diffrax.diffeqsolve(
+        diffrax.ODETerm(rates), diffrax.Tsit5(), times[0], times[-1], None, (Q, O), saveat=diffrax.SaveAt(ts=times),
+        stepsize_controller=diffrax.PIDController(rtol=1e-8, atol=1e-10), max_steps=100_000,
+    ).ys  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def plateau():
+    """Two units that hardly differ at the start learn from two: they wait on a plateau, then specialize."""
+    correlation = aligned(2, 2, 0.01)
+    p = dmftopt.Problem(
+        tasks.Committee(2, 2, "erf"), dmftopt.features.isotropic(), 1e6, 1.0, 0.1, initial_correlation=correlation
+    )
+    grid = dmftopt.TimeGrid.uniform(150.0, 60)
+    return p, grid, jax.jit(lambda: saad_and_solla(p.initial_overlap, 1e-3 * jnp.eye(2), jnp.eye(2), 1.5, grid.times))()
+
+
+def test_online_limit_is_that_of_saad_and_solla(plateau):
+    p, grid, (Q, O) = plateau
+    found = limits.online(p, dmftopt.Protocol(1.5), grid)
+    # It does go through a plateau and off it.
+    assert found.test_risk[20] > 0.02 and found.test_risk[-1] < 1e-3
+    np.testing.assert_allclose(found.student_overlap, Q, atol=1e-4)
+    np.testing.assert_allclose(found.teacher_overlap, O, atol=1e-4)

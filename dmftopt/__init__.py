@@ -3,6 +3,8 @@
 from . import features as features
 from . import limits as limits
 from . import noise as noise
+from . import priors as priors
+from . import regularizers as regularizers
 from . import schedules as schedules
 from . import simulate as simulate
 from . import tasks as tasks

@@ -11,6 +11,8 @@ from ._checks import as_number, check_instance, check_real, check_shape, is_conc
 from ._matrices import rank_floor, square_root
 from .data import DataMap, describe
 from .features import Features
+from .priors import AbstractPrior, Normal
+from .regularizers import AbstractRegularizer, Ridge
 from .tasks import AbstractTask, LeastSquares
 
 
@@ -27,6 +29,14 @@ def check_single(problem: "Problem", route: str, *, correlated: bool = False) ->
         raise ValueError(f"{route} takes tasks with a single field, not {type(problem.task).__name__}. Use solve without it.")
     if problem.initial_correlation is not None and not correlated:
         raise ValueError(f"{route} takes no initial_correlation. Use solve without it, or limits.online.")
+
+
+def check_ridge(problem: "Problem", route: str) -> None:
+    """For routes whose weights are linear. (Priors need no check: linear weights feel second moments alone.)"""
+    if not isinstance(problem.regularizer, Ridge):
+        raise ValueError(
+            f"{route} takes regularizers.Ridge() only, got {type(problem.regularizer).__name__}. Use solve without it."
+        )
 
 
 def _check_correlation(value: Any, columns: int) -> None:
@@ -58,6 +68,9 @@ class Problem(eqx.Module):
     - `initial_correlation`: correlations of the entries of teacher and initial student. None: all columns independent. A
       number: of the one teacher column with the one student column. Or the matrix (m_star + m, m_star + m) over the teacher's
       columns, then the student's (a small asymmetry of hidden units is what lets them specialize).
+    - `regularizer`: penalty of the weights, see `dmftopt.regularizers`; its strength is `Protocol.ridge`.
+    - `teacher_prior`, `student_prior`: law of these entries, see `dmftopt.priors`. Only a regularizer other than the ridge
+      tells laws of equal scale apart.
     - `data`: how raw data map to this problem, set by `Problem.from_data`.
 
     Teacher and student have m_star and m columns where the task has (`task.teacher_columns`, `task.columns`), otherwise one.
@@ -69,6 +82,9 @@ class Problem(eqx.Module):
     teacher_scale: Any = eqx.field(converter=as_number, default=1.0)
     student_scale: Any = eqx.field(converter=as_number, default=0.0)
     initial_correlation: Any = eqx.field(converter=as_number, default=None)
+    regularizer: AbstractRegularizer = Ridge()
+    teacher_prior: AbstractPrior = Normal()
+    student_prior: AbstractPrior = Normal()
     data: DataMap | None = eqx.field(static=True, default=None)
 
     def __check_init__(self):
@@ -84,6 +100,12 @@ class Problem(eqx.Module):
             check_shape(name, scale, shapes, "Give one number, one per eigenvalue group, or (groups, columns).")
         if self.initial_correlation is not None:
             _check_correlation(self.initial_correlation, self.m_star + self.m)
+        check_instance("regularizer", self.regularizer, AbstractRegularizer, "Pass dmftopt.regularizers.SmoothL1(0.1), say.")
+        for name in ("teacher_prior", "student_prior"):
+            prior = getattr(self, name)
+            check_instance(name, prior, AbstractPrior, "Pass for instance dmftopt.priors.Sparse(0.1).")
+            if self.initial_correlation is not None and not isinstance(prior, Normal):
+                raise ValueError(f"{name} must be priors.Normal() with initial_correlation: mixed columns would lose their law.")
 
     @property
     def m(self) -> int:

@@ -18,7 +18,8 @@ class Protocol(eqx.Module):
 
     - `learning_rate`: eta(t) >= 0, the rate of ordinary SGD on features of unit mean square norm.
     - `batch_size`: B(t) >= 1, samples per SGD step.
-    - `ridge`: coefficient of the gradient h(theta) = ridge * theta of the regularizer, >= 0.
+    - `ridge`: strength of the regularizer, >= 0: coefficient of its gradient h(theta), which is theta unless the problem has
+      another `regularizer`.
     """
 
     learning_rate: Callable

@@ -16,8 +16,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from .._checks import check_count
 from .._matrices import inverse_root, of_symmetric, rank_floor, square_root, triangular_root
 from ..observables import from_kernel
+from ..regularizers import Ridge
 from ..tasks import _columns as columns
 from . import _points
 from . import _weights as weights
@@ -51,19 +53,37 @@ class Readout(NamedTuple):
 
 
 class State(NamedTuple):
-    """The weights, and what the last step saw: mean curvature, root of the noise power E[l l^T], drive."""
+    """The weights, and what the last step saw: mean curvature of the loss, mean slope of the regularizer's gradient, root of the
+    noise power E[l l^T], drive."""
 
     theta: Float[Array, "m group basis"]
     curvature: Float[Array, "m m"]
+    slope: Float[Array, " group"]
     power: Float[Array, "m m"]
     drive: weights.Drive
 
 
 class CausalInnovations(AbstractSolver):
     """The default solver: one causal pass, O(samples * steps²) time, O(samples * steps) memory, no iteration, no kernel ever
-    inverted. Takes both steps."""
+    inverted. Takes both steps.
+
+    With the ridge the law of the weights is known exactly. With another regularizer it is sampled: `particles` (a power of two)
+    coordinates in each eigenvalue group. `sample_weights`: sample it with the ridge too, to check one against the other.
+    """
 
     steps = (ExponentialStep, DiscreteStep)
+
+    particles: int = eqx.field(static=True, default=4096)
+    sample_weights: bool = eqx.field(static=True, default=False)
+
+    def __check_init__(self):
+        check_count("particles", self.particles, minimum=4)
+        if self.particles & (self.particles - 1):
+            raise ValueError(f"particles must be a power of two, got {self.particles}. Use {1 << self.particles.bit_length()}.")
+
+    def _particles(self, problem) -> int:
+        """0 where the weights are exact."""
+        return self.particles if self.sample_weights or not isinstance(problem.regularizer, Ridge) else 0
 
     def check(self, problem, samples, steps, noise):
         if samples & (samples - 1):
@@ -71,14 +91,24 @@ class CausalInnovations(AbstractSolver):
         dimensions = _points.dimensions(steps, noise, problem.m, problem.m_star)
         if dimensions > MAX_DIMENSION:
             raise ValueError(f"steps: {steps} need {dimensions} Sobol dimensions, of at most {MAX_DIMENSION}. Use fewer steps.")
+        needed = 8 * problem.m * _points.zeta_parts(noise) * (steps + 1)
+        if 0 < self._particles(problem) < needed:
+            raise ValueError(
+                f"particles must be at least {needed}, 8 for each direction of a gradient, got {self.particles}. Pass "
+                f"solver=CausalInnovations(particles={1 << (needed - 1).bit_length()}), or use fewer steps."
+            )
 
     def draw(self, key, samples, problem, grid, noise, rate, shards=1):
-        return _points.draw(key, samples, grid, noise, rate, shards, problem.m, problem.m_star)
+        particles = self._particles(problem)
+        return _points.draw(key, samples, grid, noise, rate, shards, problem.m, problem.m_star, particles)
 
     def run(self, problem, noise, step, inputs, points):
         times, m = inputs.drift.shape[0] + 1, problem.m
-        parts = 1 if noise.deterministic else 2
-        start = weights.initial(problem, parts * m * times)
+        parts = _points.zeta_parts(noise)
+        if points.zetas is None:
+            start, zetas = weights.coefficients(problem, parts * m * times), None
+        else:
+            start, zetas = weights.particles(problem, points.entries, points.zetas.reshape(parts * m * times, -1))
         fields, labels = columns.sample(problem.task, points.teacher, points.label, start.root)
         # One more step than there are updates, so that the fields at the last time are read; it does not move.
         xs = Inputs(*(jnp.append(value, 0.0) for value in inputs))
@@ -92,10 +122,14 @@ class CausalInnovations(AbstractSolver):
             jax.ShapeDtypeStruct(start.theta.shape, start.theta.dtype),
         )
         nothing = jnp.zeros((m, m), start.theta.dtype)
-        still = weights.Drive(jnp.zeros_like(start.theta), jnp.zeros((m, parts * m * times), start.theta.dtype))
-        state = State(start.theta, nothing, nothing, still)
+        still = weights.Drive(
+            jnp.zeros_like(start.theta),
+            jnp.zeros((m, parts * m * times), start.theta.dtype),
+            None if isinstance(problem.regularizer, Ridge) else jnp.zeros_like(start.theta),
+        )
+        state = State(start.theta, nothing, jnp.zeros(start.theta.shape[1], start.theta.dtype), nothing, still)
         parameters = (arrays, start.known, *sampled)
-        _, out, _ = history_scan(_Step(static), times, constants, parameters, xs, state, row)
+        _, out, _ = history_scan(_Step(static), times, (*constants, zetas), parameters, xs, state, row)
         L = out.L.reshape(times, m, -1)
         if not problem.task.mixture:
             L = jnp.concatenate([out.known, L], axis=2)
@@ -149,11 +183,12 @@ class _Step:
         self.static = static
 
     def __call__(self, constants, parameters, x: Inputs, state: State, history: History, k):
-        innovations, multipliers = constants
+        innovations, multipliers, zetas = constants
         arrays, known, fields, labels = parameters
         problem, step = eqx.combine(arrays, self.static)
         task, features, delta, theta = problem.task, problem.features, problem.delta, state.theta
         m = problem.m
+        space = weights.Coefficients(problem.m_star + m) if zetas is None else weights.Particles(zetas)
         rows, parts, shards, local = history.gradients.shape
         samples = shards * local
         gradients = history.gradients.reshape(rows * parts, shards, local)
@@ -162,7 +197,7 @@ class _Step:
         past_gradients = jnp.repeat(past, parts)
 
         # Weights to fields. What comes with a sample is kept apart: it may carry derivatives, the innovations are constants.
-        seen = weights.read(theta, known, not task.mixture, history.phi, past, k, features)
+        seen = weights.read(theta, known, not task.mixture, history.phi, past, k, features, space)
         to_known, to_innovations, to_gradients = spread(
             shards, seen.known, seen.L.reshape(m, -1), past_gradients * seen.P / jnp.sqrt(delta)
         )
@@ -227,14 +262,19 @@ class _Step:
             zeta_noise = zeta_noise.at[:, k, m:].set(step.ahead(root, state.power, x.ratio))
 
         zeta_drift, zeta_noise = (a.reshape(m, rows * parts) / jnp.sqrt(delta) for a in (zeta_drift, zeta_noise))
-        drive = weights.drive(theta, (S_known, known), (S, phi), zeta_drift, curvature, features)
+        slope = weights.slopes(problem.regularizer, theta)
+        bend = weights.bend(problem.regularizer, theta, slope)
+        drive = weights.drive(theta, (S_known, known), (S, phi), zeta_drift, curvature, bend, features)
         ahead = step.ahead(curvature, state.curvature, x.ratio)
-        decay = x.drift * features.eigenvalues[:, None, None] * ahead + x.ridge * jnp.eye(m)
+        shrinkage = x.ridge * step.ahead(slope, state.slope, x.ratio)[:, None]
+        decay = x.drift * features.eigenvalues[:, None, None] * ahead + shrinkage[:, None] * jnp.eye(m)
         excess = weights.curvature_ratio(features, delta)[:, None]
         factors = of_symmetric(
-            lambda h: step.factors(x.drift * features.eigenvalues[:, None] * h + x.ridge, x.ratio, excess), ahead
+            lambda h: step.factors(x.drift * features.eigenvalues[:, None] * h + shrinkage, x.ratio, excess), ahead
         )
-        theta_next, kicks = weights.update(theta, drive, state.drive, decay, x.drift, x.noise * zeta_noise, factors, features)
+        theta_next, kicks = weights.update(
+            theta, drive, state.drive, decay, x.drift, x.ridge, x.noise * zeta_noise, factors, features, space
+        )
 
         def of_noise(zetas):
             return zetas.reshape(m, features.groups, rows, parts)[..., m:]
@@ -244,8 +284,8 @@ class _Step:
             seen.L,
             loss,
             error,
-            jnp.einsum("g,agz,bgz->ab", features.weights, theta, theta),
-            None if multipliers is None else of_noise(theta[..., theta.shape[-1] - rows * parts :]),
+            weights.norm(theta, features, space),
+            None if multipliers is None else of_noise(seen.zetas),
             None if multipliers is None else of_noise(kicks),
         )
-        return State(theta_next, curvature, root, drive), History(written, seen.phi), readout
+        return State(theta_next, curvature, slope, root, drive), History(written, seen.phi), readout

@@ -18,13 +18,18 @@ class Points(eqx.Module):
     step. `multipliers` has a last row of zeros, for the readout at the end. Both are laid out as the scan wants them, because a
     copy costs as much memory as the points themselves.
 
-    Samples come in `shards` equal parts, one for each device; in each, those of the first half come first.
+    `entries` and `zetas` are normals for sampled weights: of the columns of teacher and student, and of the weight-side
+    directions that belong to each step's gradients (first the m drifts', then the m noises'). None where weights are exact.
+
+    Samples (and particles) come in `shards` equal parts, one for each device; in each, those of the first half come first.
     """
 
     teacher: Float[Array, "m_star sample"]
     label: Float[Array, " sample"]
     innovations: Float[Array, "step+1 m sample"]
     multipliers: Float[Array, "step+1 sample"] | None
+    entries: Float[Array, "m_star+m particle"] | None = None
+    zetas: Float[Array, "step+1 zeta particle"] | None = None
     shards: int = eqx.field(static=True, default=1)
 
     def half(self, which: int) -> "Points":
@@ -45,12 +50,22 @@ class Points(eqx.Module):
             return total / jnp.sqrt(jnp.sum(w**2, axis=1))
 
         steps = jax.lax.stop_gradient(fine.step_sizes)
-        innovations = jnp.concatenate([self.innovations[:1], pairs(self.innovations[1:], steps)])
+        m = self.innovations.shape[1]
+
+        def with_first(values):
+            return jnp.concatenate([values[:1], pairs(values[1:], steps)])
+
+        def with_last(values):
+            return jnp.concatenate([pairs(values[:-1], steps), values[-1:]])
+
+        zetas = self.zetas
+        if zetas is not None:
+            zetas = jnp.concatenate([with_first(zetas[:, :m]), with_last(zetas[:, m:])], axis=1)
         multipliers = self.multipliers
         if multipliers is not None:
             summed = pairs(multipliers[:-1], noise.coarsening(steps, rate))
             multipliers = jnp.concatenate([summed, multipliers[-1:]])
-        return Points(self.teacher, self.label, innovations, multipliers, self.shards)
+        return Points(self.teacher, self.label, with_first(self.innovations), multipliers, self.entries, zetas, self.shards)
 
 
 def draw(
@@ -62,9 +77,11 @@ def draw(
     shards: int = 1,
     m: int = 1,
     m_star: int = 1,
+    particles: int = 0,
 ) -> Points:
     """Scrambled Sobol points, dimensions in the order teacher, label, initial student, then innovations and multipliers
-    in turn; each family rotated so that its first dimensions move the whole path (principal components)."""
+    in turn; each family rotated so that its first dimensions move the whole path (principal components). For sampled weights the
+    same of `particles` points, dimensions in the order teacher, student, then the zetas of each step."""
     steps, start = grid.steps, m_star + 1
     uniforms = scrambled_sobol(key, dimensions(steps, noise, m, m_star), samples, shards)
     rotation = grid.rotation()
@@ -73,9 +90,25 @@ def draw(
     if not noise.deterministic:
         multipliers = jnp.pad(noise.standardized(turns[:, m], rotation, rate), ((0, 1), (0, 0)))
     rotated = jnp.zeros((steps + 1, steps + 1)).at[0, 0].set(1.0).at[1:, 1:].set(rotation)
-    normals = ndtri(jnp.concatenate([uniforms[start : start + m][None], turns[:, :m]]))
-    innovations = (rotated @ normals.reshape(steps + 1, -1)).reshape(normals.shape)
-    return Points(uniforms[:m_star], uniforms[m_star], innovations, multipliers, shards)
+
+    def rotate(uniforms):
+        return (rotated @ ndtri(uniforms).reshape(steps + 1, -1)).reshape(uniforms.shape)
+
+    innovations = rotate(jnp.concatenate([uniforms[start : start + m][None], turns[:, :m]]))
+    entries = zetas = None
+    if particles:
+        parts = zeta_parts(noise)
+        uniforms_of_weights = scrambled_sobol(jax.random.fold_in(key, 1), m_star + m + m * parts * (steps + 1), particles, shards)
+        entries = ndtri(uniforms_of_weights[: m_star + m])
+        zetas = rotate(uniforms_of_weights[m_star + m :].reshape(steps + 1, -1, particles))
+        # The first gradient is a direction apart, as the initial student is; noises are increments from the first step on.
+        zetas = jnp.concatenate([zetas[:, :m], jnp.roll(zetas[:, m:], -1, axis=0)], axis=1)
+    return Points(uniforms[:m_star], uniforms[m_star], innovations, multipliers, entries, zetas, shards)
+
+
+def zeta_parts(noise: AbstractNoise) -> int:
+    """Directions of a gradient, per column: of its mean, and of its noise."""
+    return 1 if noise.deterministic else 2
 
 
 def dimensions(steps: int, noise: AbstractNoise, m: int = 1, m_star: int = 1) -> int:

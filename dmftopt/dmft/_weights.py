@@ -1,16 +1,20 @@
-"""The weight side: the law of one coordinate of theta, exact because the ridge keeps it linear.
+"""The weight side: the law of one coordinate of theta in each eigenvalue group, as arrays (m, group, basis) with the inner
+product <u, v> = share sum_a weight_a u_a·v_a. Two representations, which differ in their `space` only:
 
-theta is linear in unit normals (those of theta_star and theta_0, then zeta_0, zeta_1, ...), so each column is an array of
-coefficients (group, basis), one row per eigenvalue group, with inner product <u, v> = sum_a weight_a u_a·v_a.
+* `Coefficients`: the ridge keeps theta linear in unit normals (those of theta_star and theta_0, then zeta_0, zeta_1, ...), so an
+  array of coefficients says it all. Exact.
+* `Particles`: for any elementwise regularizer, a population of coordinates, each with its own values of these normals.
 """
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from .._matrices import inverse_root, rank_floor, square_root, triangular_root
 from ..problem import Problem
+from ..regularizers import AbstractRegularizer, Ridge
 from ._orthogonal import DROP, block_drop
 from ._step import Factors
 
@@ -25,10 +29,86 @@ class Start(NamedTuple):
     root: Float[Array, "m_star m_star"]
 
 
-def initial(problem: Problem, zetas: int) -> Start:
+class Coefficients(NamedTuple):
+    """The basis: `start` normals of teacher and student, then the zetas."""
+
+    start: int
+
+    share = 1.0
+
+    def on_zetas(self, theta: Float[Array, "m group basis"]) -> Float[Array, "m group zeta"]:
+        """E[theta zeta] in each group."""
+        return theta[..., self.start :]
+
+    def add_zetas(self, theta: Float[Array, "m group basis"], by: Float[Array, "m group zeta"]) -> Float[Array, "m group basis"]:
+        return theta.at[..., self.start :].add(by)
+
+
+class Particles(NamedTuple):
+    """Particles carry the same zetas in every group: groups meet in no product."""
+
+    zetas: Float[Array, "zeta particle"]
+
+    @property
+    def share(self) -> float:
+        return 1 / self.zetas.shape[1]
+
+    def on_zetas(self, theta: Float[Array, "m group particle"]) -> Float[Array, "m group zeta"]:
+        return self.share * (theta @ self.zetas.T)
+
+    def add_zetas(
+        self, theta: Float[Array, "m group particle"], by: Float[Array, "m group zeta"]
+    ) -> Float[Array, "m group particle"]:
+        return theta + by @ self.zetas
+
+
+Space = Coefficients | Particles
+
+
+def coefficients(problem: Problem, zetas: int) -> Start:
     """Bases of the teacher's and the student's columns first, then `zetas`."""
     entries = jnp.moveaxis(problem.initial, 1, 0)
-    entries = jnp.pad(entries, ((0, 0), (0, 0), (0, zetas)))
+    return _start(problem, jnp.pad(entries, ((0, 0), (0, 0), (0, zetas))))
+
+
+def particles(
+    problem: Problem, entries: Float[Array, "m_star+m particle"], zetas: Float[Array, "zeta particle"]
+) -> tuple[Start, Float[Array, "zeta particle"]]:
+    """The start, and the zetas as they are to be used. From standard normals: those of the columns of teacher and student, which
+    get their priors' law, and the zetas.
+
+    All are made orthonormal in the sample. This changes them by sampling error only, and then what is linear in them (all
+    there is, with the ridge) has none.
+    """
+    columns: list[Array] = []
+    for prior, normals in zip(
+        [problem.teacher_prior] * problem.m_star + [problem.student_prior] * problem.m, entries, strict=True
+    ):
+        column = prior.entries(normals)
+        for earlier in columns:
+            column = column - jnp.mean(column * earlier) * earlier
+        columns.append(column / jnp.sqrt(jnp.mean(column**2)))
+    standard = jnp.stack(columns)
+    share = 1 / entries.shape[1]
+    zetas = zetas - share * (zetas @ standard.T) @ standard
+    zetas = _inverse_root_near_one(share * zetas @ zetas.T) @ zetas
+    return _start(problem, jnp.einsum("gac,cp->agp", problem.initial, standard)), zetas
+
+
+def _inverse_root_near_one(matrix: Float[Array, "n n"]) -> Float[Array, "n n"]:
+    """By Newton and Schulz's iteration, products only (two batched factorizations at once can hang jaxlib's CPU threads).
+    Eigenvalues must be in (0, 3). With 4 particles a zeta those of random normals are in (1/4, 9/4): 10 steps give all digits."""
+    identity = jnp.eye(matrix.shape[0], dtype=matrix.dtype)
+
+    def improve(_, pair):
+        left, inverse = pair
+        step = 1.5 * identity - 0.5 * inverse @ left
+        return left @ step, step @ inverse
+
+    return jax.lax.fori_loop(0, 10, improve, (matrix, identity))[1]
+
+
+def _start(problem: Problem, entries: Float[Array, "m_star+m group basis"]) -> Start:
     teacher = jnp.sqrt(problem.features.eigenvalues)[:, None] * entries[: problem.m_star]
     rho = problem.rho
     if problem.task.mixture:
@@ -39,12 +119,13 @@ def initial(problem: Problem, zetas: int) -> Start:
 
 class Reading(NamedTuple):
     """What the field side needs of theta_k: its products with the known directions, with phi over all rows (the new one
-    included) and with the zetas, <theta~_k, .>; and the new phi."""
+    included) and with the zetas, <theta~_k, .>. And the new phi, and E[theta_k zeta] in each group."""
 
     known: Float[Array, "m m_star"]
     L: Float[Array, "m row m"]
     P: Float[Array, "m zeta"]
     phi: Float[Array, "m group basis"]
+    zetas: Float[Array, "m group zeta"]
 
 
 def read(
@@ -55,31 +136,50 @@ def read(
     past: Float[Array, " row"],
     k: Array,
     features,
+    space: Space,
 ) -> Reading:
     """Gram-Schmidt of theta~ = sqrt(lambda) theta, two passes, against the rows of phi where `past` is 1 and, if `removed`, the
     known directions."""
-    scale = jnp.sqrt(features.weights)[:, None]
     rows, m = phi.shape[:2]
-    # In coordinates times sqrt(weight) the inner product is the plain one.
-    family = (phi * scale).reshape(rows * m, -1)
-    flat_known = (known * scale).reshape(known.shape[0], -1)
-    tilde = jnp.sqrt(features.eigenvalues)[:, None] * theta
-    flat = (tilde * scale).reshape(m, -1)
+    family, flat_known = phi.reshape(rows * m, -1), known.reshape(known.shape[0], -1)
+    measure = jnp.repeat(space.share * features.weights, theta.shape[-1])
+    root = jnp.sqrt(features.eigenvalues)
+    flat = (root[:, None] * theta).reshape(m, -1)
+
+    def dot(a, b):
+        return (measure * a) @ b.T
+
     past = jnp.repeat(past, m)
     rest, L = flat, jnp.zeros((m, rows * m), flat.dtype)
     for _ in range(2):
         if removed:
-            rest = rest - (rest @ flat_known.T) @ flat_known
-        coefficients = past * (rest @ family.T)
+            rest = rest - dot(rest, flat_known) @ flat_known
+        coefficients = past * dot(rest, family)
         rest = rest - coefficients @ family
         L = L + coefficients
-    own = jnp.sum(flat**2, axis=1)
-    lengths, normalize = triangular_root(rest @ rest.T, own, DROP if m == 1 else block_drop(flat.dtype))
-    direction = (normalize @ rest).reshape(theta.shape) / scale
+    own = jnp.sum(measure * flat**2, axis=1)
+    lengths, normalize = triangular_root(dot(rest, rest), own, DROP if m == 1 else block_drop(flat.dtype))
     L = L.reshape(m, rows, m).at[:, k].add(lengths)
-    start = known.shape[0] + m
-    P = jnp.einsum("g,mgz->mz", features.weights, tilde[..., start:])
-    return Reading(flat @ flat_known.T, L, P, direction)
+    zetas = space.on_zetas(theta)
+    P = jnp.einsum("g,mgz->mz", features.weights * root, zetas)
+    return Reading(dot(flat, flat_known), L, P, (normalize @ rest).reshape(theta.shape), zetas)
+
+
+def norm(theta: Float[Array, "m group basis"], features, space: Space) -> Float[Array, "m m"]:
+    """E[theta theta^T]."""
+    return space.share * jnp.einsum("g,agz,bgz->ab", features.weights, theta, theta)
+
+
+def slopes(regularizer: AbstractRegularizer, theta: Float[Array, "m group basis"]) -> Float[Array, " group"]:
+    """Mean of dh / d theta in each group."""
+    return jnp.mean(regularizer.slope(theta), axis=(0, 2))
+
+
+def bend(
+    regularizer: AbstractRegularizer, theta: Float[Array, "m group basis"], slope: Float[Array, " group"]
+) -> Float[Array, "m group basis"] | None:
+    """h(theta) less its linear part; None for the ridge, which has no more."""
+    return None if isinstance(regularizer, Ridge) else regularizer.gradient(theta) - slope[:, None] * theta
 
 
 def curvature_ratio(features, delta) -> Float[Array, " group"]:
@@ -95,10 +195,12 @@ def curvature_ratio(features, delta) -> Float[Array, " group"]:
 
 
 class Drive(NamedTuple):
-    """The drift of the weights per D eta, less its linear part: on the weights' own basis and on the zetas."""
+    """The drift of the weights per D eta, less its linear part: on the weights' own basis and on the zetas; and `bend`, that of
+    the regularizer per D eta ridge."""
 
     weights: Float[Array, "m group basis"]
     zetas: Float[Array, "m zeta"]
+    bend: Float[Array, "m group basis"] | None
 
 
 def drive(
@@ -107,19 +209,22 @@ def drive(
     to_phi: tuple[Float[Array, "m row m"], Float[Array, "row m group basis"]],
     zetas: Float[Array, "m zeta"],
     curvature: Float[Array, "m m"],
+    bend: Float[Array, "m group basis"] | None,
     features,
 ) -> Drive:
     """sqrt(lambda) times the sums of coefficients and directions, less lambda E[l'] theta_k; and the coefficients on the
     zetas (times sqrt(lambda))."""
     rest = jnp.tensordot(*to_known, 1) + jnp.tensordot(*to_phi, 2)
     rest = jnp.sqrt(features.eigenvalues)[:, None] * rest
-    return Drive(rest - features.eigenvalues[:, None] * jnp.tensordot(curvature, theta, 1), zetas)
+    return Drive(rest - features.eigenvalues[:, None] * jnp.tensordot(curvature, theta, 1), zetas, bend)
 
 
-def update(theta, now: Drive, last: Drive, decay, drift, noise, factors: Factors, features) -> tuple[Array, Array]:
+def update(
+    theta, now: Drive, last: Drive, decay, drift, ridge, noise, factors: Factors, features, space: Space
+) -> tuple[Array, Array]:
     """theta_{k+1} = theta_k - f (x theta_k + D eta drive_k) - c D eta (drive_k - drive_{k-1}) - s sqrt(lambda) noise, and what
-    of it this step adds on the zetas, (m, group, zeta). `drift`: D eta; `noise`: (m, zeta). `decay` (x) and `factors` (f, s, c)
-    are matrices over the columns, (group, m, m)."""
+    of it this step adds on the zetas, (m, group, zeta). `drift`: D eta; `ridge`: D eta ridge; `noise`: (m, zeta). `decay` (x) and
+    `factors` (f, s, c) are matrices over the columns, (group, m, m)."""
     f, s, c = factors
     root = jnp.sqrt(features.eigenvalues)[:, None]
 
@@ -128,7 +233,9 @@ def update(theta, now: Drive, last: Drive, decay, drift, noise, factors: Factors
             return jnp.einsum("gab,bz->agz", matrix, vectors)
         return jnp.einsum("gab,bgz->agz", matrix, vectors)
 
+    def pull(drive):
+        return drift * drive.weights if drive.bend is None else drift * drive.weights + ridge * drive.bend
+
     kicks = -root * (drift * (apply(f, now.zetas) + apply(c, now.zetas - last.zetas)) + apply(s, noise))
-    moved = theta - apply(f, apply(decay, theta) + drift * now.weights) - drift * apply(c, now.weights - last.weights)
-    start = theta.shape[-1] - kicks.shape[-1]
-    return moved.at[..., start:].add(kicks), kicks
+    moved = theta - apply(f, apply(decay, theta) + pull(now)) - apply(c, pull(now) - pull(last))
+    return space.add_zetas(moved, kicks), kicks

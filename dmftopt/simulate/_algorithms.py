@@ -36,7 +36,7 @@ def step_through(
 
         # The same number of draws in every run, so that runs stay batched; the last may count for nothing.
         gradient = jax.lax.fori_loop(0, jnp.ceil(batch_size).astype(int), add, jnp.zeros_like(theta))
-        theta = theta - learning_rate * (gradient / batch_size + ridge / dimension * theta)
+        theta = theta - learning_rate * (gradient / batch_size + ridge / dimension * problem.regularizer.gradient(theta))
         return theta if kick is None else theta + jnp.where(s + 1 == kick[0], kick[1], 0.0)
 
     def record(theta, span):
@@ -56,7 +56,7 @@ def diffuse(problem, instance: Instance, key: Array, protocol: Protocol, times: 
 
     def drift(t, theta, _):
         pull = gradient(theta) @ instance.features / problem.delta
-        return -protocol.learning_rate(t) * (pull + protocol.ridge(t) * theta)
+        return -protocol.learning_rate(t) * (pull + protocol.ridge(t) * problem.regularizer.gradient(theta))
 
     def diffusion(t, theta, _):
         amplitude = protocol.learning_rate(t) / jnp.sqrt(protocol.batch_size(t) * problem.delta)
@@ -92,7 +92,8 @@ def descend(problem, instance: Instance, key: Array, protocol: Protocol, times: 
         drift = size * protocol.learning_rate(t)
         taken = (jax.random.uniform(key, (samples,), theta.dtype) < fraction).astype(theta.dtype)
         l = columns.gradient(problem.task, theta @ instance.features.T, instance.labels) * taken / fraction
-        theta = theta - drift * (protocol.ridge(t) * theta + l @ instance.features / problem.delta)
+        pull = l @ instance.features / problem.delta
+        theta = theta - drift * (protocol.ridge(t) * problem.regularizer.gradient(theta) + pull)
         return theta, theta
 
     keys = jax.random.split(key, times.shape[0] - 1)

@@ -52,8 +52,10 @@ def draw(problem: Problem, sizes: tuple[int, ...], samples: int, key: Array) -> 
         return (jax.ops.segment_sum(values, member, num_segments=groups) / jnp.asarray(sizes, values.dtype))[member]
 
     normals = jax.random.normal(key_columns, (m_star + problem.m, dimension))
+    priors = [problem.teacher_prior] * m_star + [problem.student_prior] * problem.m
     columns: list[Array] = []
-    for count, column in enumerate(normals):
+    for count, (prior, normal) in enumerate(zip(priors, normals, strict=True)):
+        column = prior.entries(normal)
         # Orthogonal to the columns before it in groups that are large enough.
         room = jnp.asarray(np.asarray(sizes) > count)[member]
         for earlier in columns:

@@ -3,6 +3,7 @@
 from . import features as features
 from . import limits as limits
 from . import noise as noise
+from . import parametrizations as parametrizations
 from . import priors as priors
 from . import regularizers as regularizers
 from . import schedules as schedules

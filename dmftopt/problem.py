@@ -11,6 +11,7 @@ from ._checks import as_number, check_instance, check_real, check_shape, is_conc
 from ._matrices import rank_floor, square_root
 from .data import DataMap, describe
 from .features import Features
+from .parametrizations import AbstractParametrization, Direct
 from .priors import AbstractPrior, Normal
 from .regularizers import AbstractRegularizer, Ridge
 from .tasks import AbstractTask, LeastSquares
@@ -31,12 +32,18 @@ def check_single(problem: "Problem", route: str, *, correlated: bool = False) ->
         raise ValueError(f"{route} takes no initial_correlation. Use solve without it, or limits.online.")
 
 
-def check_ridge(problem: "Problem", route: str) -> None:
+def check_linear(problem: "Problem", route: str) -> None:
     """For routes whose weights are linear. (Priors need no check: linear weights feel second moments alone.)"""
     if not isinstance(problem.regularizer, Ridge):
-        raise ValueError(
-            f"{route} takes regularizers.Ridge() only, got {type(problem.regularizer).__name__}. Use solve without it."
-        )
+        name = type(problem.regularizer).__name__
+        raise ValueError(f"{route} takes regularizers.Ridge() only, got {name}. Use solve without it.")
+    check_direct(problem, route)
+
+
+def check_direct(problem: "Problem", route: str) -> None:
+    if not problem.direct:
+        name = type(problem.parametrization).__name__
+        raise ValueError(f"{route} takes parametrizations.Direct() only, got {name}. Use solve without it.")
 
 
 def _check_correlation(value: Any, columns: int) -> None:
@@ -69,8 +76,9 @@ class Problem(eqx.Module):
       number: of the one teacher column with the one student column. Or the matrix (m_star + m, m_star + m) over the teacher's
       columns, then the student's (a small asymmetry of hidden units is what lets them specialize).
     - `regularizer`: penalty of the weights, see `dmftopt.regularizers`; its strength is `Protocol.ridge`.
-    - `teacher_prior`, `student_prior`: law of these entries, see `dmftopt.priors`. Only a regularizer other than the ridge
-      tells laws of equal scale apart.
+    - `parametrization`: what is trained in place of the weights, see `dmftopt.parametrizations`.
+    - `teacher_prior`, `student_prior`: law of these entries, see `dmftopt.priors`. Only a regularizer other than the ridge or a
+      parametrization tells laws of equal scale apart.
     - `data`: how raw data map to this problem, set by `Problem.from_data`.
 
     Teacher and student have m_star and m columns where the task has (`task.teacher_columns`, `task.columns`), otherwise one.
@@ -83,6 +91,7 @@ class Problem(eqx.Module):
     student_scale: Any = eqx.field(converter=as_number, default=0.0)
     initial_correlation: Any = eqx.field(converter=as_number, default=None)
     regularizer: AbstractRegularizer = Ridge()
+    parametrization: AbstractParametrization = Direct()
     teacher_prior: AbstractPrior = Normal()
     student_prior: AbstractPrior = Normal()
     data: DataMap | None = eqx.field(static=True, default=None)
@@ -101,6 +110,7 @@ class Problem(eqx.Module):
         if self.initial_correlation is not None:
             _check_correlation(self.initial_correlation, self.m_star + self.m)
         check_instance("regularizer", self.regularizer, AbstractRegularizer, "Pass dmftopt.regularizers.SmoothL1(0.1), say.")
+        check_instance("parametrization", self.parametrization, AbstractParametrization, "Pass parametrizations.Diagonal(), say.")
         for name in ("teacher_prior", "student_prior"):
             prior = getattr(self, name)
             check_instance(name, prior, AbstractPrior, "Pass for instance dmftopt.priors.Sparse(0.1).")
@@ -116,6 +126,16 @@ class Problem(eqx.Module):
     def m_star(self) -> int:
         """Columns of the teacher."""
         return self.task.teacher_columns or 1
+
+    @property
+    def direct(self) -> bool:
+        """Whether it is the weights themselves that are trained."""
+        return isinstance(self.parametrization, Direct)
+
+    @property
+    def linear_weights(self) -> bool:
+        """Whether the weights are linear in their start and the gradients, so that second moments say all."""
+        return self.direct and isinstance(self.regularizer, Ridge)
 
     @property
     def initial(self) -> Float[Array, "group m_star+m m_star+m"]:

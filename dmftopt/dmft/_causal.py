@@ -19,7 +19,6 @@ from jaxtyping import Array, Float
 from .._checks import check_count
 from .._matrices import inverse_root, of_symmetric, rank_floor, square_root, triangular_root
 from ..observables import from_kernel
-from ..regularizers import Ridge
 from ..tasks import _columns as columns
 from . import _points
 from . import _weights as weights
@@ -53,10 +52,10 @@ class Readout(NamedTuple):
 
 
 class State(NamedTuple):
-    """The weights, and what the last step saw: mean curvature of the loss, mean slope of the regularizer's gradient, root of the
-    noise power E[l l^T], drive."""
+    """The weights (or their parameters, component first), and what the last step saw: mean curvature of the loss, mean slope of
+    the regularizer's gradient, root of the noise power E[l l^T], drive."""
 
-    theta: Float[Array, "m group basis"]
+    theta: Float[Array, "*component m group basis"]
     curvature: Float[Array, "m m"]
     slope: Float[Array, " group"]
     power: Float[Array, "m m"]
@@ -83,7 +82,7 @@ class CausalInnovations(AbstractSolver):
 
     def _particles(self, problem) -> int:
         """0 where the weights are exact."""
-        return self.particles if self.sample_weights or not isinstance(problem.regularizer, Ridge) else 0
+        return self.particles if self.sample_weights or not problem.linear_weights else 0
 
     def check(self, problem, samples, steps, noise):
         if samples & (samples - 1):
@@ -125,9 +124,10 @@ class CausalInnovations(AbstractSolver):
         still = weights.Drive(
             jnp.zeros_like(start.theta),
             jnp.zeros((m, parts * m * times), start.theta.dtype),
-            None if isinstance(problem.regularizer, Ridge) else jnp.zeros_like(start.theta),
+            weights.bend(problem, start.theta, jnp.zeros(start.theta.shape[1], start.theta.dtype)),
         )
-        state = State(start.theta, nothing, jnp.zeros(start.theta.shape[1], start.theta.dtype), nothing, still)
+        trained = start.theta if problem.direct else problem.parametrization.parameters(start.theta)
+        state = State(trained, nothing, jnp.zeros(start.theta.shape[1], start.theta.dtype), nothing, still)
         parameters = (arrays, start.known, *sampled)
         _, out, _ = history_scan(_Step(static), times, (*constants, zetas), parameters, xs, state, row)
         L = out.L.reshape(times, m, -1)
@@ -187,6 +187,8 @@ class _Step:
         arrays, known, fields, labels = parameters
         problem, step = eqx.combine(arrays, self.static)
         task, features, delta, theta = problem.task, problem.features, problem.delta, state.theta
+        if not problem.direct:
+            theta = problem.parametrization.weights(theta)
         m = problem.m
         space = weights.Coefficients(problem.m_star + m) if zetas is None else weights.Particles(zetas)
         rows, parts, shards, local = history.gradients.shape
@@ -262,9 +264,16 @@ class _Step:
             zeta_noise = zeta_noise.at[:, k, m:].set(step.ahead(root, state.power, x.ratio))
 
         zeta_drift, zeta_noise = (a.reshape(m, rows * parts) / jnp.sqrt(delta) for a in (zeta_drift, zeta_noise))
-        slope = weights.slopes(problem.regularizer, theta)
-        bend = weights.bend(problem.regularizer, theta, slope)
-        drive = weights.drive(theta, (S_known, known), (S, phi), zeta_drift, curvature, bend, features)
+        to_known, to_phi, zeta_noise = (S_known, known), (S, phi), x.noise * zeta_noise
+        if not problem.direct:
+            drive = weights.drive(theta, to_known, to_phi, zeta_drift, jnp.zeros_like(curvature), None, features)
+            moved = weights.update_parameters(problem, state.theta, drive, x.drift, x.ridge, zeta_noise, space)
+            norm = weights.norm(theta, features, space)
+            readout = Readout(seen.known, seen.L, loss, error, norm, None, None)
+            return State(moved, curvature, state.slope, root, drive), History(written, seen.phi), readout
+        slope = weights.slopes(problem, theta)
+        bend = weights.bend(problem, theta, slope)
+        drive = weights.drive(theta, to_known, to_phi, zeta_drift, curvature, bend, features)
         ahead = step.ahead(curvature, state.curvature, x.ratio)
         shrinkage = x.ridge * step.ahead(slope, state.slope, x.ratio)[:, None]
         decay = x.drift * features.eigenvalues[:, None, None] * ahead + shrinkage[:, None] * jnp.eye(m)
@@ -273,7 +282,7 @@ class _Step:
             lambda h: step.factors(x.drift * features.eigenvalues[:, None] * h + shrinkage, x.ratio, excess), ahead
         )
         theta_next, kicks = weights.update(
-            theta, drive, state.drive, decay, x.drift, x.ridge, x.noise * zeta_noise, factors, features, space
+            theta, drive, state.drive, decay, x.drift, x.ridge, zeta_noise, factors, features, space
         )
 
         def of_noise(zetas):

@@ -18,7 +18,7 @@ from .._checks import as_number, check_count, check_real, check_shape, is_concre
 from ..grid import TimeGrid
 from ..noise import AbstractNoise
 from ..observables import as_column, from_kernel
-from ..problem import Problem, check_ridge, check_single
+from ..problem import Problem, check_linear, check_single
 from ._solver import AbstractSolver, Inputs
 from ._step import DiscreteStep
 
@@ -113,7 +113,7 @@ class FixedPoint(AbstractSolver):
 
     def check(self, problem, samples, steps, noise):
         check_single(problem, "solver: FixedPoint()")
-        check_ridge(problem, "solver: FixedPoint()")
+        check_linear(problem, "solver: FixedPoint()")
         if samples % 2:
             raise ValueError(f"samples must be even (the bias is estimated from halves), got {samples}. Use {samples + 1}.")
 

@@ -226,6 +226,8 @@ def _check(problem, protocol, grid, noise, step, solver, samples, replicates, ri
     if not isinstance(step, solver.steps):
         names = " or ".join(f"{s.__name__}()" for s in solver.steps)
         raise ValueError(f"step: {type(solver).__name__} takes {names}, got {type(step).__name__}. Pass that, or leave step out.")
+    if step.continuous and not problem.direct:
+        raise ValueError("step: with a parametrization the noise depends on the weights. Pass DiscreteStep() (of first order).")
     check_count("samples", samples, minimum=4)
     check_count("replicates", replicates)
     if step.continuous and noise.discrete:

@@ -14,7 +14,6 @@ from jaxtyping import Array, Float
 
 from .._matrices import inverse_root, rank_floor, square_root, triangular_root
 from ..problem import Problem
-from ..regularizers import AbstractRegularizer, Ridge
 from ._orthogonal import DROP, block_drop
 from ._step import Factors
 
@@ -170,16 +169,16 @@ def norm(theta: Float[Array, "m group basis"], features, space: Space) -> Float[
     return space.share * jnp.einsum("g,agz,bgz->ab", features.weights, theta, theta)
 
 
-def slopes(regularizer: AbstractRegularizer, theta: Float[Array, "m group basis"]) -> Float[Array, " group"]:
+def slopes(problem: Problem, theta: Float[Array, "m group basis"]) -> Float[Array, " group"]:
     """Mean of dh / d theta in each group."""
-    return jnp.mean(regularizer.slope(theta), axis=(0, 2))
+    return jnp.mean(problem.regularizer.slope(theta), axis=(0, 2))
 
 
 def bend(
-    regularizer: AbstractRegularizer, theta: Float[Array, "m group basis"], slope: Float[Array, " group"]
+    problem: Problem, theta: Float[Array, "m group basis"], slope: Float[Array, " group"]
 ) -> Float[Array, "m group basis"] | None:
-    """h(theta) less its linear part; None for the ridge, which has no more."""
-    return None if isinstance(regularizer, Ridge) else regularizer.gradient(theta) - slope[:, None] * theta
+    """h(theta) less its linear part; None where weights are linear."""
+    return None if problem.linear_weights or not problem.direct else problem.regularizer.gradient(theta) - slope[:, None] * theta
 
 
 def curvature_ratio(features, delta) -> Float[Array, " group"]:
@@ -239,3 +238,12 @@ def update(
     kicks = -root * (drift * (apply(f, now.zetas) + apply(c, now.zetas - last.zetas)) + apply(s, noise))
     moved = theta - apply(f, apply(decay, theta) + pull(now)) - apply(c, pull(now) - pull(last))
     return space.add_zetas(moved, kicks), kicks
+
+
+def update_parameters(
+    problem: Problem, parameters: Float[Array, "component m group particle"], now: Drive, drift, ridge, noise, space: Space
+) -> Float[Array, "component m group particle"]:
+    """p_{k+1} = p_k - df/dp (D eta drive_k + sqrt(lambda) noise) - D eta ridge h(p_k), where `now` is the whole drift."""
+    kicks = jnp.sqrt(problem.features.eigenvalues)[:, None] * (drift * now.zetas + noise)[:, None]
+    pull = problem.parametrization.pull(parameters, space.add_zetas(drift * now.weights, kicks))
+    return parameters - pull - ridge * problem.regularizer.gradient(parameters)

@@ -11,7 +11,7 @@ from .._checks import check_count, check_instance, check_real, check_shape, numb
 from ..grid import TimeGrid
 from ..noise import AbstractNoise, Poisson
 from ..observables import as_column, from_kernel
-from ..problem import Problem, check_ridge
+from ..problem import Problem, check_linear
 from ..protocol import Protocol
 from ..tasks import LeastSquares
 from ._result import (
@@ -147,7 +147,7 @@ def critical_learning_rate(problem: Problem, ridge: float | Array = 0.0) -> Floa
     """
     check_instance("problem", problem, Problem, "Build it with dmftopt.Problem(...).")
     check_least_squares(problem, "critical_learning_rate")
-    check_ridge(problem, "critical_learning_rate")
+    check_linear(problem, "critical_learning_rate")
     check_real("ridge", ridge, minimum=0.0, cure="A negative ridge is unbounded below.")
     check_shape("ridge", ridge, ((),), "Use jax.vmap for a sweep.")
     groups = Groups(problem, jnp.asarray(problem.features.eigenvalues).dtype)

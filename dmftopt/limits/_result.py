@@ -11,7 +11,7 @@ from .._checks import check_instance, check_real, is_concrete
 from ..grid import TimeGrid
 from ..noise import AbstractNoise, Brownian, NoNoise, Poisson
 from ..observables import AbstractResult, Observables
-from ..problem import Problem, check_problem, check_ridge, check_single
+from ..problem import Problem, check_linear, check_problem, check_single
 from ..protocol import Protocol
 from ..tasks import LeastSquares
 
@@ -28,7 +28,7 @@ class Limit(AbstractResult):
 
 def check_inputs(problem: Any, protocol: Any) -> None:
     check_problem(problem)
-    check_ridge(problem, "A limit")
+    check_linear(problem, "A limit")
     check_instance("protocol", protocol, Protocol, "Build it with dmftopt.Protocol(learning_rate=...).")
 
 

@@ -11,7 +11,7 @@ from jaxtyping import Array
 
 from .._checks import check_real, check_shape, numbers_to_arrays
 from ..observables import as_column, from_kernel
-from ..problem import Problem, check_problem, check_ridge, check_single
+from ..problem import Problem, check_linear, check_problem, check_single
 from ..quadrature import gaussian_nodes, safe_sqrt
 from ..tasks import LeastSquares, Logistic
 from ._result import Groups, Limit, blank_unless, finish, positive_or_one
@@ -38,7 +38,7 @@ def stationary(problem: Problem, ridge: float | Array) -> Limit:
     """
     check_problem(problem)
     check_single(problem, "limits.stationary")
-    check_ridge(problem, "limits.stationary")
+    check_linear(problem, "limits.stationary")
     if not isinstance(problem.task, (LeastSquares, Logistic)):
         raise TypeError(f"problem.task must be LeastSquares or Logistic here, got {type(problem.task).__name__}. Use solve.")
     check_real("ridge", ridge, minimum=0.0, exclusive=True, cure="Without a ridge the minimizer may not exist or be unique.")

@@ -15,11 +15,12 @@ from ._data import Instance
 def step_through(
     problem: Problem, instance: Instance, key: Array, protocol: Protocol, at: Array, kick: tuple[Array, Array] | None = None
 ) -> Float[Array, "time m d"]:
-    """SGD, observed after `at` steps. `kick`: after how many steps (from 1) what is added to the weights."""
+    """SGD, observed after `at` steps. `kick`: after how many steps (from 1) what is added to the parameters."""
     samples, dimension = instance.features.shape
-    task = problem.task
+    task, parametrization = problem.task, problem.parametrization
 
-    def step(s, theta):
+    def step(s, parameters):
+        theta = parametrization.weights(parameters)
         t = s.astype(theta.dtype) / dimension
         learning_rate, batch_size, ridge = (f(t) for f in (protocol.learning_rate, protocol.batch_size, protocol.ridge))
         key_count, key_batch = jax.random.split(jax.random.fold_in(key, s))
@@ -36,34 +37,41 @@ def step_through(
 
         # The same number of draws in every run, so that runs stay batched; the last may count for nothing.
         gradient = jax.lax.fori_loop(0, jnp.ceil(batch_size).astype(int), add, jnp.zeros_like(theta))
-        theta = theta - learning_rate * (gradient / batch_size + ridge / dimension * problem.regularizer.gradient(theta))
-        return theta if kick is None else theta + jnp.where(s + 1 == kick[0], kick[1], 0.0)
+        pull = parametrization.pull(parameters, gradient / batch_size)
+        parameters = parameters - learning_rate * (pull + ridge / dimension * problem.regularizer.gradient(parameters))
+        return parameters if kick is None else parameters + jnp.where(s + 1 == kick[0], kick[1], 0.0)
 
-    def record(theta, span):
-        theta = jax.lax.fori_loop(span[0], span[1], step, theta)
-        return theta, theta
+    def record(parameters, span):
+        parameters = jax.lax.fori_loop(span[0], span[1], step, parameters)
+        return parameters, parametrization.weights(parameters)
 
-    _, path = jax.lax.scan(record, instance.student, jnp.stack([at[:-1], at[1:]], axis=1))
+    start = parametrization.parameters(instance.student)
+    _, path = jax.lax.scan(record, start, jnp.stack([at[:-1], at[1:]], axis=1))
     return jnp.concatenate([instance.student[None], path])
 
 
 def diffuse(problem, instance: Instance, key: Array, protocol: Protocol, times: Array, fine: Array) -> Float[Array, "time m d"]:
     """SGF through diffrax on the fixed times `fine`, observed at `times`."""
     samples, _ = instance.features.shape
+    parametrization = problem.parametrization
 
-    def gradient(theta):
-        return columns.gradient(problem.task, theta @ instance.features.T, instance.labels)
+    def gradient(parameters):
+        fields = parametrization.weights(parameters) @ instance.features.T
+        return columns.gradient(problem.task, fields, instance.labels)
 
-    def drift(t, theta, _):
-        pull = gradient(theta) @ instance.features / problem.delta
-        return -protocol.learning_rate(t) * (pull + protocol.ridge(t) * problem.regularizer.gradient(theta))
+    def pull(parameters, l):
+        return parametrization.pull(parameters, l @ instance.features)
 
-    def diffusion(t, theta, _):
+    def drift(t, parameters, _):
+        shrinkage = protocol.ridge(t) * problem.regularizer.gradient(parameters)
+        return -protocol.learning_rate(t) * (pull(parameters, gradient(parameters)) / problem.delta + shrinkage)
+
+    def diffusion(t, parameters, _):
         amplitude = protocol.learning_rate(t) / jnp.sqrt(protocol.batch_size(t) * problem.delta)
-        l = amplitude * gradient(theta)
+        l = amplitude * gradient(parameters)
         # x_i l_i dW_i summed over samples, without ever building the (d, n) matrix.
-        structure = jax.ShapeDtypeStruct((samples,), theta.dtype)
-        return lineax.FunctionLinearOperator(lambda dw: (l * dw) @ instance.features, structure)
+        structure = jax.ShapeDtypeStruct((samples,), parameters.dtype)
+        return lineax.FunctionLinearOperator(lambda dw: pull(parameters, l * dw), structure)
 
     noise = diffrax.UnsafeBrownianPath((samples,), key)
     terms = diffrax.MultiTerm(diffrax.ODETerm(drift), diffrax.ControlTerm(diffusion, noise))
@@ -73,29 +81,32 @@ def diffuse(problem, instance: Instance, key: Array, protocol: Protocol, times: 
         fine[0],
         fine[-1],
         None,
-        instance.student,
+        parametrization.parameters(instance.student),
         saveat=diffrax.SaveAt(ts=times),
         stepsize_controller=diffrax.StepTo(fine),
         max_steps=None,
         adjoint=diffrax.ForwardMode(),
     )
     assert solution.ys is not None
-    return solution.ys
+    return jax.vmap(parametrization.weights)(solution.ys)
 
 
 def descend(problem, instance: Instance, key: Array, protocol: Protocol, times: Array, fraction) -> Float[Array, "time m d"]:
     """Full-batch or extensive-batch gradient descent, one update per time step."""
     samples, _ = instance.features.shape
+    parametrization = problem.parametrization
 
-    def step(theta, inputs):
+    def step(parameters, inputs):
+        theta = parametrization.weights(parameters)
         t, size, key = inputs
         drift = size * protocol.learning_rate(t)
         taken = (jax.random.uniform(key, (samples,), theta.dtype) < fraction).astype(theta.dtype)
         l = columns.gradient(problem.task, theta @ instance.features.T, instance.labels) * taken / fraction
-        pull = l @ instance.features / problem.delta
-        theta = theta - drift * (protocol.ridge(t) * problem.regularizer.gradient(theta) + pull)
-        return theta, theta
+        pull = parametrization.pull(parameters, l @ instance.features / problem.delta)
+        parameters = parameters - drift * (protocol.ridge(t) * problem.regularizer.gradient(parameters) + pull)
+        return parameters, parametrization.weights(parameters)
 
     keys = jax.random.split(key, times.shape[0] - 1)
-    _, path = jax.lax.scan(step, instance.student, (times[:-1], jnp.diff(times), keys))
+    start = parametrization.parameters(instance.student)
+    _, path = jax.lax.scan(step, start, (times[:-1], jnp.diff(times), keys))
     return jnp.concatenate([instance.student[None], path])

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from .._checks import check_real
-from ..problem import Problem, check_single
+from ..problem import Problem, check_direct, check_single
 from ..protocol import Protocol
 from ._algorithms import step_through
 from ._runs import over_runs, recorded
@@ -49,6 +49,7 @@ def response(
     check_real("size", size, minimum=0.0, exclusive=True, cure="It is the standard deviation of the kick's entries.")
     sizes, samples, at = recorded(problem, protocol, horizon, dimension, runs, key, records)
     check_single(problem, "simulate.response", correlated=True)
+    check_direct(problem, "simulate.response")
     kicked = round(float(kick_time) * dimension)
     if not 1 <= kicked <= at[-1]:
         raise ValueError(f"kick_time must lie between the first SGD step, {1 / dimension:.3g}, and the horizon, got {kick_time}.")

@@ -5,13 +5,40 @@ from typing import Any
 
 import equinox as eqx
 import numpy as np
+from jaxtyping import Array
 
-from ._checks import as_number, check_real
+from ._checks import as_number, check_real, is_concrete
 from .schedules import Constant
 
 
+class Momentum(eqx.Module):
+    """Of algorithms with discrete updates theta_k -> theta_k - u_k, with the coefficient beta of each update.
+
+    Heavy ball: theta_{k+1} = theta_k - u_k + beta_k (theta_k - theta_{k-1}).
+    Nesterov: y_{k+1} = theta_{k+1} + beta_k (theta_{k+1} - theta_k), where theta_{k+1} = y_k - u_k with u_k the update at y_k.
+    """
+
+    coefficient: Any
+    nesterov: bool = eqx.field(static=True)
+
+    def carry(self, here: Array, moved: Array, memory: Array) -> tuple[Array, Array]:
+        """From where the gradient was taken, the same less the update, and the last memory (at first the start itself): where the
+        next gradient is taken, and the memory for then."""
+        if self.nesterov:
+            return moved + self.coefficient * (moved - memory), moved
+        return moved + self.coefficient * (here - memory), here
+
+
+def check_no_momentum(protocol: "Protocol", route: str) -> None:
+    if protocol.momentum is not None:
+        raise ValueError(
+            f"{route} takes no momentum: in its time scaling a momentum beta only turns the learning rate eta into "
+            "eta / (1 - beta). Raise learning_rate instead, or use DiscreteStep() and simulate.gradient_descent."
+        )
+
+
 class Protocol(eqx.Module):
-    """Learning rate, batch size and ridge as functions of time t = steps/d.
+    """Learning rate, batch size, ridge and momentum as functions of time t = steps/d.
 
     Each argument is a number, an array scalar, or a callable of t (a schedule). Plain Python numbers are held fixed by
     `dmftopt.optimize`; JAX arrays, and the arrays inside schedules, are trainable.
@@ -20,16 +47,39 @@ class Protocol(eqx.Module):
     - `batch_size`: B(t) >= 1, samples per SGD step.
     - `ridge`: strength of the regularizer, >= 0: coefficient of its gradient h(theta), which is theta unless the problem has
       another `regularizer`.
+    - `momentum`: beta(t) in [0, 1) of each update, for algorithms that are discrete by nature (`DiscreteStep`); None: none.
+      Small-batch SGD needs none: a momentum lasts 1 / (1 - beta) of its T d steps, and all it does is turn the learning rate
+      eta into eta / (1 - beta).
+    - `nesterov`: Nesterov's look-ahead in place of the heavy ball. Results are then about the points where gradients are taken.
     """
 
     learning_rate: Callable
     batch_size: Callable
     ridge: Callable
+    momentum: Callable | None
+    nesterov: bool = eqx.field(static=True)
 
-    def __init__(self, learning_rate: Any, batch_size: Any = 1.0, ridge: Any = 0.0):
+    def __init__(
+        self, learning_rate: Any, batch_size: Any = 1.0, ridge: Any = 0.0, momentum: Any = None, *, nesterov: bool = False
+    ):
         self.learning_rate = _as_schedule("learning_rate", learning_rate, 0.0, "Learning rates cannot be negative.")
         self.batch_size = _as_schedule("batch_size", batch_size, 1.0, "SGD uses at least one sample per step.")
         self.ridge = _as_schedule("ridge", ridge, 0.0, "A negative ridge is unbounded below.")
+        self.momentum = None if momentum is None else _as_schedule("momentum", momentum, 0.0, "It is a share of the last change.")
+        if self.momentum is not None and not callable(momentum):
+            check_momentum(self.momentum, 0.0)
+        if not isinstance(nesterov, bool) or (nesterov and momentum is None):
+            raise ValueError(f"nesterov must be True or False, and True goes with a momentum, got {nesterov!r}.")
+        self.nesterov = nesterov
+
+
+def check_momentum(momentum: Callable, times: Any) -> Any:
+    """Its values at `times`."""
+    value = momentum(times)
+    check_real("momentum", value, minimum=0.0, cure="It is a share of the last change.")
+    if is_concrete(value) and np.any(np.asarray(value) >= 1):
+        raise ValueError("momentum must be below 1 at every time: at 1 nothing ever comes to rest. Lower it.")
+    return value
 
 
 def _as_schedule(name: str, value: Any, minimum: float, cure: str) -> Callable:

@@ -4,12 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import four_groups, problem
+from helpers import assert_within, four_groups, least_squares_modes, problem
 from jax.flatten_util import ravel_pytree
 from jax.scipy.special import ndtri
 
 import dmftopt
-from dmftopt import noise, priors, regularizers, tasks
+from dmftopt import noise, parametrizations, priors, regularizers, tasks
 
 NAMES = ("test_risk", "train_loss", "student_overlap", "teacher_overlap", "norm", "correlation")
 GRID = dmftopt.TimeGrid.geometric(4.0, 24, ratio=5.0)
@@ -101,6 +101,106 @@ def test_the_time_step_is_of_second_order(key):
     errors = [jnp.max(jnp.abs(values[steps] - values[128])) for steps in (8, 16, 32)]
     print(values, errors)
     assert 1.5 < np.log2(errors[0] / errors[1]) < 2.7
+
+
+DIAGONAL = {"teacher_prior": SPARSE, "student_scale": 0.2, "parametrization": parametrizations.Diagonal(0.3)}
+
+
+def test_descent_of_diagonal_networks():
+    p = problem(tasks.LeastSquares(0.3), four_groups(), delta=0.8, **DIAGONAL)
+    protocol, grid = dmftopt.Protocol(0.15, ridge=0.1), dmftopt.TimeGrid.uniform(20.0, 20)
+    solution = dmftopt.solve(
+        p, protocol, grid, noise=noise.NoNoise(), step=dmftopt.DiscreteStep(), samples=8192, replicates=4, key=jax.random.key(0),
+        solver=dmftopt.CausalInnovations(particles=8192),
+    )  # fmt: skip
+    check(solution, dmftopt.simulate.gradient_descent(p, protocol, grid, dimension=2000, runs=64, key=jax.random.key(1)))
+
+
+def test_sgd_of_diagonal_networks():
+    """Euler's scheme, of first order: extrapolated."""
+    p = problem(tasks.Logistic("sign"), **DIAGONAL)
+    protocol, grid = dmftopt.Protocol(0.5, ridge=0.1), dmftopt.TimeGrid.geometric(3.0, 32, ratio=5.0)
+    solution = dmftopt.solve(
+        p, protocol, grid, step=dmftopt.DiscreteStep(), samples=8192, replicates=4, richardson=True, key=jax.random.key(0),
+        solver=dmftopt.CausalInnovations(particles=8192),
+    )  # fmt: skip
+    simulation = dmftopt.simulate.sgd(
+        p, protocol, horizon=3.0, dimension=2000, runs=32, records=grid.times[::2], key=jax.random.key(1)
+    )
+    check(solution, simulation)
+
+
+def test_parameters_start_at_the_weights():
+    diagonal, theta = parametrizations.Diagonal(0.3), jnp.linspace(-3.0, 3.0, 7)
+    p = diagonal.parameters(theta)
+    np.testing.assert_allclose(diagonal.weights(p), theta, atol=1e-15)
+    np.testing.assert_allclose(p[0] * p[1], 0.09)
+
+
+@pytest.mark.parametrize("nesterov", [False, True], ids=["heavy ball", "Nesterov"])
+def test_momentum_is_exact(key, nesterov):
+    """Least squares, mode by mode; tolerances as in test_exact."""
+    rate, ridge, steps = 0.5, 0.1, 12
+    p = problem(tasks.LeastSquares(0.5), student_scale=0.7)
+    beta = 0.3 + 0.05 * np.arange(steps)
+    protocol = dmftopt.Protocol(rate, ridge=ridge, momentum=lambda t: 0.3 + 0.05 * t, nesterov=nesterov)
+    solution = dmftopt.solve(
+        p, protocol, dmftopt.TimeGrid.uniform(float(steps), steps), noise=noise.NoNoise(), step=dmftopt.DiscreteStep(),
+        samples=4096, replicates=8, key=key,
+    )  # fmt: skip
+
+    def initial(s):
+        here, memory, path = np.ones_like(s), np.ones_like(s), [np.ones_like(s)]
+        for b in beta:
+            moved = here - rate * (s + ridge) * here
+            if nesterov:
+                here, memory = moved + b * (moved - memory), moved
+            else:
+                here, memory = moved + b * (here - memory), here
+            path.append(here)
+        return np.stack(path)
+
+    correlation, overlap, train = least_squares_modes(p, initial, lambda s: (1 - initial(s)) / (s + ridge))
+    error = solution.standard_error
+    assert_within(solution.correlation[:, :, 0, 0], correlation, error.correlation[:, :, 0, 0], 6, slack=3e-4)
+    assert_within(solution.teacher_overlap[:, 0, 0], overlap, error.teacher_overlap[:, 0, 0], 6, slack=3e-4)
+    assert_within(solution.train_loss, train, error.train_loss, 6, slack=3e-4)
+
+
+def test_momentum_with_batches_and_a_regularizer():
+    p = problem(tasks.Logistic("sign"), four_groups(), regularizer=regularizers.SmoothL1(0.1), teacher_prior=SPARSE)
+    protocol, grid = dmftopt.Protocol(0.5, ridge=0.2, momentum=0.8), dmftopt.TimeGrid.uniform(15.0, 15)
+    options = {"noise": noise.Bernoulli(0.3)}
+    solution = dmftopt.solve(
+        p, protocol, grid, samples=8192, replicates=4, solver=dmftopt.CausalInnovations(particles=8192),
+        key=jax.random.key(0), **options,
+    )  # fmt: skip
+    simulation = dmftopt.simulate.gradient_descent(p, protocol, grid, dimension=1000, runs=64, key=jax.random.key(1), **options)
+    check(solution, simulation)
+
+
+def test_small_batches_turn_a_momentum_into_a_learning_rate():
+    """What the errors about momentum say, at d = 1000: the momentum lasts 5 of 1000 steps a unit of time."""
+    d, n, beta, rate, runs, horizon = 1000, 2000, 0.8, 0.2, 16, 2
+
+    def run(key):
+        keys = jax.random.split(key, 3)
+        x = jax.random.normal(keys[0], (n, d)) / d**0.5
+        y = x @ jax.random.normal(keys[1], (d,))
+
+        def step(state, i):
+            theta, velocity = state
+            velocity = beta * velocity - rate * (x[i] @ theta - y[i]) * x[i]
+            return (theta + velocity, velocity), None
+
+        (theta, _), _ = jax.lax.scan(step, (jnp.zeros(d), jnp.zeros(d)), jax.random.randint(keys[2], (horizon * d,), 0, n))
+        return jnp.mean(theta**2)
+
+    found = jax.jit(lambda keys: jax.lax.map(run, keys))(jax.random.split(jax.random.key(0), runs))
+    p = problem(tasks.LeastSquares(), student_scale=0.0)
+    grid = dmftopt.TimeGrid.uniform(float(horizon), 20)
+    expected = dmftopt.limits.least_squares(p, dmftopt.Protocol(rate / (1 - beta)), grid).norm[-1, 0, 0]
+    np.testing.assert_allclose(jnp.mean(found), expected, atol=3 * jnp.std(found) / runs**0.5 + 0.01)
 
 
 VALUES = {
@@ -232,6 +332,24 @@ ERRORS = {
     "stationary": (
         lambda: dmftopt.limits.stationary(problem(regularizer=regularizers.SmoothL1()), 0.1),
         ValueError, r"regularizers.Ridge\(\) only"),
+    "parametrization a number": (lambda: problem(parametrization=0.1), TypeError, "parametrization must be a"),
+    "scale zero": (lambda: parametrizations.Diagonal(0.0), ValueError, "scale must be > 0"),
+    "parametrization in continuous time": (
+        lambda: solve(parametrization=parametrizations.Diagonal()), ValueError, "Pass DiscreteStep"),
+    "parametrization in a limit": (
+        lambda: dmftopt.limits.online(problem(parametrization=parametrizations.Diagonal()), dmftopt.Protocol(0.5), GRID),
+        ValueError, r"parametrizations.Direct\(\) only"),
+    "momentum of 1": (lambda: dmftopt.Protocol(0.5, momentum=1.0), ValueError, "momentum must be below 1"),
+    "momentum negative": (lambda: dmftopt.Protocol(0.5, momentum=-0.1), ValueError, "momentum must be >= 0"),
+    "nesterov alone": (lambda: dmftopt.Protocol(0.5, nesterov=True), ValueError, "goes with a momentum"),
+    "momentum in continuous time": (
+        lambda: solve(protocol=dmftopt.Protocol(0.5, momentum=0.5)), ValueError, "momentum belongs to discrete updates"),
+    "momentum of sgd": (
+        lambda: dmftopt.simulate.sgd(
+            problem(), dmftopt.Protocol(0.5, momentum=0.5), horizon=1.0, dimension=20, runs=1, key=jax.random.key(0)),
+        ValueError, "sgd takes no momentum"),
+    "momentum in a limit": (
+        lambda: dmftopt.limits.online(problem(), dmftopt.Protocol(0.5, momentum=0.5), GRID), ValueError, "takes no momentum"),
     "derivative of the fraction": (differentiate_fraction, ValueError, "no derivative in its fraction"),
 }  # fmt: skip
 

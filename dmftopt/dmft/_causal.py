@@ -19,6 +19,7 @@ from jaxtyping import Array, Float
 from .._checks import check_count
 from .._matrices import inverse_root, of_symmetric, rank_floor, square_root, triangular_root
 from ..observables import from_kernel
+from ..protocol import Momentum
 from ..tasks import _columns as columns
 from . import _points
 from . import _weights as weights
@@ -53,13 +54,14 @@ class Readout(NamedTuple):
 
 class State(NamedTuple):
     """The weights (or their parameters, component first), and what the last step saw: mean curvature of the loss, mean slope of
-    the regularizer's gradient, root of the noise power E[l l^T], drive."""
+    the regularizer's gradient, root of the noise power E[l l^T], drive; and the memory of a momentum."""
 
     theta: Float[Array, "*component m group basis"]
     curvature: Float[Array, "m m"]
     slope: Float[Array, " group"]
     power: Float[Array, "m m"]
     drive: weights.Drive
+    memory: Float[Array, "*component m group basis"] | None
 
 
 class CausalInnovations(AbstractSolver):
@@ -110,7 +112,7 @@ class CausalInnovations(AbstractSolver):
             start, zetas = weights.particles(problem, points.entries, points.zetas.reshape(parts * m * times, -1))
         fields, labels = columns.sample(problem.task, points.teacher, points.label, start.root)
         # One more step than there are updates, so that the fields at the last time are read; it does not move.
-        xs = Inputs(*(jnp.append(value, 0.0) for value in inputs))
+        xs = jax.tree.map(lambda value: jnp.append(value, 0.0), inputs)
         arrays, static = eqx.partition((problem, step), eqx.is_inexact_array)
         constants, sampled = jax.tree.map(
             lambda a: a.reshape(*a.shape[:-1], points.shards, -1),
@@ -124,10 +126,11 @@ class CausalInnovations(AbstractSolver):
         still = weights.Drive(
             jnp.zeros_like(start.theta),
             jnp.zeros((m, parts * m * times), start.theta.dtype),
-            weights.bend(problem, start.theta, jnp.zeros(start.theta.shape[1], start.theta.dtype)),
+            None if problem.linear_weights or not problem.direct else jnp.zeros_like(start.theta),
         )
         trained = start.theta if problem.direct else problem.parametrization.parameters(start.theta)
-        state = State(trained, nothing, jnp.zeros(start.theta.shape[1], start.theta.dtype), nothing, still)
+        slope = jnp.zeros(start.theta.shape[1], start.theta.dtype)
+        state = State(trained, nothing, slope, nothing, still, None if inputs.momentum is None else trained)
         parameters = (arrays, start.known, *sampled)
         _, out, _ = history_scan(_Step(static), times, (*constants, zetas), parameters, xs, state, row)
         L = out.L.reshape(times, m, -1)
@@ -176,6 +179,12 @@ def _divided(numerator: Float[Array, "row n"], lower: Float[Array, "n n"]) -> Fl
         lambda _, b: substituted(lower.T, b, True),
         lambda _, b: substituted(lower, b, False),
     ).T
+
+
+def _carried(momentum: Momentum | None, state: State, moved: Array) -> tuple[Array, Array | None]:
+    if momentum is None or state.memory is None:
+        return moved, None
+    return momentum.carry(state.theta, moved, state.memory)
 
 
 class _Step:
@@ -268,9 +277,10 @@ class _Step:
         if not problem.direct:
             drive = weights.drive(theta, to_known, to_phi, zeta_drift, jnp.zeros_like(curvature), None, features)
             moved = weights.update_parameters(problem, state.theta, drive, x.drift, x.ridge, zeta_noise, space)
+            moved, memory = _carried(x.momentum, state, moved)
             norm = weights.norm(theta, features, space)
             readout = Readout(seen.known, seen.L, loss, error, norm, None, None)
-            return State(moved, curvature, state.slope, root, drive), History(written, seen.phi), readout
+            return State(moved, curvature, state.slope, root, drive, memory), History(written, seen.phi), readout
         slope = weights.slopes(problem, theta)
         bend = weights.bend(problem, theta, slope)
         drive = weights.drive(theta, to_known, to_phi, zeta_drift, curvature, bend, features)
@@ -281,9 +291,8 @@ class _Step:
         factors = of_symmetric(
             lambda h: step.factors(x.drift * features.eigenvalues[:, None] * h + shrinkage, x.ratio, excess), ahead
         )
-        theta_next, kicks = weights.update(
-            theta, drive, state.drive, decay, x.drift, x.ridge, zeta_noise, factors, features, space
-        )
+        moved, kicks = weights.update(theta, drive, state.drive, decay, x.drift, x.ridge, zeta_noise, factors, features, space)
+        moved, memory = _carried(x.momentum, state, moved)
 
         def of_noise(zetas):
             return zetas.reshape(m, features.groups, rows, parts)[..., m:]
@@ -297,4 +306,4 @@ class _Step:
             None if multipliers is None else of_noise(seen.zetas),
             None if multipliers is None else of_noise(kicks),
         )
-        return State(theta_next, curvature, slope, root, drive), History(written, seen.phi), readout
+        return State(moved, curvature, slope, root, drive, memory), History(written, seen.phi), readout

@@ -12,7 +12,7 @@ from ..grid import TimeGrid
 from ..noise import AbstractNoise, Bernoulli, NoNoise, Poisson
 from ..observables import Observables, mean_and_error
 from ..problem import Problem, check_problem
-from ..protocol import Protocol
+from ..protocol import Momentum, Protocol, check_momentum
 from ..quadrature import safe_sqrt
 from ._causal import CausalInnovations
 from ._mesh import REPLICATES, SAMPLES, axis_size, check_mesh, constrained, replicated
@@ -23,12 +23,13 @@ from ._step import AbstractStep, DiscreteStep
 
 class _Values(eqx.Module):
     """The protocol on one grid, averaged over each step: learning rate, batch size, learning rate times ridge, the learning
-    rate that with this batch size has the average of eta²/B, and whether all was in its domain."""
+    rate that with this batch size has the average of eta²/B, momentum, and whether all was in its domain."""
 
     learning_rate: Array
     batch_size: Array
     shrinkage: Array
     noisy_rate: Array
+    momentum: Momentum | None
     valid: Array
 
 
@@ -147,7 +148,7 @@ def _replicate(problem, noise, step, solver, grids, values, key, samples, estima
             drift = value.learning_rate * grid.step_sizes
             deviation = noise.deviation(value.noisy_rate, grid.step_sizes, rate)
             ratio = jnp.append(0.0, grid.step_sizes[1:] / grid.step_sizes[:-1])
-            inputs = Inputs(drift, deviation, value.shrinkage * grid.step_sizes, ratio, noise.skewness(rate))
+            inputs = Inputs(drift, deviation, value.shrinkage * grid.step_sizes, ratio, noise.skewness(rate), value.momentum)
             levels.append(solver.run(problem, noise, step, inputs, select(p)))
         observables, converged = zip(*levels, strict=True)
         result = observables[0] if len(levels) == 1 else _richardson(observables[0], observables[1], step.order)
@@ -197,7 +198,13 @@ def _read(protocol: Protocol, grid: TimeGrid, step: AbstractStep, noise: Abstrac
     valid = jnp.all(learning_rate >= 0) & jnp.all(batch_size >= 1 - 1e-6) & jnp.all(ridge >= 0)
     mean = learning_rate @ weights, batch_size @ weights, (learning_rate * ridge) @ weights
     noisy = mean[0] if len(step.weights) == 1 else safe_sqrt((learning_rate**2 / batch_size) @ weights * mean[1])
-    return _Values(*mean, noisy, valid)
+    momentum = None
+    if protocol.momentum is not None:
+        coefficient = at("momentum", 0.0, "It is a share of the last change.")
+        check_momentum(protocol.momentum, times.ravel())
+        valid = valid & jnp.all((coefficient >= 0) & (coefficient < 1))
+        momentum = Momentum(coefficient @ weights, protocol.nesterov)
+    return _Values(*mean, noisy, momentum, valid)
 
 
 def _valid(problem: Problem, noise: AbstractNoise, grids: tuple[TimeGrid, ...], values: tuple[_Values, ...]) -> Array:
@@ -226,13 +233,18 @@ def _check(problem, protocol, grid, noise, step, solver, samples, replicates, ri
     if not isinstance(step, solver.steps):
         names = " or ".join(f"{s.__name__}()" for s in solver.steps)
         raise ValueError(f"step: {type(solver).__name__} takes {names}, got {type(step).__name__}. Pass that, or leave step out.")
+    if protocol.momentum is not None and (step.continuous or not isinstance(solver, CausalInnovations)):
+        raise ValueError(
+            "momentum belongs to discrete updates: pass step=DiscreteStep() to CausalInnovations(). (In continuous time momentum "
+            "beta only turns the learning rate eta into eta / (1 - beta).)"
+        )
     if step.continuous and not problem.direct:
         raise ValueError("step: with a parametrization the noise depends on the weights. Pass DiscreteStep() (of first order).")
     check_count("samples", samples, minimum=4)
     check_count("replicates", replicates)
     if step.continuous and noise.discrete:
         raise ValueError("step: an extensive batch is one discrete update per grid step. Use DiscreteStep(), or leave step out.")
-    if richardson and (noise.discrete or (noise.deterministic and not step.continuous)):
+    if richardson and (noise.discrete or protocol.momentum is not None or (noise.deterministic and not step.continuous)):
         raise ValueError("richardson extrapolates the time step away, but here the step is the algorithm. Drop richardson.")
     solver.check(problem, samples, grid.steps * (2 if richardson else 1), noise)
     check_key(key)

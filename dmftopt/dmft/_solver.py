@@ -1,7 +1,8 @@
 """What a solver of the DMFT equations is, to the front door."""
 
 import abc
-from typing import ClassVar, NamedTuple, Protocol
+from typing import ClassVar, NamedTuple
+from typing import Protocol as Structure
 
 import equinox as eqx
 from jaxtyping import Array, Bool, Float
@@ -10,21 +11,23 @@ from ..grid import TimeGrid
 from ..noise import AbstractNoise
 from ..observables import Observables
 from ..problem import Problem
+from ..protocol import Momentum
 from ._step import AbstractStep
 
 
 class Inputs(NamedTuple):
     """The protocol on the grid, one entry per step: drift = eta D, noise = deviation of M, ridge = D eta ridge, ratio = D over
-    the last step's (0 for the first), skewness of M."""
+    the last step's (0 for the first), skewness of M, momentum."""
 
     drift: Float[Array, " step"]
     noise: Float[Array, " step"]
     ridge: Float[Array, " step"]
     ratio: Float[Array, " step"]
     skewness: Float[Array, " step"]
+    momentum: Momentum | None
 
 
-class Randomness(Protocol):
+class Randomness(Structure):
     """The random numbers of one replicate."""
 
     def half(self, which: int) -> "Randomness":

@@ -12,7 +12,7 @@ from ..grid import TimeGrid
 from ..noise import AbstractNoise, Brownian, NoNoise, Poisson
 from ..observables import AbstractResult, Observables
 from ..problem import Problem, check_linear, check_problem, check_single
-from ..protocol import Protocol
+from ..protocol import Protocol, check_no_momentum
 from ..tasks import LeastSquares
 
 _MINIMA = {"learning_rate": 0.0, "batch_size": 1.0, "ridge": 0.0}
@@ -30,6 +30,7 @@ def check_inputs(problem: Any, protocol: Any) -> None:
     check_problem(problem)
     check_linear(problem, "A limit")
     check_instance("protocol", protocol, Protocol, "Build it with dmftopt.Protocol(learning_rate=...).")
+    check_no_momentum(protocol, "A limit")
 
 
 def check_continuous(problem: Any, protocol: Any, grid: Any, noise: Any) -> None:

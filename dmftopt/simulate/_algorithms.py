@@ -7,7 +7,7 @@ import lineax
 from jaxtyping import Array, Float
 
 from ..problem import Problem
-from ..protocol import Protocol
+from ..protocol import Momentum, Protocol
 from ..tasks import _columns as columns
 from ._data import Instance
 
@@ -96,17 +96,20 @@ def descend(problem, instance: Instance, key: Array, protocol: Protocol, times: 
     samples, _ = instance.features.shape
     parametrization = problem.parametrization
 
-    def step(parameters, inputs):
+    def step(state, inputs):
+        parameters, memory = state
         theta = parametrization.weights(parameters)
         t, size, key = inputs
         drift = size * protocol.learning_rate(t)
         taken = (jax.random.uniform(key, (samples,), theta.dtype) < fraction).astype(theta.dtype)
         l = columns.gradient(problem.task, theta @ instance.features.T, instance.labels) * taken / fraction
         pull = parametrization.pull(parameters, l @ instance.features / problem.delta)
-        parameters = parameters - drift * (protocol.ridge(t) * problem.regularizer.gradient(parameters) + pull)
-        return parameters, parametrization.weights(parameters)
+        moved = parameters - drift * (protocol.ridge(t) * problem.regularizer.gradient(parameters) + pull)
+        if protocol.momentum is not None:
+            moved, memory = Momentum(protocol.momentum(t), protocol.nesterov).carry(parameters, moved, memory)
+        return (moved, memory), parametrization.weights(moved)
 
     keys = jax.random.split(key, times.shape[0] - 1)
     start = parametrization.parameters(instance.student)
-    _, path = jax.lax.scan(step, start, (times[:-1], jnp.diff(times), keys))
+    _, path = jax.lax.scan(step, (start, start), (times[:-1], jnp.diff(times), keys))
     return jnp.concatenate([instance.student[None], path])

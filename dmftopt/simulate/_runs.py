@@ -12,7 +12,7 @@ from ..grid import TimeGrid, record_steps
 from ..noise import Bernoulli, NoNoise
 from ..observables import mean_and_error
 from ..problem import Problem
-from ..protocol import Protocol
+from ..protocol import Protocol, check_momentum, check_no_momentum
 from ._algorithms import descend, diffuse, step_through
 from ._data import draw, group_sizes, observe
 from ._result import Simulation
@@ -63,6 +63,7 @@ def sgf(
     check_instance("grid", grid, TimeGrid, "Build it with dmftopt.TimeGrid.uniform(horizon, steps).")
     check_count("substeps", substeps)
     sizes, samples = _check(problem, protocol, dimension, runs, key)
+    check_no_momentum(protocol, "sgf")
     _check_protocol(protocol, grid.times)
     fine = grid.times[:-1, None] + grid.step_sizes[:, None] * jnp.linspace(0, 1, substeps, endpoint=False)
     fine = jnp.append(fine.ravel(), grid.times[-1])
@@ -83,8 +84,8 @@ def gradient_descent(
 
         theta <- theta - D eta ridge theta - X^T (l * M) / delta
 
-    with M = eta D for `noise.NoNoise()` (full batch), and M = (eta D / b) s, s ~ Bernoulli(b) for `noise.Bernoulli(b)`. The
-    protocol is read at the start of each step. Returns means and standard errors over `runs`.
+    with M = eta D for `noise.NoNoise()` (full batch), and M = (eta D / b) s, s ~ Bernoulli(b) for `noise.Bernoulli(b)`, and the
+    protocol's momentum if it has one. It is read at the start of each step. Returns means and standard errors over `runs`.
     """
     check_instance("grid", grid, TimeGrid, "Build it with dmftopt.TimeGrid.uniform(horizon, steps).")
     if not isinstance(noise, (NoNoise, Bernoulli)):
@@ -98,6 +99,7 @@ def gradient_descent(
 def recorded(problem, protocol, horizon, dimension, runs, key, records) -> tuple[tuple[int, ...], int, np.ndarray]:
     """Checked arguments of SGD: group sizes, training samples, and after how many steps to observe."""
     sizes, samples = _check(problem, protocol, dimension, runs, key)
+    check_no_momentum(protocol, "sgd")
     at = record_steps(records, horizon, dimension)
     _check_protocol(protocol, np.arange(at[-1]) / dimension)
     return sizes, samples, at
@@ -148,3 +150,5 @@ def _check_protocol(protocol: Protocol, times: Any) -> None:
     times = jnp.asarray(times)
     for name, minimum in (("learning_rate", 0.0), ("batch_size", 1.0), ("ridge", 0.0)):
         check_real(name, getattr(protocol, name)(times), minimum=minimum, cure="It must be so at every time.")
+    if protocol.momentum is not None:
+        check_momentum(protocol.momentum, times)

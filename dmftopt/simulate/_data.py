@@ -5,9 +5,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.scipy.special import ndtri
 from jaxtyping import Array, Float
 
 from ..observables import Observables, from_kernel
+from ..priors import Normal
 from ..problem import Problem
 from ..tasks import _columns as tasks
 
@@ -40,7 +42,8 @@ def group_sizes(weights: Any, dimension: int) -> np.ndarray:
 
 def draw(problem: Problem, sizes: tuple[int, ...], samples: int, key: Array) -> Instance:
     """Teacher and student have exactly their scales and correlations in each group (where it has room for them): this removes
-    fluctuations of order 1/sqrt(d) that say nothing about training, at a bias of order 1/d like any other finite-size effect."""
+    fluctuations of order 1/sqrt(d) that say nothing about training, at a bias of order 1/d like any other finite-size effect.
+    So does giving the entries of a prior exactly its law, in random order: few entries make the second moment of a sparse one."""
     groups, m_star = len(sizes), problem.m_star
     dimension = sum(sizes)
     key_x, key_columns, key_label = jax.random.split(key, 3)
@@ -55,7 +58,7 @@ def draw(problem: Problem, sizes: tuple[int, ...], samples: int, key: Array) -> 
     priors = [problem.teacher_prior] * m_star + [problem.student_prior] * problem.m
     columns: list[Array] = []
     for count, (prior, normal) in enumerate(zip(priors, normals, strict=True)):
-        column = prior.entries(normal)
+        column = normal if isinstance(prior, Normal) else prior.entries(_by_rank(normal, sizes))
         # Orthogonal to the columns before it in groups that are large enough.
         room = jnp.asarray(np.asarray(sizes) > count)[member]
         for earlier in columns:
@@ -71,6 +74,13 @@ def draw(problem: Problem, sizes: tuple[int, ...], samples: int, key: Array) -> 
     else:
         labels = tasks.label(problem.task, teacher @ x.T, noise)
     return Instance(x, labels, teacher, student, eigenvalues)
+
+
+def _by_rank(normals: Float[Array, " d"], sizes: tuple[int, ...]) -> Float[Array, " d"]:
+    """In each group the quantiles of the normal law in the order of `normals`."""
+    parts = jnp.split(normals, np.cumsum(sizes)[:-1])
+    ranks = [jnp.argsort(jnp.argsort(part)).astype(normals.dtype) for part in parts]
+    return ndtri(jnp.concatenate([(rank + 0.5) / max(size, 1) for rank, size in zip(ranks, sizes, strict=True)]))
 
 
 def observe(problem: Problem, instance: Instance, path: Float[Array, "time m d"]) -> Observables:

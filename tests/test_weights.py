@@ -19,16 +19,15 @@ GRID = dmftopt.TimeGrid.geometric(4.0, 24, ratio=5.0)
     "task, law, step",
     [
         (tasks.LeastSquares(0.3), noise.Poisson(), dmftopt.ExponentialStep()),
-        (tasks.Committee(2, 1, "erf"), noise.Brownian(), dmftopt.ExponentialStep()),
-        (tasks.Logistic(), noise.NoNoise(), dmftopt.DiscreteStep()),
+        (tasks.Committee(2, 1, "erf"), noise.NoNoise(), dmftopt.DiscreteStep()),
     ],
-    ids=["least squares", "committee", "descent"],
+    ids=["least squares", "committee"],
 )
 def test_with_the_ridge_particles_are_exact(key, task, law, step):
     """Linear weights feel second moments alone, and those of the particles are exact: both representations agree to rounding,
     which 24 Gram-Schmidt steps magnify."""
     p = problem(task, four_groups(), teacher_prior=priors.Sparse(0.2))
-    options = {"noise": law, "step": step, "samples": 1024, "richardson": step.continuous, "key": key}
+    options = {"noise": law, "step": step, "samples": 1024, "key": key}
     sampled = dmftopt.CausalInnovations(particles=2048, sample_weights=True)
     exact, found = (
         dmftopt.solve(p, dmftopt.Protocol(1.0, ridge=0.1), GRID, solver=s, **options)
@@ -46,88 +45,65 @@ def check(solution, simulation):
 
 
 SPARSE = priors.Sparse(0.1)
+PARTICLES = dmftopt.CausalInnovations(particles=8192)
 
 
+# At d = 1000 and 32 runs for speed; at 2000 and 64 the same gate holds, and the mean nears the solver's as d grows.
 @pytest.mark.parametrize(
-    "regularizer, prior, features",
+    "regularizer, prior, law, protocol",
     [
-        (regularizers.SmoothL1(0.1), SPARSE, None),
-        (regularizers.ElasticNet(0.5, 0.1), priors.Rademacher(), four_groups()),
+        (regularizers.SmoothL1(0.1), SPARSE, noise.NoNoise(), dmftopt.Protocol(0.4, ridge=0.3)),
+        (regularizers.SmoothL1(0.1), priors.Laplace(), noise.Bernoulli(0.5), dmftopt.Protocol(0.15, ridge=0.5, momentum=0.5)),
     ],
-    ids=["smooth L1", "elastic net"],
+    ids=["smooth L1", "batches, momentum"],
 )
-def test_gradient_descent(regularizer, prior, features):
-    p = problem(tasks.LeastSquares(0.3), features, delta=0.8, regularizer=regularizer, teacher_prior=prior)
-    protocol, grid = dmftopt.Protocol(1.0, ridge=0.3), dmftopt.TimeGrid.uniform(6.0, 15)
+def test_gradient_descent(regularizer, prior, law, protocol):
+    p = problem(tasks.LeastSquares(0.3), delta=0.8, regularizer=regularizer, teacher_prior=prior)
+    grid, options = dmftopt.TimeGrid.uniform(15.0, 15), {"noise": law, "key": jax.random.key(0)}
     solution = dmftopt.solve(
-        p, protocol, grid, noise=noise.NoNoise(), step=dmftopt.DiscreteStep(), samples=8192, replicates=4, key=jax.random.key(0),
-        solver=dmftopt.CausalInnovations(particles=8192),
-    )  # fmt: skip
-    simulation = dmftopt.simulate.gradient_descent(p, protocol, grid, dimension=2000, runs=64, key=jax.random.key(1))
+        p, protocol, grid, samples=8192, replicates=4, step=dmftopt.DiscreteStep(), solver=PARTICLES, **options
+    )
+    simulation = dmftopt.simulate.gradient_descent(p, protocol, grid, dimension=1000, runs=32, **options)
     check(solution, simulation)
-    ridge = problem(tasks.LeastSquares(0.3), features, delta=0.8)
-    other = dmftopt.solve(ridge, protocol, grid, noise=noise.NoNoise(), step=dmftopt.DiscreteStep(), key=jax.random.key(0))
-    assert not dmftopt.compare(other, simulation).agrees(), "the regularizer is so weak that this test shows nothing"
+    ridge = problem(tasks.LeastSquares(0.3), delta=0.8)
+    other = dmftopt.solve(ridge, protocol, grid, step=dmftopt.DiscreteStep(), **options)
+    assert not dmftopt.compare(other, simulation).agrees(sigmas=6), "the regularizer is so weak that this test shows nothing"
 
 
-@pytest.mark.parametrize(
-    "regularizer, prior",
-    [(regularizers.SmoothL1(0.1), SPARSE), (regularizers.ElasticNet(0.5, 0.1), priors.HeavyTailed())],
-    ids=["smooth L1", "elastic net"],
-)
-def test_sgd(regularizer, prior):
-    p = problem(tasks.Logistic("sign"), delta=1.5, regularizer=regularizer, teacher_prior=prior)
-    protocol, grid = dmftopt.Protocol(1.5, ridge=0.3), dmftopt.TimeGrid.geometric(3.0, 24, ratio=5.0)
-    solution = dmftopt.solve(
-        p, protocol, grid, samples=8192, replicates=4, richardson=True, key=jax.random.key(0),
-        solver=dmftopt.CausalInnovations(particles=8192),
-    )  # fmt: skip
+def against_sgd(p, protocol, grid, step=None):
+    options = {"samples": 8192, "replicates": 4, "richardson": True, "step": step, "solver": PARTICLES}
+    solution = dmftopt.solve(p, protocol, grid, key=jax.random.key(0), **options)
     simulation = dmftopt.simulate.sgd(
-        p, protocol, horizon=3.0, dimension=2000, runs=32, records=grid.times[::2], key=jax.random.key(1)
+        p, protocol, horizon=2.0, dimension=1000, runs=32, records=grid.times[::4], key=jax.random.key(1)
     )
     check(solution, simulation)
 
 
-def test_the_time_step_is_of_second_order(key):
-    """Errors against 8 times as many steps, on other points: what is left of those at 128 steps is 1e-3 of the largest."""
-    p = problem(tasks.LeastSquares(0.3), regularizer=regularizers.SmoothL1(0.3), teacher_prior=SPARSE)
-
-    def final(steps):
-        grid = dmftopt.TimeGrid.geometric(4.0, steps, ratio=5.0)
-        s = dmftopt.solve(p, dmftopt.Protocol(1.0, ridge=0.5), grid, noise=noise.NoNoise(), samples=8192, key=key)
-        return jnp.stack([s.norm[-1, 0, 0], s.student_overlap[-1, 0, 0], s.train_loss[-1]])
-
-    values = {steps: final(steps) for steps in (8, 16, 32, 128)}
-    errors = [jnp.max(jnp.abs(values[steps] - values[128])) for steps in (8, 16, 32)]
-    print(values, errors)
-    assert 1.5 < np.log2(errors[0] / errors[1]) < 2.7
-
-
-DIAGONAL = {"teacher_prior": SPARSE, "student_scale": 0.2, "parametrization": parametrizations.Diagonal(0.3)}
-
-
-def test_descent_of_diagonal_networks():
-    p = problem(tasks.LeastSquares(0.3), four_groups(), delta=0.8, **DIAGONAL)
-    protocol, grid = dmftopt.Protocol(0.15, ridge=0.1), dmftopt.TimeGrid.uniform(20.0, 20)
-    solution = dmftopt.solve(
-        p, protocol, grid, noise=noise.NoNoise(), step=dmftopt.DiscreteStep(), samples=8192, replicates=4, key=jax.random.key(0),
-        solver=dmftopt.CausalInnovations(particles=8192),
-    )  # fmt: skip
-    check(solution, dmftopt.simulate.gradient_descent(p, protocol, grid, dimension=2000, runs=64, key=jax.random.key(1)))
+def test_sgd():
+    p = problem(
+        tasks.Logistic("sign"), four_groups(), regularizer=regularizers.ElasticNet(0.5, 0.1), teacher_prior=priors.Rademacher()
+    )
+    against_sgd(p, dmftopt.Protocol(1.0, ridge=0.3), dmftopt.TimeGrid.geometric(2.0, 20, ratio=5.0))
 
 
 def test_sgd_of_diagonal_networks():
     """Euler's scheme, of first order: extrapolated."""
-    p = problem(tasks.Logistic("sign"), **DIAGONAL)
-    protocol, grid = dmftopt.Protocol(0.5, ridge=0.1), dmftopt.TimeGrid.geometric(3.0, 32, ratio=5.0)
-    solution = dmftopt.solve(
-        p, protocol, grid, step=dmftopt.DiscreteStep(), samples=8192, replicates=4, richardson=True, key=jax.random.key(0),
-        solver=dmftopt.CausalInnovations(particles=8192),
-    )  # fmt: skip
-    simulation = dmftopt.simulate.sgd(
-        p, protocol, horizon=3.0, dimension=2000, runs=32, records=grid.times[::2], key=jax.random.key(1)
-    )
-    check(solution, simulation)
+    p = problem(tasks.Logistic("sign"), teacher_prior=SPARSE, student_scale=0.2, parametrization=parametrizations.Diagonal(0.3))
+    against_sgd(p, dmftopt.Protocol(0.5, ridge=0.1), dmftopt.TimeGrid.geometric(2.0, 24, ratio=5.0), dmftopt.DiscreteStep())
+
+
+def test_the_time_step_is_of_second_order(key):
+    """Of gradient flow: differences between 24, 48 and 96 steps shrink fourfold."""
+    p = problem(tasks.LeastSquares(0.3), regularizer=regularizers.SmoothL1(0.3), teacher_prior=SPARSE)
+
+    def norm(steps):
+        grid = dmftopt.TimeGrid.geometric(4.0, steps, ratio=5.0)
+        solver = dmftopt.CausalInnovations(particles=2048)
+        options = {"noise": noise.NoNoise(), "samples": 2048, "solver": solver, "key": key}
+        return dmftopt.solve(p, dmftopt.Protocol(1.0, ridge=0.2), grid, **options).norm[-1, 0, 0]
+
+    coarse, middle, fine = (norm(steps) for steps in (24, 48, 96))
+    assert 1.6 < np.log2(np.abs(coarse - middle) / np.abs(middle - fine)) < 2.6
 
 
 def test_parameters_start_at_the_weights():
@@ -167,18 +143,6 @@ def test_momentum_is_exact(key, nesterov):
     assert_within(solution.train_loss, train, error.train_loss, 6, slack=3e-4)
 
 
-def test_momentum_with_batches_and_a_regularizer():
-    p = problem(tasks.Logistic("sign"), four_groups(), regularizer=regularizers.SmoothL1(0.1), teacher_prior=SPARSE)
-    protocol, grid = dmftopt.Protocol(0.5, ridge=0.2, momentum=0.8), dmftopt.TimeGrid.uniform(15.0, 15)
-    options = {"noise": noise.Bernoulli(0.3)}
-    solution = dmftopt.solve(
-        p, protocol, grid, samples=8192, replicates=4, solver=dmftopt.CausalInnovations(particles=8192),
-        key=jax.random.key(0), **options,
-    )  # fmt: skip
-    simulation = dmftopt.simulate.gradient_descent(p, protocol, grid, dimension=1000, runs=64, key=jax.random.key(1), **options)
-    check(solution, simulation)
-
-
 def test_small_batches_turn_a_momentum_into_a_learning_rate():
     """What the errors about momentum say, at d = 1000: the momentum lasts 5 of 1000 steps a unit of time."""
     d, n, beta, rate, runs, horizon = 1000, 2000, 0.8, 0.2, 16, 2
@@ -208,6 +172,7 @@ VALUES = {
     # Above 1: DiscreteStep reads it at time 0, and below 1 it is invalid.
     "batch_size": jnp.array([1.2, 1.5]),
     "ridge": jnp.array(0.3),
+    "momentum": jnp.array(0.4),
     "delta": jnp.array(1.5),
     "width": jnp.array(0.2),
     "share": jnp.array(0.6),
@@ -220,26 +185,31 @@ VALUES = {
 
 
 @pytest.mark.parametrize(
-    "task, step, richardson",
-    [(tasks.Logistic(), None, True), (tasks.Committee(2, 1, "erf"), dmftopt.DiscreteStep(), False)],
+    "task, step, parametrization",
+    [
+        (tasks.Logistic(), None, parametrizations.Direct()),
+        (tasks.Committee(2, 1, "erf"), dmftopt.DiscreteStep(), parametrizations.Diagonal(0.5)),
+    ],
     ids=["logistic", "committee"],
 )
-def test_gradient_equals_central_differences(key, task, step, richardson):
+def test_gradient_equals_central_differences(key, task, step, parametrization):
     def objective(values):
         features = dmftopt.features.Features(values["eigenvalues"], values["weights"])
         p = dmftopt.Problem(
             task, features, values["delta"], values["teacher_scale"], values["student_scale"],
             regularizer=regularizers.ElasticNet(values["share"], values["width"]),
-            teacher_prior=SPARSE,
+            teacher_prior=SPARSE, parametrization=parametrization,
         )  # fmt: skip
-        rate = dmftopt.schedules.PiecewiseLinear((0.0, 1.5, 3.0), values["learning_rate"])
+        # Parameters of a diagonal network feel the gradient times 2 u and 2 v, twice.
+        slower = 1.0 if step is None else 0.1
+        rate = dmftopt.schedules.PiecewiseLinear((0.0, 1.5, 3.0), slower * values["learning_rate"])
         batch = dmftopt.schedules.PiecewiseLinear((0.0, 3.0), values["batch_size"])
+        protocol = dmftopt.Protocol(rate, batch, values["ridge"], None if step is None else values["momentum"])
         s = dmftopt.solve(
-            p, dmftopt.Protocol(rate, batch, values["ridge"]), dmftopt.TimeGrid.uniform(values["horizon"], 8),
-            noise=noise.Brownian(), samples=256, step=step, richardson=richardson, key=key,
-            solver=dmftopt.CausalInnovations(particles=512),
+            p, protocol, dmftopt.TimeGrid.uniform(values["horizon"], 6), noise=noise.Brownian(), samples=128, step=step, key=key,
+            solver=dmftopt.CausalInnovations(particles=256),
         )  # fmt: skip
-        return s.test_risk[-1] + 0.3 * s.train_loss[-1] + 0.1 * s.norm[-1, 0, 0] + 0.2 * s.correlation[3, 7, 0, 0]
+        return s.test_risk[-1] + 0.3 * s.train_loss[-1] + 0.1 * s.norm[-1, 0, 0] + 0.2 * s.correlation[3, 5, 0, 0]
 
     flat, unravel = ravel_pytree(VALUES)
     f = jax.jit(lambda x: objective(unravel(x)))
@@ -270,8 +240,8 @@ def test_memory_of_the_gradient_is_linear_in_steps(key):
         memory = jax.jit(jax.grad(final)).lower(jnp.array(1.0)).compile().memory_analysis()
         return memory.temp_size_in_bytes / (8 * count * steps)
 
-    few, many = bytes_used(24), bytes_used(96)
-    assert many < 16 and many < 1.3 * few
+    used = bytes_used(96)
+    assert used < 16, used
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,6 @@ from jaxtyping import Array, Float
 from .._checks import check_count
 from .._matrices import inverse_root, of_symmetric, rank_floor, square_root, triangular_root
 from ..observables import from_kernel
-from ..protocol import Momentum
 from ..tasks import _columns as columns
 from . import _points
 from . import _weights as weights
@@ -181,12 +180,6 @@ def _divided(numerator: Float[Array, "row n"], lower: Float[Array, "n n"]) -> Fl
     ).T
 
 
-def _carried(momentum: Momentum | None, state: State, moved: Array) -> tuple[Array, Array | None]:
-    if momentum is None or state.memory is None:
-        return moved, None
-    return momentum.carry(state.theta, moved, state.memory)
-
-
 class _Step:
     def __init__(self, static: Any):
         self.static = static
@@ -273,37 +266,40 @@ class _Step:
             zeta_noise = zeta_noise.at[:, k, m:].set(step.ahead(root, state.power, x.ratio))
 
         zeta_drift, zeta_noise = (a.reshape(m, rows * parts) / jnp.sqrt(delta) for a in (zeta_drift, zeta_noise))
-        to_known, to_phi, zeta_noise = (S_known, known), (S, phi), x.noise * zeta_noise
-        if not problem.direct:
-            drive = weights.drive(theta, to_known, to_phi, zeta_drift, jnp.zeros_like(curvature), None, features)
+        directions = (S_known, known), (S, phi), zeta_drift
+        zeta_noise, slope, kicks = x.noise * zeta_noise, state.slope, None
+        if problem.direct:
+            slope = weights.slopes(problem, theta)
+            drive = weights.drive(theta, *directions, curvature, weights.bend(problem, theta, slope), features)
+            ahead = step.ahead(curvature, state.curvature, x.ratio)
+            shrinkage = x.ridge * step.ahead(slope, state.slope, x.ratio)[:, None]
+            decay = x.drift * features.eigenvalues[:, None, None] * ahead + shrinkage[:, None] * jnp.eye(m)
+            excess = weights.curvature_ratio(features, delta)[:, None]
+            factors = of_symmetric(
+                lambda h: step.factors(x.drift * features.eigenvalues[:, None] * h + shrinkage, x.ratio, excess), ahead
+            )
+            moved, kicks = weights.update(
+                theta, drive, state.drive, decay, x.drift, x.ridge, zeta_noise, factors, features, space
+            )
+        else:
+            drive = weights.drive(theta, *directions, jnp.zeros_like(curvature), None, features)
             moved = weights.update_parameters(problem, state.theta, drive, x.drift, x.ridge, zeta_noise, space)
-            moved, memory = _carried(x.momentum, state, moved)
-            norm = weights.norm(theta, features, space)
-            readout = Readout(seen.known, seen.L, loss, error, norm, None, None)
-            return State(moved, curvature, state.slope, root, drive, memory), History(written, seen.phi), readout
-        slope = weights.slopes(problem, theta)
-        bend = weights.bend(problem, theta, slope)
-        drive = weights.drive(theta, to_known, to_phi, zeta_drift, curvature, bend, features)
-        ahead = step.ahead(curvature, state.curvature, x.ratio)
-        shrinkage = x.ridge * step.ahead(slope, state.slope, x.ratio)[:, None]
-        decay = x.drift * features.eigenvalues[:, None, None] * ahead + shrinkage[:, None] * jnp.eye(m)
-        excess = weights.curvature_ratio(features, delta)[:, None]
-        factors = of_symmetric(
-            lambda h: step.factors(x.drift * features.eigenvalues[:, None] * h + shrinkage, x.ratio, excess), ahead
-        )
-        moved, kicks = weights.update(theta, drive, state.drive, decay, x.drift, x.ridge, zeta_noise, factors, features, space)
-        moved, memory = _carried(x.momentum, state, moved)
+        memory = None
+        if x.momentum is not None and state.memory is not None:
+            moved, memory = x.momentum.carry(state.theta, moved, state.memory)
 
         def of_noise(zetas):
             return zetas.reshape(m, features.groups, rows, parts)[..., m:]
 
+        # Kicks of parameters are no kicks of the weights.
+        no_response = multipliers is None or kicks is None
         readout = Readout(
             seen.known,
             seen.L,
             loss,
             error,
             weights.norm(theta, features, space),
-            None if multipliers is None else of_noise(seen.zetas),
-            None if multipliers is None else of_noise(kicks),
+            None if no_response else of_noise(seen.zetas),
+            None if no_response else of_noise(kicks),
         )
         return State(moved, curvature, slope, root, drive, memory), History(written, seen.phi), readout

@@ -51,9 +51,9 @@ def solve(
 ) -> Solution:
     """Exact asymptotic (d -> infinity) train and test behavior of multi-pass SGD, by dynamical mean-field theory.
 
-    The update theta <- theta - D eta ridge theta - X^T (l(X theta, y) * M) / delta, with random multipliers M of mean eta D,
-    becomes a pair of scalar processes coupled through two-time kernels. Sources: arXiv:2602.06320 (SGF), arXiv:2112.07572
-    (gradient flow), arXiv:2210.06591 (discrete time).
+    The update theta <- theta - D eta ridge h(theta) - X^T (l(X theta, y) * M) / delta, with random multipliers M of mean eta D
+    and the regularizer's gradient h (theta for the ridge), becomes a pair of scalar processes coupled through two-time kernels.
+    Sources: arXiv:2602.06320 (SGF), arXiv:2112.07572 (gradient flow), arXiv:2210.06591 (discrete time).
 
     Main arguments:
 
@@ -69,7 +69,8 @@ def solve(
     - `replicates`: independent repetitions; results are their mean, and two or more give standard errors.
     - `step`: `ExponentialStep()` (continuous time, second order; the default) or `DiscreteStep()` (one update of the
       algorithm per grid step; the default for Bernoulli).
-    - `solver`: `CausalInnovations()`, one causal pass, or `FixedPoint()`, the published iteration: slow, an independent check.
+    - `solver`: `CausalInnovations()`, one causal pass (with a setting `particles`, for regularizers other than the ridge), or
+      `FixedPoint()`, the published iteration: slow, an independent check.
     - `richardson`: solve also with every step halved, on the same random numbers, and extrapolate the leading error away.
       Triples the cost or more.
     - `estimate_bias`: solve also with half the samples; see `Solution.bias`. Doubles the cost.

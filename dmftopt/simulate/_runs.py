@@ -28,7 +28,8 @@ def sgd(
     key: Array,
     records: Any = 40,
 ) -> Simulation:
-    """Ordinary SGD, step by step: theta <- theta - eta [ (1/B) sum_{i in batch} x_i l(x_i·theta, y_i) + ridge theta / d ].
+    """Ordinary SGD, step by step: theta <- theta - eta [ (1/B) sum_{i in batch} x_i l(x_i·theta, y_i) + ridge h(theta) / d ],
+    with the regularizer's gradient h (theta for the ridge).
 
     `horizon` * `dimension` steps; the batch is drawn with replacement from n = delta * d training samples; learning rate,
     batch size and ridge are read at t = step / d. A batch size that is not a whole number is rounded up or down at random
@@ -52,7 +53,7 @@ def sgf(
 ) -> Simulation:
     """Stochastic gradient flow, the Itô SDE
 
-        d theta = -eta ridge theta dt - (eta / delta) X^T l dt + (eta / sqrt(B delta)) sum_i x_i l_i dW_i
+        d theta = -eta ridge h(theta) dt - (eta / delta) X^T l dt + (eta / sqrt(B delta)) sum_i x_i l_i dW_i
 
     with one Brownian motion per training sample, by diffrax's Euler scheme (weak order 1) with `substeps` equal steps in each
     step of `grid`, observed at the grid's times. Returns means and standard errors over `runs`.
@@ -82,7 +83,7 @@ def gradient_descent(
 ) -> Simulation:
     """Gradient descent with one update per step D of `grid`, exactly as `solve` with `DiscreteStep`:
 
-        theta <- theta - D eta ridge theta - X^T (l * M) / delta
+        theta <- theta - D eta ridge h(theta) - X^T (l * M) / delta
 
     with M = eta D for `noise.NoNoise()` (full batch), and M = (eta D / b) s, s ~ Bernoulli(b) for `noise.Bernoulli(b)`, and the
     protocol's momentum if it has one. It is read at the start of each step. Returns means and standard errors over `runs`.

@@ -3,8 +3,8 @@ iteration, all in one process.
 
 - Errors are those of final test risk, student overlap and teacher overlap against a reference: the exact Volterra solution for
   least squares, otherwise the solver with many more steps and samples (its standard error is in the report).
-- Solver: root-mean-square error over random keys and time of one solve, for a ladder of steps and samples; the line of
-  the figure joins the best. (Early-dense grids and Richardson extrapolation lose here, at the end of a run on isotropic features.)
+- Solver: root-mean-square error over random keys and time of one solve, for a ladder of steps and samples; the line of the
+  figure joins the best. (Early-dense grids and Richardson extrapolation lose here, at the end of a run on isotropic features.)
 - SGD: a jitted float32 loop batched over runs. A mean over R runs of dimension d has squared error (b/d)² + v(d)/R; bias b and
   variance v(d) are measured, and the cheapest (d, R) for each error is chosen. The time is R times the time of one run.
 - Gradients of the final risk in a 20-knot learning rate: relative error of the whole vector, against back-propagation through

@@ -110,7 +110,9 @@ class AbstractTask(eqx.Module):
             return None
         return self._population_mean(self.error, Q, O, rho)
 
-    def moments(self, Q: Float[Array, "m m"], O: Float[Array, "m m_star"], rho: Float[Array, "m_star m_star"]):
+    def moments(
+        self, Q: Float[Array, "m m"], O: Float[Array, "m m_star"], rho: Float[Array, "m_star m_star"]
+    ) -> tuple[Array, Array, Array] | None:
         """E[l w^T] (m, m), E[l w_star^T] (m, m_star) and E[l l^T] (m, m) on fresh samples in closed form, or None."""
         return None
 

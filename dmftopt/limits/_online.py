@@ -16,6 +16,7 @@ from ..problem import Problem
 from ..protocol import Protocol
 from ..quadrature import gaussian_nodes, safe_sqrt
 from ..tasks import AbstractTask
+from ..tasks import _columns as columns
 from ._result import (
     Limit,
     blank_unless,
@@ -147,7 +148,8 @@ def _averages(task: AbstractTask, Q: Array, O: Array, rho: Array) -> tuple[Array
     # A logistic loss has its nearest singularity at a distance pi / s in z: exact to 1e-8 up to s = 4.
     z, z_weights = gaussian_nodes(0.25, Q.dtype)
     s = jnp.sqrt(jnp.maximum(q - o**2 / rho, floor))
-    l = task.gradient((o / rho * w_star)[:, None] + s * z, y[:, None])
+    w = (o / rho * w_star)[:, None] + s * z
+    l = columns.gradient(task, w[None], jnp.broadcast_to(y[:, None], w.shape))[0]
     mean = weights @ (l @ z_weights)
     # Subtracting the mean changes nothing but the rounding, which s would magnify.
     a = weights @ ((l - mean) @ (z_weights * z)) / s
@@ -169,9 +171,8 @@ def _several(task: AbstractTask, Q: Array, O: Array, rho: Array, floor: Array) -
     rest = Q if task.mixture else Q - to_known @ to_known.T
     rest = rest + floor * jnp.eye(Q.shape[0], dtype=Q.dtype)
     s = square_root(rest)
-    gradient = jax.vmap(task.gradient, in_axes=(1, 0), out_axes=1)
     center, swing = to_known @ known, s @ z
-    plus, minus = gradient(center + swing, y), gradient(center - swing, y)
+    plus, minus = columns.gradient(task, center + swing, y), columns.gradient(task, center - swing, y)
     count = y.shape[0]
     a = 0.5 * (plus - minus) @ z.T / count @ inverse_root(rest)
     with_known = 0.5 * (plus + minus) @ known.T / count

@@ -35,6 +35,8 @@ class Committee(AbstractTask):
       for instance, are a matter of these.
     - `target`: function of the teacher fields (m_star,) -> scalar.
     - `label_noise`: standard deviation, in the units of the labels.
+    - `kink`: width over which jumps of sigma' are differentiated, see `AbstractTask.kink_width`. By default 0.1 for "relu" and 0
+      otherwise; give one where your own activation has kinks.
 
     Hidden units specialize only if something tells them apart: give the student different entries through
     `Problem(initial_correlation=...)`, or unequal second layers; otherwise all are equal in law and stay so. Sources: Saad and
@@ -48,8 +50,10 @@ class Committee(AbstractTask):
     teacher_layer: Any = eqx.field(converter=as_number, default=None)
     target: Callable | None = eqx.field(static=True, default=None)
     label_noise: Any = eqx.field(converter=as_number, default=0.0)
+    kink: float | None = eqx.field(static=True, default=None)
 
     def __check_init__(self):
+        check_real("kink", 0.0 if self.kink is None else self.kink, minimum=0.0, cure="It is a width.")
         check_count("hidden", self.hidden)
         check_count("teacher_hidden", self.teacher_hidden)
         if not callable(self.activation) and self.activation not in ACTIVATIONS:
@@ -73,6 +77,10 @@ class Committee(AbstractTask):
     @property
     def teacher_columns(self):
         return self.teacher_hidden
+
+    @property
+    def kink_width(self):
+        return (0.1 if self.activation == "relu" else 0.0) if self.kink is None else float(self.kink)
 
     def valid(self):
         return jnp.asarray(self.label_noise) >= 0

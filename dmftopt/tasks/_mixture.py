@@ -68,6 +68,10 @@ class GaussianMixture(AbstractTask):
         return len(self.labels)
 
     @property
+    def kink_width(self):
+        return 0.1 if self.loss_name == "hinge" else 0.0
+
+    @property
     def mixture(self):
         return True
 

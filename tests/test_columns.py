@@ -202,8 +202,8 @@ def test_the_solver_is_gradient_descent(p):
 
 
 def test_gradients_see_the_kinks_of_relu():
-    """Against differences over ±0.1 in the rate, on the same random numbers. Gate 3%: what the jumps add (a third of the slope)
-    comes from some 1000 samples; the differences' own error is about 1%."""
+    """Against differences over ±0.05 in the rate, on the same random numbers. Without the jumps the slope is off by 20%; gate 4%,
+    for the bias of their width (2% here) and the error of the difference (1%)."""
     grid = dmftopt.TimeGrid.uniform(2.0, 6)
 
     @jax.jit
@@ -211,9 +211,9 @@ def test_gradients_see_the_kinks_of_relu():
         s = dmftopt.solve(RELU, dmftopt.Protocol(rate, 1.0, 0.1), grid, samples=16384, key=jax.random.key(0), throw=False)
         return s.test_risk[-1]
 
-    rates = jnp.array([0.3, 0.5])
+    rates = jnp.array([0.35, 0.45])
     low, high = (risk(r) for r in rates)
-    np.testing.assert_allclose(jax.grad(risk)(jnp.mean(rates)), (high - low) / 0.2, rtol=0.03)
+    np.testing.assert_allclose(jax.grad(risk)(jnp.mean(rates)), (high - low) / 0.1, rtol=0.04)
 
 
 @pytest.mark.parametrize("p", [COMMITTEE, XOR], ids=["committee", "mixture"])

@@ -54,7 +54,6 @@ def dataset(result: Any, attributes: dict[str, Any]) -> Any:
         import xarray
     except ImportError as error:
         raise ImportError("to_xarray needs xarray. Install it with: pip install 'dmftopt[xarray]'.") from error
-    check_single_result("result", result)
     fields = vars(result)
     variables = {}
     for field, suffix in _SUFFIXES.items():

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ._dataset import dataset
+from ._dataset import check_single_result, dataset
 from .problem import Problem
 from .tasks import _columns as columns
 
@@ -108,6 +108,7 @@ class AbstractResult(eqx.Module):
 
         Raises ImportError without xarray, TypeError under `jit`, ValueError for results batched by `vmap`.
         """
+        check_single_result("result", self)
         return dataset(self, self._attributes())
 
     @abc.abstractmethod

@@ -73,7 +73,7 @@ def comparison(
     """
     line_style, point_style = dict(line_style or {}), {"fmt": "o", "markersize": 4, "linewidth": 1, **(point_style or {})}
     values, errors, chosen = _read("theory", theory, observable, entries)
-    points, bars, _ = _read("simulation", simulation, observable, chosen)
+    points, bars, _ = _read("simulation", simulation, observable, None)
     if values.shape[1:] != points.shape[1:]:
         raise ValueError(
             f"theory and simulation must have the same columns, got {observable} of shapes {values.shape} and {points.shape}. "

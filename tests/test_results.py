@@ -25,7 +25,7 @@ PROBLEM = dmftopt.Problem(dmftopt.tasks.LeastSquares(), dmftopt.features.isotrop
 GRID = dmftopt.TimeGrid.geometric(2.0, 4)
 
 
-def random_observables(steps=4, students=2, teachers=3, dtype=np.float64, seed=0):
+def random_observables(steps=4, students=2, teachers=3, dtype=np.float64, seed=0, without=()):
     rng = np.random.default_rng(seed)
     shapes = {
         "test_risk": (steps + 1,),
@@ -37,6 +37,7 @@ def random_observables(steps=4, students=2, teachers=3, dtype=np.float64, seed=0
         "response": (steps + 1, steps, students, students),
     }
     values = {name: jnp.asarray(rng.normal(size=shape), dtype=dtype) for name, shape in shapes.items()}
+    values.update(dict.fromkeys(without))
     return dmftopt.Observables(**values, test_error=None, train_error=None)
 
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 # Okabe and Ito's, the yellow (hard to see on white) and black left out.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 
+_POINTS = {"marker": "o", "linestyle": "none", "markersize": 4, "linewidth": 1}
 _TIME_LABEL = r"time $t$ = SGD steps / $d$"
 _SCHEDULES = {
     "learning_rate": r"learning rate $\eta(t)$",
@@ -71,7 +72,7 @@ def comparison(
     Any two results will do. `line_style` goes to `Axes.plot`, `point_style` to `Axes.errorbar`. Raises as `learning_curve`, and
     ValueError where the two have different columns.
     """
-    line_style, point_style = dict(line_style or {}), {"fmt": "o", "markersize": 4, "linewidth": 1, **(point_style or {})}
+    line_style, point_style = dict(line_style or {}), {**_POINTS, **(point_style or {})}
     values, errors, chosen = _read("theory", theory, observable, entries)
     points, bars, _ = _read("simulation", simulation, observable, None)
     if values.shape[1:] != points.shape[1:]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import jax.numpy as jnp
 import numpy as np
 
-from ._checks import check_count, check_instance, check_real
+from ._checks import check_count, check_instance, check_real, check_shape
 from ._dataset import DESCRIPTIONS, check_single_result
 from .observables import NO_RESPONSE, AbstractResult
 from .protocol import Protocol
@@ -140,9 +140,9 @@ def kernel(
 ) -> "Axes":
     """The entry `entry` of a two-time observable, "correlation" or "response", as a map with time t to the right.
 
-    Each value fills the cell around its pair of times, whatever their spacing. The response is blank before the kick, where it
-    is zero by causality. Colors diverge around 0 where there are negative values. `style` goes to `Axes.pcolormesh`. Raises
-    ValueError for another observable, or one that the result does not have.
+    Each value fills the cell around its pair of times, whatever their spacing. The response is gray before the kick, where it
+    is zero by causality; so are NaN. Colors diverge around 0 where there are negative values. `style` goes to
+    `Axes.pcolormesh`. Raises ValueError for another observable, or one that the result does not have.
     """
     kinds = [name for name, about in DESCRIPTIONS.items() if len(about.dims) == 4]
     if observable not in kinds:
@@ -162,32 +162,34 @@ def kernel(
         raise ValueError(f"result has no finite value of {observable}: the solve failed at the start. See result.result.")
     axes = _ready(axes)
     mesh = axes.pcolormesh(edges, second_edges, values.T, **{**_color_scale(values), "rasterized": True, **style})
-    axes.set(xlim=times[[0, -1]], ylim=times[[0, -1]], aspect="equal")
+    axes.set(xlim=times[[0, -1]], ylim=times[[0, -1]], aspect="equal", facecolor="0.9")
     if colorbar:
         label = _describe(observable)
         _colorbar(axes, mesh, label if stacked[0, 0].size == 1 else f"{label} {_name(entry)}")
     return _finish(axes, _TIME_LABEL, second_label)
 
 
-def margins(margins: Any, caption: str | None = None, *, axes: "Axes | None" = None, **style: Any) -> "Axes":
+def margins(margins: Any, caption: str | None = None, *, weights: Any = None, axes: "Axes | None" = None, **style: Any) -> "Axes":
     """Histogram of an array of margins y r (label times output), as a density, with the share below 0: what is misclassified.
 
-    `style` goes to `Axes.hist`, `weights` of the margins included. Raises ValueError for NaN, infinite or no margins.
+    `weights`: of the margins, same shape. `style` goes to `Axes.hist`. Raises ValueError for NaN, infinite or no margins.
     """
     check_real("margins", margins)
     flat = np.ravel(np.asarray(margins))
     if flat.size == 0:
         raise ValueError("margins is empty. Pass one margin y r per sample.")
-    weights = np.ravel(style["weights"]) if style.get("weights") is not None else np.ones(flat.shape)
-    share = float(weights[flat < 0].sum() / weights.sum())
-    label = f"{caption}, {share:.1%} below 0" if caption else f"{share:.1%} below 0"
+    weights = np.ones(np.shape(margins)) if weights is None else np.asarray(weights)
+    check_real("weights", weights, minimum=0.0)
+    check_shape("weights", weights, (np.shape(margins),), "Give one weight per margin.")
+    share = f"{weights.ravel()[flat < 0].sum() / weights.sum():.1%} below 0"
     axes = _ready(axes)
     first = not axes.has_data()
-    defaults = {"bins": 60, "density": True, "histtype": "stepfilled", "alpha": 0.5, "label": label}
-    axes.hist(flat, **{**defaults, **style})
+    defaults = {"bins": 60, "density": True, "histtype": "stepfilled", "alpha": 0.5}
+    style = {**defaults, "label": f"{caption}, {share}" if caption else share, **style}
+    axes.hist(flat, weights=weights.ravel(), **style)
     if first:
         axes.axvline(0.0, color="0.3", linestyle=":", linewidth=1)
-    return _finish(axes, r"margin $y\,r$", "density")
+    return _finish(axes, r"margin $y\,r$", "density" if style["density"] else "weight")
 
 
 def landscape(

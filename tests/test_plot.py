@@ -178,7 +178,7 @@ def test_kernel_fills_the_cell_around_each_pair_of_times():
     assert mesh.norm.vmin == -mesh.norm.vmax
 
 
-def test_kernel_of_the_response_is_blank_before_the_kick():
+def test_kernel_of_the_response_is_left_out_before_the_kick():
     solution = single()
     axes = plot.kernel(solution, "response", cmap="magma")
     mesh = the_mesh(axes)
@@ -200,7 +200,7 @@ def test_margins_are_a_density_with_the_share_below_zero():
     axes = plot.margins(margins, "at the end", bins=[-2.0, 0.0, 1.5, 3.0], histtype="bar")
     np.testing.assert_allclose([patch.get_height() for patch in axes.patches], [1 / 8, 2 / 6, 1 / 6])
     assert legend(axes) == ["at the end, 25.0% below 0"]
-    plot.margins(margins, "weighted", weights=np.asarray([3.0, 1.0, 1.0, 1.0]), axes=axes)
+    plot.margins(margins, "weighted", weights=[[3.0, 1.0], [1.0, 1.0]], axes=axes)
     assert legend(axes)[1] == "weighted, 50.0% below 0"
     assert len(axes.lines) == 1  # one mark at 0
 
@@ -251,6 +251,7 @@ BAD = {
         lambda: plot.kernel(single(observables=jax.tree.map(lambda a: jnp.nan * a, random_observables(**SINGLE)))),
         ValueError, "result has no finite value of correlation"),
     "margins NaN": (lambda: plot.margins([0.1, np.nan]), ValueError, "margins must be finite"),
+    "margins' weights": (lambda: plot.margins([0.1, 0.2], weights=[1.0]), ValueError, r"weights must have shape \(2,\)"),
     "margins empty": (lambda: plot.margins([]), ValueError, "margins is empty"),
     "x not sorted": (lambda: plot.landscape([2, 1], [0, 1], np.ones((2, 2))), ValueError, "x must hold .* increasing"),
     "y a number": (lambda: plot.landscape([1, 2], 1.0, np.ones(2)), ValueError, "y must hold at least two"),

@@ -34,6 +34,8 @@ from .simulate import Response, Simulation
 FORMAT = "dmftopt result"
 FORMAT_VERSION = 1
 _HEADER = "header.json"
+# What zipfile, json and NumPy raise for damaged files.
+_UNREADABLE = (zipfile.BadZipFile, zlib.error, EOFError, LookupError, RuntimeError, TypeError, ValueError)
 
 _RESULTS = (Solution, Simulation, Limit, Response, Optimized)
 _PARTS = (Observables, Statistics, Score, Protocol, Constant, PiecewiseLinear, Decay, PowerLaw, WarmupStableDecay)
@@ -77,7 +79,7 @@ def load(path: str | os.PathLike) -> Any:
             archive = zipfile.ZipFile(file)
             header = json.loads(archive.read(_HEADER))
             known = header["format"] == FORMAT
-        except (zipfile.BadZipFile, zlib.error, KeyError, TypeError, ValueError) as error:
+        except _UNREADABLE as error:
             raise ValueError(f"{path} is no file of dmftopt.save, or was cut short ({error}).") from error
         if not known:
             raise ValueError(f"{path} is no file of dmftopt.save, but of the format {header['format']!r}.")
@@ -89,7 +91,7 @@ def load(path: str | os.PathLike) -> Any:
             )
         try:
             return _decode(header["result"], archive)
-        except (zipfile.BadZipFile, zlib.error, EOFError, KeyError, IndexError, TypeError, ValueError) as error:
+        except _UNREADABLE as error:
             raise ValueError(f"{path} is damaged, or of another version of dmftopt: {error}. {by}") from error
 
 

@@ -224,6 +224,22 @@ def test_cut_short_or_changed_files_are_refused(tmp_path):
         dmftopt.load(tmp_path / "s.npz")
 
 
+def test_no_flipped_bit_gives_other_numbers(tmp_path):
+    dmftopt.save(tmp_path / "s.npz", random_solution())
+    whole = (tmp_path / "s.npz").read_bytes()
+    rng, refused = np.random.default_rng(0), 0
+    for at in rng.integers(len(whole), size=100):
+        flipped = whole[at] ^ (1 << int(rng.integers(8)))
+        (tmp_path / "s.npz").write_bytes(whole[:at] + bytes([flipped]) + whole[at + 1 :])
+        try:
+            loaded = dmftopt.load(tmp_path / "s.npz")
+        except ValueError:
+            refused += 1
+        else:
+            assert_same(loaded, random_solution())  # the archive's dates and the like
+    assert refused > 50
+
+
 def newer(header):
     header["format_version"] = storage.FORMAT_VERSION + 1
 

@@ -58,7 +58,8 @@ def dataset(result: Any, attributes: dict[str, Any]) -> Any:
     variables = {}
     for field, suffix in _SUFFIXES.items():
         for name, value in vars(fields[field]).items() if fields.get(field) is not None else ():
-            if value is not None:
+            # The response of a stationary limit is empty, and netCDF takes an axis of length 0 for one without end.
+            if value is not None and value.size > 0:
                 long_name, _, units, dims = DESCRIPTIONS[name]
                 attrs = {"long_name": _PREFIXES[suffix] + long_name, "units": units}
                 variables[name + suffix] = (dims, np.asarray(value), attrs)

@@ -161,7 +161,7 @@ def kernel(
     if not np.any(np.isfinite(values)):
         raise ValueError(f"result has no finite value of {observable}: the solve failed at the start. See result.result.")
     axes = _ready(axes)
-    mesh = axes.pcolormesh(edges, second_edges, values.T, **{**_color_scale(values), "rasterized": True, **style})
+    mesh = axes.pcolormesh(edges, second_edges, values.T, **_scaled(_diverging(values), style))
     axes.set(xlim=times[[0, -1]], ylim=times[[0, -1]], aspect="equal", facecolor="0.9")
     if colorbar:
         label = _describe(observable)
@@ -205,7 +205,8 @@ def landscape(
     """`values` (x, y), a risk say, over two hyperparameters `x` (x,) and `y` (y,), with a star at the least finite one.
 
     `labels`: of x, y and the values. Hyperparameters in constant ratios have logarithmic axes; NaN and infinite values (runs
-    that diverged) are gray. `style` goes to `Axes.pcolormesh`. Raises ValueError for x or y that do not increase, values of
+    that diverged) are gray, and colors saturate where single values would otherwise wash out the rest. `style` goes to
+    `Axes.pcolormesh`. Raises ValueError for x or y that do not increase, values of
     another shape, or none that is finite.
     """
     edges, scales = [], []
@@ -227,7 +228,9 @@ def landscape(
     if np.all(np.isnan(finite)):
         raise ValueError("values has no finite entry. Look at smaller learning rates.")
     axes = _ready(axes)
-    mesh = axes.pcolormesh(*edges, finite.T, **{"cmap": "viridis_r", "rasterized": True, **style})
+    least, quartile, largest = np.nanquantile(finite, (0.0, 0.75, 1.0))
+    top = quartile if largest - least > 3 * (quartile - least) > 0 else largest
+    mesh = axes.pcolormesh(*edges, finite.T, **_scaled({"cmap": "viridis_r", "vmin": least, "vmax": top}, style))
     axes.set(xscale=scales[0], yscale=scales[1], facecolor="0.8")
     i, j = np.unravel_index(np.nanargmin(finite), shape)
     best = (float(np.asarray(x)[i]), float(np.asarray(y)[j]))
@@ -257,8 +260,8 @@ def _ready(axes: Any) -> "Axes":
 def _finish(axes: "Axes", x_label: str, y_label: str) -> "Axes":
     """Labels, where the axes have none yet, and a legend if there is something to tell apart."""
     axes.set(xlabel=axes.get_xlabel() or x_label, ylabel=axes.get_ylabel() or y_label)
-    if axes.get_legend_handles_labels()[1]:
-        axes.legend()
+    if labels := axes.get_legend_handles_labels()[1]:
+        axes.legend(**({"ncols": 2, "fontsize": "small"} if len(labels) > 4 else {}))
     return axes
 
 
@@ -276,10 +279,17 @@ def _line(axes: "Axes", result: AbstractResult, values: np.ndarray, band: np.nda
 
 
 def _colorbar(axes: "Axes", mesh: Any, label: str) -> None:
-    axes.figure.colorbar(mesh, ax=axes, label=label)
+    beyond = mesh.norm.vmax < np.nanmax(np.ma.filled(mesh.get_array(), np.nan))
+    axes.figure.colorbar(mesh, ax=axes, label=label, extend="max" if beyond else "neither")
 
 
-def _color_scale(values: np.ndarray) -> dict[str, Any]:
+def _scaled(defaults: dict[str, Any], style: dict[str, Any]) -> dict[str, Any]:
+    """Keywords of a map; a `norm` of the caller's replaces our limits. Rasterized: thousands of cells make slow vector files."""
+    limits = ("vmin", "vmax") if "norm" in style else ()
+    return {"rasterized": True, **{name: value for name, value in defaults.items() if name not in limits}, **style}
+
+
+def _diverging(values: np.ndarray) -> dict[str, Any]:
     low, high = np.nanmin(values), np.nanmax(np.abs(values))
     # Noise around 0 is no sign.
     return {"cmap": "PuOr_r", "vmin": -high, "vmax": high} if low < -0.05 * high else {"cmap": "viridis"}

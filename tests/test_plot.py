@@ -222,6 +222,17 @@ def test_landscape_marks_the_least_finite_value():
     assert (axes.get_xlabel(), axes.figure.axes[1].get_ylabel()) == ("learning rate", "test risk")
 
 
+def test_a_corner_that_blows_up_does_not_wash_out_the_landscape():
+    values = np.linspace(1.0, 2.0, 20).reshape(4, 5)
+    assert the_mesh(plot.landscape(range(4), range(5), values)).norm.vmax == 2.0
+    values[-1, -1] = 1e6
+    axes = plot.landscape(range(4), range(5), values)
+    assert the_mesh(axes).norm.vmax < 2.0 and the_mesh(axes).colorbar.extend == "max"
+    norm = matplotlib.colors.LogNorm()
+    assert the_mesh(plot.landscape(range(4), range(5), values, norm=norm)).norm.vmax == 1e6
+    assert the_mesh(plot.kernel(random_solution(), norm=matplotlib.colors.Normalize(-9, 9))).norm.vmax == 9
+
+
 BAD = {
     "not a result": (lambda: plot.learning_curve(np.ones(3)), TypeError, "result must be a AbstractResult"),
     "unknown observable": (lambda: plot.learning_curve(single(), "risk"), ValueError, "observable must be one of test_risk"),

@@ -27,7 +27,8 @@ _TIME_LABEL = r"time $t$ = SGD steps / $d$"
 _SCHEDULES = {
     "learning_rate": r"learning rate $\eta(t)$",
     "batch_size": r"batch size $B(t)$ (samples per step)",
-    "ridge": r"ridge coefficient",
+    "ridge": "ridge coefficient",
+    "momentum": r"momentum $\beta(t)$",
 }
 
 
@@ -108,14 +109,17 @@ def schedule(
     axes: "Axes | None" = None,
     **style: Any,
 ) -> "Axes":
-    """A schedule, or the one called `name` of a protocol ("learning_rate", "batch_size" or "ridge"), from 0 to `horizon`.
+    """A schedule, or the one called `name` of a protocol ("learning_rate", "batch_size", ...), from 0 to `horizon`.
 
-    `style` goes to `Axes.plot`. Raises ValueError for another name or a horizon that is not positive, TypeError for what is
-    no function of time.
+    Of a schedule by itself, `name` is the label. `style` goes to `Axes.plot`. Raises ValueError for a name that the protocol does
+    not have or a horizon that is not positive, TypeError for what is no function of time.
     """
-    if name not in _SCHEDULES:
-        raise ValueError(f"name must be one of {', '.join(_SCHEDULES)}, got {name!r}.")
-    function = getattr(schedule, name) if isinstance(schedule, Protocol) else schedule
+    function = schedule
+    if isinstance(schedule, Protocol):
+        functions = {field: value for field, value in vars(schedule).items() if callable(value)}
+        if name not in functions:
+            raise ValueError(f"name must be one of {', '.join(functions)}, got {name!r}.")
+        function = functions[name]
     if not callable(function):
         raise TypeError(f"schedule must be a function of t or a Protocol, got {schedule!r}. Use dmftopt.schedules.constant(...).")
     check_real("horizon", horizon, minimum=0.0, exclusive=True, cure="It is the final time, SGD steps / dimension.")
@@ -126,7 +130,7 @@ def schedule(
     axes.plot(times, values, **style)
     if values.min() >= 0 and axes.get_yscale() == "linear":
         axes.set_ylim(bottom=0)
-    return _finish(axes, _TIME_LABEL, _SCHEDULES[name])
+    return _finish(axes, _TIME_LABEL, _SCHEDULES.get(name, name))
 
 
 def kernel(

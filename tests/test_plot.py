@@ -160,7 +160,9 @@ def test_schedule_draws_functions_and_protocols():
     np.testing.assert_allclose(axes.lines[0].get_ydata()[[0, -1]], [1.0, 9.0])
     assert "batch size" in axes.get_ylabel()
     np.testing.assert_allclose(plot.schedule(protocol, 2.0, name="ridge", points=2).lines[0].get_ydata(), [0.1, 0.1])
-    np.testing.assert_allclose(plot.schedule(lambda t: 3.0, 2.0, points=2).lines[0].get_ydata(), [3.0, 3.0])
+    axes = plot.schedule(lambda t: 3.0, 2.0, name="temperature", points=2)
+    np.testing.assert_allclose(axes.lines[0].get_ydata(), [3.0, 3.0])
+    assert axes.get_ylabel() == "temperature"
 
 
 def test_kernel_fills_the_cell_around_each_pair_of_times():

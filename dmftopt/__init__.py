@@ -3,6 +3,7 @@
 from . import features as features
 from . import limits as limits
 from . import noise as noise
+from . import plot as plot
 from . import schedules as schedules
 from . import simulate as simulate
 from . import tasks as tasks
@@ -23,3 +24,5 @@ from .optimize import baselines as baselines
 from .optimize import optimize as optimize
 from .problem import Problem as Problem
 from .protocol import Protocol as Protocol
+from .storage import load as load
+from .storage import save as save

@@ -1,5 +1,6 @@
 """What every route returns: the same observables from the solver, the limits and the simulations."""
 
+import abc
 from collections.abc import Callable
 from typing import Any
 
@@ -8,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from ._dataset import check_single_result, dataset
 from .problem import Problem
 from .tasks import _columns as columns
 
@@ -95,6 +97,23 @@ class AbstractResult(eqx.Module):
         if self.replicated is None:
             raise ValueError("standard_error needs at least two independent replicates. Ask for replicates=4 (or runs=4).")
         return self.replicated
+
+    def to_xarray(self) -> Any:
+        """The result as an `xarray.Dataset`.
+
+        One variable for each observable that is not None, under its name and with the axes of `Observables` named `time`,
+        `time_2`, `step`, `student`, `student_2`, `teacher`; `<name>_standard_error` and `<name>_bias` where there are any. The
+        times are coordinates (`kick_time` along `step`), names and units are attributes of the variables, how the result came
+        about is in the attributes of the dataset. All of it can be written as netCDF.
+
+        Raises ImportError without xarray, TypeError under `jit`, ValueError for results batched by `vmap`.
+        """
+        check_single_result("result", self)
+        return dataset(self, self._attributes())
+
+    @abc.abstractmethod
+    def _attributes(self) -> dict[str, str | int]:
+        """What was run and how it ended."""
 
 
 def from_kernel(

@@ -25,6 +25,9 @@ class Limit(AbstractResult):
     observables: Observables
     replicated: Observables | None = None
 
+    def _attributes(self) -> dict[str, str | int]:
+        return {}
+
 
 def check_inputs(problem: Any, protocol: Any) -> None:
     check_problem(problem)

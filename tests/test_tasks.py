@@ -1,7 +1,5 @@
 """The tasks: closed forms, label laws, derivatives, and the solver with each kind of loss."""
 
-import itertools
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -90,7 +88,8 @@ def test_classification_risk_and_error_are_integrals(name, law):
         np.testing.assert_allclose(task.test_error(*moments), mean(lambda m: float(m < 0)), rtol=1e-6, atol=1e-9)
 
 
-@pytest.mark.parametrize("name, noise", itertools.product(ROBUST, NOISES))
+@pytest.mark.parametrize("noise", NOISES)
+@pytest.mark.parametrize("name", ROBUST)
 def test_robust_risk_is_an_integral(name, noise):
     task = ROBUST[name](**NOISES[noise])
     law = {"normal": stats.norm, "laplace": stats.laplace}.get(noise) or stats.t(NOISES[noise]["degrees_of_freedom"])
@@ -167,7 +166,7 @@ def test_classes_follow_their_law(law):
         np.testing.assert_allclose(f(nodes) @ shares, expected, atol=1e-6)
     # The labels that simulations draw.
     w_star = jnp.array([-2.0, -0.1, 0.3, 1.5])
-    drawn = task.label(w_star[:, None], (jnp.arange(4000) + 0.5) / 4000)
+    drawn = task.label(w_star[:, None], (jnp.arange(4000.0) + 0.5) / 4000)
     np.testing.assert_allclose(jnp.mean(drawn == 1, axis=1), chance(law, w_star), atol=3e-4)
 
 
@@ -192,7 +191,7 @@ BAD = {
     "threshold": (lambda: tasks.Huber(threshold=0.0), ValueError, "threshold must be > 0"),
     "threshold NaN": (lambda: tasks.Huber(threshold=float("nan")), ValueError, "threshold must be finite"),
     "Cauchy noise": (lambda: tasks.Huber(1.0, "student", 1), ValueError, "degrees_of_freedom must be > 1.*risk, is infinite"),
-    "no degrees": (lambda: tasks.LeastAbsolute(1.0, "student"), TypeError, "degrees_of_freedom must be a Python number"),
+    "no degrees": (lambda: tasks.LeastAbsolute(1.0, "student"), ValueError, 'noise_law="student" needs degrees'),
     "traced degrees": (
         lambda: jax.jit(lambda d: tasks.LogCosh(1.0, "student", d).label_noise)(3.0), TypeError, "degrees_of_freedom must be"),
     "degrees of a normal": (lambda: tasks.LogCosh(1.0, degrees_of_freedom=3), ValueError, "degrees_of_freedom goes with"),

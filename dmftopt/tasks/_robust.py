@@ -18,6 +18,13 @@ from ._guard import jumping
 _LAWS = ("normal", "laplace", "student")
 
 
+def _fixed_number(value):
+    # Quantiles come from SciPy, so no tracer will do.
+    if value is None or (isinstance(value, (int, float, np.number)) and not isinstance(value, bool)):
+        return value if value is None else float(value)
+    raise TypeError(f"degrees_of_freedom must be a Python number, got {value!r}. It is held fixed.")
+
+
 class AbstractRobust(AbstractTask):
     """Regression y = w_star + label_noise * noise, with a loss of the residual r - y that grows at most linearly.
 
@@ -32,7 +39,7 @@ class AbstractRobust(AbstractTask):
 
     label_noise: Any = eqx.field(converter=as_number, default=0.0)
     noise_law: str = eqx.field(static=True, default="normal")
-    degrees_of_freedom: float | None = eqx.field(static=True, default=None)
+    degrees_of_freedom: Any = eqx.field(converter=_fixed_number, static=True, default=None)
 
     def __check_init__(self):
         check_real("label_noise", self.label_noise, minimum=0.0, cure="It is the scale of the noise.")
@@ -43,8 +50,8 @@ class AbstractRobust(AbstractTask):
             if self.degrees_of_freedom is not None:
                 raise ValueError(f'degrees_of_freedom goes with noise_law="student", not with {self.noise_law!r}. Drop it.')
             return
-        if isinstance(self.degrees_of_freedom, bool) or not isinstance(self.degrees_of_freedom, (int, float)):
-            raise TypeError(f"degrees_of_freedom must be a Python number, got {self.degrees_of_freedom!r}. It is held fixed.")
+        if self.degrees_of_freedom is None:
+            raise ValueError('noise_law="student" needs degrees_of_freedom, above 1.')
         cure = "With so heavy a tail the mean |noise|, and with it every risk, is infinite."
         check_real("degrees_of_freedom", self.degrees_of_freedom, minimum=1.0, exclusive=True, cure=cure)
 

@@ -263,21 +263,20 @@ def test_kinks_of_the_gradient_are_differentiated_right(key):
     np.testing.assert_allclose(jax.grad(risk)(0.5), slope, rtol=0.02)
 
 
-@pytest.mark.parametrize("rates", [0.3, -1.0], ids=["explosion", "traced noise below 0"])
-def test_what_has_no_answer_ends_in_a_result_code(key, rates):
-    if rates > 0:
-        s = dmftopt.solve(
-            problem(tasks.PhaseRetrieval(), student_scale=1.5, initial_correlation=0.3),
-            dmftopt.Protocol(rates),
-            dmftopt.TimeGrid.uniform(10.0, 80),
-            key=key,
-            throw=False,
-        )
-        assert s.result != dmftopt.RESULTS.successful
-        assert np.isnan(s.test_risk[-1])
-        return
-    s = eqx.filter_jit(lambda noise: run(tasks.Huber(noise), 0.5, samples=16, key=key))(jnp.asarray(rates))
+def test_an_explosion_ends_in_a_result_code(key):
+    p = problem(tasks.PhaseRetrieval(), student_scale=1.5, initial_correlation=0.3)
+    s = dmftopt.solve(p, dmftopt.Protocol(0.3), dmftopt.TimeGrid.uniform(10.0, 80), samples=1024, key=key, throw=False)
+    assert s.result != dmftopt.RESULTS.successful
+    assert np.isnan(s.test_risk[-1])
+
+
+@pytest.mark.parametrize(
+    "build", [tasks.LogCosh, lambda x: tasks.Huber(threshold=x), tasks.PhaseRetrieval], ids=["noise", "threshold", "phase noise"]
+)
+def test_traced_parameters_outside_their_domain_end_in_a_result_code(key, build):
+    s = eqx.filter_jit(lambda x: run(build(x), 0.05, samples=16, key=key))(jnp.asarray(-1.0))
     assert s.result == dmftopt.RESULTS.invalid
+    assert np.isnan(s.test_risk).all()
 
 
 @pytest.mark.parametrize(

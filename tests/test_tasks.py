@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import problem
-from scipy import integrate, special, stats
+from scipy import special, stats
 
 import dmftopt
 from dmftopt import tasks
@@ -57,8 +57,15 @@ def positive_given(law, z, cosine, rho):
     if law in ("sign", "flipped"):
         flip = LAWS[law].get("flip_probability", 0.0)
         return flip + (1 - 2 * flip) * special.ndtr(cosine * z / rest)
-    nodes = np.linspace(-9, 9, 2001)
-    return np.trapezoid(chance(law, np.sqrt(rho) * (cosine * z + rest * nodes)) * stats.norm.pdf(nodes), nodes)
+    nodes = np.linspace(-9, 9, 1001)
+    return np.trapezoid(chance(law, np.sqrt(rho) * (cosine * z[:, None] + rest * nodes)) * stats.norm.pdf(nodes), nodes)
+
+
+def integral(f, edges):
+    """By 40 Gauss-Legendre nodes between each edge and the next."""
+    nodes, weights = np.polynomial.legendre.leggauss(40)
+    centers, halves = (edges[1:] + edges[:-1]) / 2, (edges[1:] - edges[:-1]) / 2
+    return f((centers[:, None] + halves[:, None] * nodes).ravel()) @ (halves[:, None] * weights).ravel()
 
 
 @pytest.mark.parametrize("law", LAWS)
@@ -68,9 +75,9 @@ def test_classification_risk_and_error_are_integrals(name, law):
     losses = {
         "logistic": lambda m: np.logaddexp(0, -m),
         "probit": lambda m: -special.log_ndtr(m),
-        "hinge": lambda m: max(0.0, 1 - m),
-        "squared hinge": lambda m: 0.5 * max(0.0, 1 - m) ** 2,
-        "perceptron": lambda m: max(0.0, -m),
+        "hinge": lambda m: np.maximum(0, 1 - m),
+        "squared hinge": lambda m: 0.5 * np.maximum(0, 1 - m) ** 2,
+        "perceptron": lambda m: np.maximum(0, -m),
     }
     for Q, O, rho in MOMENTS:
         cosine, s = O / np.sqrt(Q * rho), np.sqrt(Q)
@@ -80,12 +87,12 @@ def test_classification_risk_and_error_are_integrals(name, law):
                 p = positive_given(law, z, cosine, rho)
                 return (p * f(s * z) + (1 - p) * f(-s * z)) * stats.norm.pdf(z)
 
-            breaks = np.clip([-1 / s, -0.1, 0, 0.1, 1 / s], -8.9, 8.9)
-            return integrate.quad(integrand, -9, 9, points=sorted(set(breaks)), limit=400, epsabs=1e-9)[0]
+            breaks = np.array([1 / s, 0.05, 0.2, 1.0, 3.0])
+            return integral(integrand, np.unique(np.concatenate([-breaks, [-9, 0, 9], breaks])))
 
         moments = tuple(jnp.asarray(a) for a in (Q, O, rho))
         np.testing.assert_allclose(task.test_risk(*moments), mean(losses[name]), rtol=2e-7)
-        np.testing.assert_allclose(task.test_error(*moments), mean(lambda m: float(m < 0)), rtol=1e-6, atol=1e-9)
+        np.testing.assert_allclose(task.test_error(*moments), mean(lambda m: m < 0), rtol=1e-6, atol=1e-9)
 
 
 @pytest.mark.parametrize("noise", NOISES)
@@ -98,17 +105,17 @@ def test_robust_risk_is_an_integral(name, noise):
         "absolute": np.abs,
         "log-cosh": lambda e: np.logaddexp(e, -e) - np.log(2),
     }
-    z = np.linspace(-9, 9, 9001)
+    z = np.linspace(-9, 9, 3001)
     for Q, O, rho in MOMENTS:
         spread = np.sqrt(Q - 2 * O + rho)
 
         def integrand(v, spread=spread):
             # noise = sinh(v) turns the tail's power law into an exponential.
-            e = 0.7 * np.sinh(v)
+            e = 0.7 * np.sinh(v)[:, None]
             inner = np.trapezoid(losses[name](spread * z + e) * stats.norm.pdf(z), z)
             return 2 * inner * law.pdf(np.sinh(v)) * np.cosh(v)
 
-        expected = integrate.quad(integrand, 0, 140, points=[1, 2, 4, 8, 16, 32], limit=400, epsrel=1e-7)[0]
+        expected = integral(integrand, np.array([0, 1, 2, 4, 8, 16, 32, 64, 140.0]))
         risk = task.test_risk(*(jnp.asarray(a) for a in (Q, O, rho)))
         np.testing.assert_allclose(risk, expected, rtol=2e-6)
 
@@ -218,11 +225,10 @@ def run(task, rate, *, samples=256, steps=8, key, **changes):
     "build",
     [
         lambda noise: tasks.SquaredHinge("probit"),
-        lambda noise: tasks.Probit("logistic"),
         lambda noise: tasks.Huber(noise, "student", 2.0),
         lambda noise: tasks.PhaseRetrieval(noise),
     ],
-    ids=["squared hinge", "probit", "huber", "phase retrieval"],
+    ids=["squared hinge", "huber", "phase retrieval"],
 )
 def test_gradient_of_the_solver_equals_central_differences(key, build):
     """In the learning rate, the teacher's scale and the label noise."""
@@ -270,9 +276,7 @@ def test_an_explosion_ends_in_a_result_code(key):
     assert np.isnan(s.test_risk[-1])
 
 
-@pytest.mark.parametrize(
-    "build", [tasks.LogCosh, lambda x: tasks.Huber(threshold=x), tasks.PhaseRetrieval], ids=["noise", "threshold", "phase noise"]
-)
+@pytest.mark.parametrize("build", [lambda x: tasks.Huber(threshold=x), tasks.PhaseRetrieval], ids=["threshold", "noise"])
 def test_traced_parameters_outside_their_domain_end_in_a_result_code(key, build):
     s = eqx.filter_jit(lambda x: run(build(x), 0.05, samples=16, key=key))(jnp.asarray(-1.0))
     assert s.result == dmftopt.RESULTS.invalid
@@ -283,10 +287,9 @@ def test_traced_parameters_outside_their_domain_end_in_a_result_code(key, build)
     "task, rate, steps, tolerance",
     [
         (tasks.Hinge("probit"), 1.0, 160, 0.004),
-        (tasks.LogCosh(0.5, "student", 2.5), 1.0, 40, 0.002),
         (tasks.PoissonRegression(), 1.0, 40, 0.002),
     ],
-    ids=["hinge", "log-cosh", "Poisson"],
+    ids=["hinge", "Poisson"],
 )
 def test_online_limit(key, task, rate, steps, tolerance):
     p = problem(task, delta=1e6)

@@ -304,16 +304,16 @@ def test_online_limit(key, task, rate, steps, tolerance):
     "task, protocol, horizon, steps, changes",
     [
         (tasks.Hinge("flipped", 0.1), dmftopt.Protocol(1.0, 1.0, 0.1), 3.0, 64, {}),
-        (tasks.PhaseRetrieval(0.2), dmftopt.Protocol(0.05), 16.0, 96, {"initial_correlation": 0.4}),
+        (tasks.PhaseRetrieval(0.2), dmftopt.Protocol(0.05), 16.0, 48, {"initial_correlation": 0.4}),
         (tasks.Huber(0.5, "student", 1.5), dmftopt.Protocol(1.5, 1.0, 0.1), 3.0, 48, {}),
     ],
     ids=["hinge", "phase retrieval", "heavy tails"],
 )
 def test_poisson_noise_is_sgd(task, protocol, horizon, steps, changes):
-    """All new tasks at d = 2000 were within the same gate; these three are the cheapest that differ in kind."""
+    """Many samples: cubic gradients and gradients that jump scatter more than replicates show at 8192."""
     p = problem(task, **changes)
     grid = dmftopt.TimeGrid.geometric(horizon, steps, ratio=5.0)
-    solution = dmftopt.solve(p, protocol, grid, samples=8192, replicates=4, richardson=True, key=jax.random.key(0))
+    solution = dmftopt.solve(p, protocol, grid, samples=2**15, replicates=3, key=jax.random.key(0))
     simulation = dmftopt.simulate.sgd(
         p, protocol, horizon=horizon, dimension=1000, runs=64, records=grid.times[:: steps // 16], key=jax.random.key(2)
     )

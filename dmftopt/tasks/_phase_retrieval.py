@@ -18,8 +18,9 @@ class PhaseRetrieval(AbstractTask):
 
     The gradient is cubic, so steps overshoot where learning_rate / batch_size * (r² - y) > 2: a sample with such a field, once
     visited again and again, runs away with the student. On a finite training set no learning rate excludes that; its
-    chance falls like exp(-batch_size / (learning_rate * student_overlap)), and for learning rates well below 0.1 it is never
-    seen, neither in SGD nor in the solver, which agree. Where it is seen, a solve ends in a result code.
+    chance falls like exp(-batch_size / (learning_rate * student_overlap)). At a learning rate of 0.05 and overlaps below 1 it
+    was not seen, neither in SGD nor in the solver, which agree. Where it is seen a solve may end in a result code, or be wrong
+    by rare samples: lower the learning rate until more samples change nothing (32768 are needed for 0.5%).
 
     `label_noise` is the standard deviation of the noise, in the units of the labels.
     """

@@ -13,7 +13,10 @@ from ._dataset import check_single_result, dataset
 from .problem import Problem
 from .tasks import _columns as columns
 
-NO_RESPONSE = "This route computes no response. Use solve with gradient noise, solver=FixedPoint(), or dmftopt.limits."
+NO_RESPONSE = (
+    "This route computes no response. Use solve with gradient noise, solver=FixedPoint(), or dmftopt.limits; with several "
+    "columns limits.online."
+)
 
 
 class Observables(eqx.Module):
@@ -26,7 +29,8 @@ class Observables(eqx.Module):
     - `norm` (time, m, m): E[theta theta^T], not weighted by the features.
     - `test_error`, `train_error` (time,): 0-1 errors, None unless the task is a classification.
     - `response` (time, step, m, m): R(k, j), the feature-weighted mean effect E[lambda d theta(t_k) / d h] of a kick h that step
-      j adds to theta(t_{j+1}): 1 at k = j + 1 (for features of mean eigenvalue 1), 0 before. None where a route has none.
+      j adds to theta(t_{j+1}): 1 at k = j + 1 (for features of mean eigenvalue 1), 0 before. None where a route has
+      none (`solve` has it for one column).
     """
 
     test_risk: Float[Array, " time"]

@@ -25,7 +25,9 @@ def aligned(m_star, m, cosine):
 
 
 @pytest.mark.parametrize(
-    "matrix", [np.diag([2.0, 0.5, 1.0]), np.eye(3), np.ones((3, 3)) + 0.1 * np.eye(3)], ids=["apart", "equal", "pair"]
+    "matrix",
+    [np.diag([2.0, 0.5, 1.0]), np.eye(3), np.ones((3, 3)) + 0.1 * np.eye(3), np.diag([1.0, 1e-6, 3e-6])],
+    ids=["apart", "equal", "pair", "small"],
 )
 def test_functions_of_symmetric_matrices(matrix):
     """Roots squared, and derivatives against central differences (error h² = 1e-10), where eigenvalues are equal too."""
@@ -163,6 +165,27 @@ def test_the_plateau_is_the_solver_s_too(plateau):
     np.testing.assert_allclose(found.teacher_overlap, exact.teacher_overlap, atol=0.02)
 
 
+def test_identical_units_stay_identical_in_the_online_limit():
+    """Directions in which units do not differ are null directions of their fields."""
+    p = dmftopt.Problem(tasks.Committee(2, 2, "tanh"), dmftopt.features.isotropic(), 1.0, 1.0, 0.0)
+    found = limits.online(p, dmftopt.Protocol(1.5), dmftopt.TimeGrid.uniform(15.0, 10))
+    np.testing.assert_allclose(found.student_overlap, found.student_overlap[:, :1, :1] * np.ones((2, 2)), rtol=1e-3)
+    # What the softmax does not see, a shift of all columns, is never moved.
+    p = dmftopt.Problem(tasks.Softmax(3), dmftopt.features.isotropic(), 1.0, 1.0, 0.0)
+    found = limits.online(p, dmftopt.Protocol(1.0), dmftopt.TimeGrid.uniform(2.0, 4))
+    np.testing.assert_allclose(found.response[4, 0] @ np.ones(3), np.ones(3), rtol=1e-6)
+
+
+def test_traced_correlations_outside_their_domain_end_in_a_result_code():
+    def solve(correlation):
+        p = problem(tasks.LeastSquares(), initial_correlation=correlation)
+        return dmftopt.solve(p, PROTOCOL, GRID, samples=16, key=jax.random.key(0))
+
+    solution = jax.jit(solve)(jnp.asarray(1.5))
+    assert solution.result == dmftopt.RESULTS.invalid and np.isnan(solution.test_risk).all()
+    assert jax.jit(solve)(jnp.asarray(0.5)).result == dmftopt.RESULTS.successful
+
+
 COMMITTEE = dmftopt.Problem(
     tasks.Committee(3, 2, "erf", label_noise=0.1), dmftopt.features.isotropic(), 3.0, 1.0, 0.5,
     initial_correlation=aligned(2, 3, 0.2),
@@ -248,6 +271,8 @@ def test_gradients_equal_central_differences(p):
         (lambda: tasks.Softmax(1), "classes must be at least 2"),
         (lambda: tasks.Softmax(3, "sign"), "labels must be one of"),
         (lambda: tasks.GaussianMixture((1, 1)), "at least two classes"),
+        (lambda: tasks.GaussianMixture(()), "labels must be a sequence"),
+        (lambda: tasks.Committee(2, 1, kink=-0.1), "kink must be"),
         (lambda: tasks.GaussianMixture((1, 2)), "labels must be ±1"),
         (lambda: tasks.GaussianMixture((0, 2), loss="softmax"), "class numbers"),
         (lambda: tasks.GaussianMixture((1, -1), (0.5, 0.6)), "weights must be positive and sum to 1"),

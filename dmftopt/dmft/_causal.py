@@ -154,12 +154,12 @@ class _Step:
         problem, step = eqx.combine(arrays, self.static)
         task, features, delta, theta = problem.task, problem.features, problem.delta, state.theta
         m = problem.m
-        rows, parts, shards, local = history.gradients.shape
+        rows, directions, shards, local = history.gradients.shape
         samples = shards * local
-        gradients = history.gradients.reshape(rows * parts, shards, local)
+        gradients = history.gradients.reshape(rows * directions, shards, local)
         innovations = innovations.reshape(-1, shards, local)
         past = (jnp.arange(rows) < k).astype(labels.dtype)
-        past_gradients = jnp.repeat(past, parts)
+        past_gradients = jnp.repeat(past, directions)
 
         # Weights to fields. What comes with a sample is kept apart: it may carry derivatives, the innovations are constants.
         seen = weights.read(theta, known, not task.mixture, history.phi, past, k, features)
@@ -206,7 +206,7 @@ class _Step:
         heights, normalize = triangular_root(
             left - again @ again.T, jnp.diagonal(power), DROP if m == 1 else block_drop(labels.dtype)
         )
-        zeta_drift = (G + again).reshape(m, rows, parts).at[:, k, :m].add(heights)
+        zeta_drift = (G + again).reshape(m, rows, directions).at[:, k, :m].add(heights)
         zeta_noise = jnp.zeros_like(zeta_drift)
         phi = jax.lax.dynamic_update_index_in_dim(history.phi, seen.phi, k, 0)
         root = jnp.zeros_like(power)
@@ -226,7 +226,7 @@ class _Step:
             root = square_root(power, rank_floor(power))
             zeta_noise = zeta_noise.at[:, k, m:].set(step.ahead(root, state.power, x.ratio))
 
-        zeta_drift, zeta_noise = (a.reshape(m, rows * parts) / jnp.sqrt(delta) for a in (zeta_drift, zeta_noise))
+        zeta_drift, zeta_noise = (a.reshape(m, rows * directions) / jnp.sqrt(delta) for a in (zeta_drift, zeta_noise))
         drive = weights.drive(theta, (S_known, known), (S, phi), zeta_drift, curvature, features)
         ahead = step.ahead(curvature, state.curvature, x.ratio)
         decay = x.drift * features.eigenvalues[:, None, None] * ahead + x.ridge * jnp.eye(m)
@@ -237,7 +237,7 @@ class _Step:
         theta_next, kicks = weights.update(theta, drive, state.drive, decay, x.drift, x.noise * zeta_noise, factors, features)
 
         def of_noise(zetas):
-            return zetas.reshape(m, features.groups, rows, parts)[..., m:]
+            return zetas.reshape(m, features.groups, rows, directions)[..., m:]
 
         readout = Readout(
             seen.known,
@@ -245,7 +245,7 @@ class _Step:
             loss,
             error,
             jnp.einsum("g,agz,bgz->ab", features.weights, theta, theta),
-            None if multipliers is None else of_noise(theta[..., theta.shape[-1] - rows * parts :]),
+            None if multipliers is None else of_noise(theta[..., theta.shape[-1] - rows * directions :]),
             None if multipliers is None else of_noise(kicks),
         )
         return State(theta_next, curvature, root, drive), History(written, seen.phi), readout

@@ -133,7 +133,7 @@ class AbstractTask(eqx.Module):
     def moments(
         self, Q: Float[Array, "m m"], O: Float[Array, "m m_star"], rho: Float[Array, "m_star m_star"]
     ) -> tuple[Array, Array, Array] | None:
-        """E[l w^T] (m, m), E[l w_star^T] (m, m_star) and E[l l^T] (m, m) on fresh samples in closed form, or None."""
+        """E[dl / dw] (m, m), E[l w_star^T] (m, m_star) and E[l l^T] (m, m) on fresh samples in closed form, or None."""
         return None
 
     def fresh(

@@ -53,10 +53,11 @@ class Committee(AbstractTask):
     kink: float | None = eqx.field(static=True, default=None)
 
     def __check_init__(self):
-        check_real("kink", 0.0 if self.kink is None else self.kink, minimum=0.0, cure="It is a width.")
+        if self.kink is not None and not (isinstance(self.kink, (int, float)) and 0 <= self.kink < float("inf")):
+            raise ValueError(f"kink must be a Python number >= 0, got {self.kink!r}. It is a width.")
         check_count("hidden", self.hidden)
         check_count("teacher_hidden", self.teacher_hidden)
-        if not callable(self.activation) and self.activation not in ACTIVATIONS:
+        if not callable(self.activation) and not (isinstance(self.activation, str) and self.activation in ACTIVATIONS):
             raise ValueError(f"activation must be one of {tuple(ACTIVATIONS)} or a function, got {self.activation!r}.")
         for name, units in (("second_layer", self.hidden), ("teacher_layer", self.teacher_hidden)):
             value = getattr(self, name)
@@ -118,11 +119,13 @@ class Committee(AbstractTask):
         first, second = self._layers(Q.dtype)
         signed, C = jnp.concatenate([first, -second]), jnp.block([[Q, O], [O.T, rho]])
         with_fields = first[:, None] * (_erf_three(C)[: self.hidden] @ signed)
-        four = _erf_four(C, self.hidden)
-        # Label noise adds to (f - y)² only; E[sigma'(w_a) sigma'(w_b)] is elementary.
-        noise = jnp.asarray(self.label_noise, Q.dtype) ** 2 * _erf_slopes(Q)
-        power = jnp.outer(first, first) * (jnp.einsum("abcd,c,d->ab", four, signed, signed) + noise)
-        return with_fields[:, : self.hidden], with_fields[:, self.hidden :], power
+        slopes = jnp.outer(first, first) * _erf_slopes(Q)
+        # dl_a / dw_b, with sigma''(w) = -w sigma'(w).
+        curvature = slopes - jnp.diag(jnp.diagonal(with_fields))
+        # Label noise adds to (f - y)² only.
+        four = jnp.einsum("abcd,c,d->ab", _erf_four(C, self.hidden), signed, signed)
+        power = jnp.outer(first, first) * four + jnp.asarray(self.label_noise, Q.dtype) ** 2 * slopes
+        return curvature, with_fields[:, self.hidden :], power
 
 
 def _erf_three(C: Float[Array, "f f"]) -> Float[Array, "f f f"]:

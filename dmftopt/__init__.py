@@ -4,6 +4,7 @@ from . import features as features
 from . import limits as limits
 from . import noise as noise
 from . import parametrizations as parametrizations
+from . import plot as plot
 from . import priors as priors
 from . import regularizers as regularizers
 from . import schedules as schedules
@@ -26,3 +27,5 @@ from .optimize import baselines as baselines
 from .optimize import optimize as optimize
 from .problem import Problem as Problem
 from .protocol import Protocol as Protocol
+from .storage import load as load
+from .storage import save as save

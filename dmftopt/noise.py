@@ -146,7 +146,7 @@ def _poisson_bridge(uniforms: Float[Array, "step sample"], rate: Float[Array, " 
     steps, samples = uniforms.shape
     leaves = 1 << (steps - 1).bit_length()
     edges = jnp.concatenate([jnp.zeros(1, rate.dtype), jnp.cumsum(rate)])
-    counts = _poisson_quantile(uniforms[0], edges[-1])[None]
+    counts = poisson_quantile(uniforms[0], edges[-1])[None]
     used, width = 1, leaves
     while width > 1:
         start = np.arange(0, leaves, width)
@@ -164,7 +164,7 @@ def _poisson_bridge(uniforms: Float[Array, "step sample"], rate: Float[Array, " 
     return counts[:steps]
 
 
-def _poisson_quantile(u: Array, mean: Array) -> Array:
+def poisson_quantile(u: Array, mean: Array) -> Array:
     """Smallest k with P(Poisson(mean) <= k) > u."""
     return _quantile(u, mean, jnp.sqrt(mean), jnp.full_like(mean, jnp.inf), lambda k: jnp.log(mean / (k + 1)))
 

@@ -1,5 +1,6 @@
 """What every route returns: the same observables from the solver, the limits and the simulations."""
 
+import abc
 from collections.abc import Callable
 from typing import Any
 
@@ -8,10 +9,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from ._dataset import check_single_result, dataset
 from .problem import Problem
 from .tasks import _columns as columns
 
-NO_RESPONSE = "This route computes no response. Use solve with gradient noise, solver=FixedPoint(), or dmftopt.limits."
+NO_RESPONSE = (
+    "This route computes no response. Use solve with gradient noise, solver=FixedPoint(), or dmftopt.limits; with several "
+    "columns limits.online."
+)
 
 
 class Observables(eqx.Module):
@@ -24,7 +29,8 @@ class Observables(eqx.Module):
     - `norm` (time, m, m): E[theta theta^T], not weighted by the features.
     - `test_error`, `train_error` (time,): 0-1 errors, None unless the task is a classification.
     - `response` (time, step, m, m): R(k, j), the feature-weighted mean effect E[lambda d theta(t_k) / d h] of a kick h that step
-      j adds to theta(t_{j+1}): 1 at k = j + 1 (for features of mean eigenvalue 1), 0 before. None where a route has none.
+      j adds to theta(t_{j+1}): 1 at k = j + 1 (for features of mean eigenvalue 1), 0 before. None where a route has
+      none (`solve` has it for one column).
     """
 
     test_risk: Float[Array, " time"]
@@ -95,6 +101,23 @@ class AbstractResult(eqx.Module):
         if self.replicated is None:
             raise ValueError("standard_error needs at least two independent replicates. Ask for replicates=4 (or runs=4).")
         return self.replicated
+
+    def to_xarray(self) -> Any:
+        """The result as an `xarray.Dataset`.
+
+        One variable for each observable that is not None, under its name and with the axes of `Observables` named `time`,
+        `time_2`, `step`, `student`, `student_2`, `teacher`; `<name>_standard_error` and `<name>_bias` where there are any. The
+        times are coordinates (`kick_time` along `step`), names and units are attributes of the variables, how the result came
+        about is in the attributes of the dataset. All of it can be written as netCDF.
+
+        Raises ImportError without xarray, TypeError under `jit`, ValueError for results batched by `vmap`.
+        """
+        check_single_result("result", self)
+        return dataset(self, self._attributes())
+
+    @abc.abstractmethod
+    def _attributes(self) -> dict[str, str | int]:
+        """What was run and how it ended."""
 
 
 def from_kernel(

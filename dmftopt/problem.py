@@ -3,12 +3,13 @@
 from typing import Any
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from ._checks import as_number, check_instance, check_real, check_shape, is_concrete
-from ._matrices import rank_floor, square_root
+from ._matrices import square_root
 from .data import DataMap, describe
 from .features import Features
 from .parametrizations import AbstractParametrization, Direct
@@ -99,6 +100,8 @@ class Problem(eqx.Module):
     def __check_init__(self):
         check_instance("task", self.task, AbstractTask, "Pass for instance dmftopt.tasks.LeastSquares().")
         check_instance("features", self.features, Features, "Pass for instance dmftopt.features.isotropic().")
+        if self.task.teacher_columns is not None and self.task.columns is None:
+            raise ValueError(f"task: {type(self.task).__name__} has teacher_columns but no columns. Give it columns = 1.")
         check_real("delta", self.delta, minimum=0.0, exclusive=True, cure="It is training samples / dimension.")
         check_shape("delta", self.delta, ((),), "Use jax.vmap for a sweep.")
         groups = self.features.groups
@@ -116,6 +119,20 @@ class Problem(eqx.Module):
             check_instance(name, prior, AbstractPrior, "Pass for instance dmftopt.priors.Sparse(0.1).")
             if self.initial_correlation is not None and not isinstance(prior, Normal):
                 raise ValueError(f"{name} must be priors.Normal() with initial_correlation: mixed columns would lose their law.")
+
+    def valid(self) -> Bool[Array, ""]:
+        """The checks above, for traced values."""
+        ok = (jnp.asarray(self.delta) > 0) & jnp.all(self.features.eigenvalues > 0) & jnp.all(self.features.weights > 0)
+        ok = ok & (jnp.abs(jnp.sum(self.features.weights) - 1) < 1e-3) & self.task.valid()
+        for scale in (self.teacher_scale, self.student_scale):
+            ok = ok & jnp.all(jnp.asarray(scale) >= 0)
+        if self.initial_correlation is None:
+            return ok
+        correlation = jax.lax.stop_gradient(jnp.asarray(self.initial_correlation, dtype=float))
+        if correlation.ndim == 0:
+            return ok & (jnp.abs(correlation) <= 1)
+        close = jnp.allclose(correlation, correlation.T, atol=1e-5) & jnp.allclose(jnp.diagonal(correlation), 1.0, atol=1e-5)
+        return ok & close & (jnp.linalg.eigvalsh(correlation)[0] > -1e-5)
 
     @property
     def m(self) -> int:
@@ -152,7 +169,7 @@ class Problem(eqx.Module):
         correlation = jnp.asarray(self.initial_correlation, dtype=float)
         if correlation.ndim == 0:
             correlation = jnp.eye(2) + correlation * (1 - jnp.eye(2))
-        return scale[:, :, None] * square_root(correlation, rank_floor(correlation))
+        return scale[:, :, None] * square_root(correlation, 4 * jnp.finfo(correlation.dtype).eps)
 
     @property
     def rho(self) -> Float[Array, "m_star m_star"]:

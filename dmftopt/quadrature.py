@@ -22,11 +22,18 @@ def gaussian_nodes(spacing: float, dtype) -> tuple[Float[Array, " node"], Float[
     return jnp.asarray(nodes, dtype), jnp.asarray(weights / weights.sum(), dtype)
 
 
-def gaussian_mean(function: Callable, scale: Float[Array, "..."]) -> Float[Array, "..."]:
+def gaussian_mean(function: Callable, scale: Float[Array, "..."], spacing: float = _SPACING) -> Float[Array, "..."]:
     """E[function(scale * z)], z ~ N(0, 1), for every entry of `scale`."""
     scale = jnp.asarray(scale)
-    nodes, weights = gaussian_nodes(_SPACING, scale.dtype)
+    nodes, weights = gaussian_nodes(spacing, scale.dtype)
     return jnp.sum(function(scale[..., None] * nodes) * weights, axis=-1)
+
+
+def panels(edges: Float[np.ndarray, " edge"], count: int) -> tuple[Float[np.ndarray, " node"], Float[np.ndarray, " node"]]:
+    """Gauss-Legendre nodes and weights, `count` between each edge and the next."""
+    nodes, weights = np.polynomial.legendre.leggauss(count)
+    centers, halves = 0.5 * (edges[1:] + edges[:-1]), 0.5 * (edges[1:] - edges[:-1])
+    return (centers[:, None] + halves[:, None] * nodes).ravel(), (halves[:, None] * weights).ravel()
 
 
 @lru_cache(maxsize=16)

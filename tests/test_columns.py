@@ -1,5 +1,7 @@
 """Tasks with several student and teacher columns: against single-field tasks, closed forms, limits, and finite-size runs."""
 
+import dataclasses
+
 import diffrax
 import jax
 import jax.numpy as jnp
@@ -23,7 +25,9 @@ def aligned(m_star, m, cosine):
 
 
 @pytest.mark.parametrize(
-    "matrix", [np.diag([2.0, 0.5, 1.0]), np.eye(3), np.ones((3, 3)) + 0.1 * np.eye(3)], ids=["", "equal", "pair"]
+    "matrix",
+    [np.diag([2.0, 0.5, 1.0]), np.eye(3), np.ones((3, 3)) + 0.1 * np.eye(3), np.diag([1.0, 1e-6, 3e-6])],
+    ids=["apart", "equal", "pair", "small"],
 )
 def test_functions_of_symmetric_matrices(matrix):
     """Roots squared, and derivatives against central differences (error h² = 1e-10), where eigenvalues are equal too."""
@@ -67,7 +71,9 @@ def test_two_classes_are_logistic_regression():
     )
     for name in ("test_risk", "train_loss", "test_error", "train_error"):
         error = np.hypot(getattr(two.standard_error, name), getattr(one.standard_error, name))
-        np.testing.assert_array_less(np.abs(getattr(two, name) - getattr(one, name)), 4 * error + 0.002)
+        # What jumps is averaged over 8192 points only.
+        slack = 0.006 if name == "test_error" else 0.002
+        np.testing.assert_array_less(np.abs(getattr(two, name) - getattr(one, name)), 4 * error + slack)
     difference = jnp.array([-1.0, 1.0])
     np.testing.assert_allclose(
         jnp.einsum("a,tsab,b->ts", difference, two.correlation, difference), one.correlation[:, :, 0, 0], atol=0.01
@@ -144,3 +150,145 @@ def test_online_limit_is_that_of_saad_and_solla(plateau):
     assert found.test_risk[20] > 0.02 and found.test_risk[-1] < 1e-3
     np.testing.assert_allclose(found.student_overlap, Q, atol=1e-4)
     np.testing.assert_allclose(found.teacher_overlap, O, atol=1e-4)
+
+
+def test_the_plateau_is_the_solver_s_too(plateau):
+    """At delta = 1e6 the solver sees each sample once. Its samples are as random as a start, and a plateau magnifies: 2%."""
+    p, _, _ = plateau
+    grid = dmftopt.TimeGrid.geometric(60.0, 60, ratio=30.0)
+    larger = dataclasses.replace(p, initial_correlation=aligned(2, 2, 0.3), student_scale=0.5)
+    found = dmftopt.solve(
+        larger, dmftopt.Protocol(1.0), grid, noise=dmftopt.noise.Brownian(), samples=8192, replicates=2, key=jax.random.key(0)
+    )
+    exact = limits.online(larger, dmftopt.Protocol(1.0), grid)
+    np.testing.assert_allclose(found.student_overlap, exact.student_overlap, atol=0.02)
+    np.testing.assert_allclose(found.teacher_overlap, exact.teacher_overlap, atol=0.02)
+
+
+def test_identical_units_stay_identical_in_the_online_limit():
+    """Directions in which units do not differ are null directions of their fields."""
+    p = dmftopt.Problem(tasks.Committee(2, 2, "tanh"), dmftopt.features.isotropic(), 1.0, 1.0, 0.0)
+    found = limits.online(p, dmftopt.Protocol(1.5), dmftopt.TimeGrid.uniform(15.0, 10))
+    np.testing.assert_allclose(found.student_overlap, found.student_overlap[:, :1, :1] * np.ones((2, 2)), rtol=1e-3)
+    # What the softmax does not see, a shift of all columns, is never moved.
+    p = dmftopt.Problem(tasks.Softmax(3), dmftopt.features.isotropic(), 1.0, 1.0, 0.0)
+    found = limits.online(p, dmftopt.Protocol(1.0), dmftopt.TimeGrid.uniform(2.0, 4))
+    np.testing.assert_allclose(found.response[4, 0] @ np.ones(3), np.ones(3), rtol=1e-6)
+
+
+def test_traced_correlations_outside_their_domain_end_in_a_result_code():
+    def solve(correlation):
+        p = problem(tasks.LeastSquares(), initial_correlation=correlation)
+        return dmftopt.solve(p, PROTOCOL, GRID, samples=16, key=jax.random.key(0))
+
+    solution = jax.jit(solve)(jnp.asarray(1.5))
+    assert solution.result == dmftopt.RESULTS.invalid and np.isnan(solution.test_risk).all()
+    assert jax.jit(solve)(jnp.asarray(0.5)).result == dmftopt.RESULTS.successful
+
+
+COMMITTEE = dmftopt.Problem(
+    tasks.Committee(3, 2, "erf", label_noise=0.1), dmftopt.features.isotropic(), 3.0, 1.0, 0.5,
+    initial_correlation=aligned(2, 3, 0.2),
+)  # fmt: skip
+OPPOSITE = np.array([[1.0, 0.0, -1.0, 0.3], [0.0, 1.0, 0.0, 0.0], [-1.0, 0.0, 1.0, -0.3], [0.3, 0.0, -0.3, 1.0]])
+XOR = dmftopt.Problem(
+    tasks.GaussianMixture((1, -1, 1), (0.25, 0.5, 0.25)), four_groups(), 2.0, np.array([[2.0, 0.0, 2.0]]), 0.3,
+    initial_correlation=OPPOSITE,
+)  # fmt: skip
+CLASSES = dmftopt.Problem(tasks.Softmax(3), dmftopt.features.isotropic(), 2.0, 1.0, 0.3)
+RELU = dmftopt.Problem(
+    tasks.Committee(2, 2, "relu", [1.0, -1.0], [1.0, -1.0], label_noise=0.1), four_groups(), 3.0, 1.0, 0.5,
+    initial_correlation=aligned(2, 2, 0.2),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("p", [COMMITTEE, XOR, CLASSES], ids=["committee", "mixture", "softmax"])
+def test_the_solver_is_sgd(p):
+    """Gate: 2 combined standard errors plus 0.5%, as for a single column (tests/test_against_simulation.py)."""
+    solution = dmftopt.solve(p, PROTOCOL, GRID, samples=8192, replicates=4, richardson=True, key=jax.random.key(0))
+    simulation = dmftopt.simulate.sgd(
+        p, PROTOCOL, horizon=4.0, dimension=1000, runs=48, records=GRID.times[::2], key=jax.random.key(1)
+    )
+    comparison = dmftopt.compare(solution, simulation)
+    assert comparison.agrees(), f"\n{comparison}"
+
+
+@pytest.mark.parametrize("p", [RELU, CLASSES], ids=["relu", "softmax"])
+def test_the_solver_is_gradient_descent(p):
+    grid = dmftopt.TimeGrid.uniform(4.0, 16)
+    protocol = dmftopt.Protocol(0.4, ridge=0.05)
+    options = {"noise": dmftopt.noise.NoNoise(), "step": dmftopt.DiscreteStep(), "samples": 8192, "replicates": 4}
+    solution = dmftopt.solve(p, protocol, grid, key=jax.random.key(0), **options)
+    simulation = dmftopt.simulate.gradient_descent(p, protocol, grid, dimension=500, runs=32, key=jax.random.key(1))
+    comparison = dmftopt.compare(solution, simulation)
+    assert comparison.agrees(), f"\n{comparison}"
+
+
+def test_gradients_see_the_kinks_of_relu():
+    """Against differences over ±0.05 in the rate, on the same random numbers. Without the jumps the slope is off by 20%; gate 4%,
+    for the bias of their width (2% here) and the error of the difference (1%)."""
+    grid = dmftopt.TimeGrid.uniform(2.0, 6)
+
+    @jax.jit
+    def risk(rate):
+        s = dmftopt.solve(RELU, dmftopt.Protocol(rate, 1.0, 0.1), grid, samples=16384, key=jax.random.key(0), throw=False)
+        return s.test_risk[-1]
+
+    rates = jnp.array([0.35, 0.45])
+    low, high = (risk(r) for r in rates)
+    np.testing.assert_allclose(jax.grad(risk)(jnp.mean(rates)), (high - low) / 0.1, rtol=0.04)
+
+
+@pytest.mark.parametrize("p", [COMMITTEE, XOR], ids=["committee", "mixture"])
+def test_gradients_equal_central_differences(p):
+    """Central differences of fourth order: error of order h⁴ = 1e-8 and rounding 1e-14 / h, relative to slopes of order 0.1."""
+    grid = dmftopt.TimeGrid.uniform(2.0, 6)
+
+    @jax.jit
+    def risk(rate, ridge, delta):
+        q = dataclasses.replace(p, delta=delta)
+        s = dmftopt.solve(q, dmftopt.Protocol(rate, 1.0, ridge), grid, noise=dmftopt.noise.Brownian(), samples=256,
+                          key=jax.random.key(0), throw=False)  # fmt: skip
+        return s.test_risk[-1] + s.train_loss[3]
+
+    point, h = [jnp.asarray(a) for a in (0.8, 0.1, 2.0)], 1e-2
+    found = jax.grad(risk, argnums=(0, 1, 2))(*point)
+    for i, slope in enumerate(found):
+
+        def along(x, i=i):
+            return risk(*point[:i], point[i] + x, *point[i + 1 :])
+
+        expected = (8 * (along(h) - along(-h)) - (along(2 * h) - along(-2 * h))) / (12 * h)
+        np.testing.assert_allclose(slope, expected, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (lambda: tasks.Committee(0, 1), "hidden must be at least 1"),
+        (lambda: tasks.Committee(2, 1, "sine"), "activation must be one of"),
+        (lambda: tasks.Committee(2, 1, second_layer=[1.0]), "second_layer must have shape"),
+        (lambda: tasks.Softmax(1), "classes must be at least 2"),
+        (lambda: tasks.Softmax(3, "sign"), "labels must be one of"),
+        (lambda: tasks.GaussianMixture((1, 1)), "at least two classes"),
+        (lambda: tasks.GaussianMixture(()), "labels must be a sequence"),
+        (lambda: tasks.Committee(2, 1, kink=-0.1), "kink must be"),
+        (lambda: tasks.GaussianMixture((1, 2)), "labels must be ±1"),
+        (lambda: tasks.GaussianMixture((0, 2), loss="softmax"), "class numbers"),
+        (lambda: tasks.GaussianMixture((1, -1), (0.5, 0.6)), "weights must be positive and sum to 1"),
+        (lambda: problem(tasks.Softmax(3), initial_correlation=0.5), "initial_correlation must have shape"),
+        (lambda: problem(initial_correlation=1.5), "must lie in"),
+        (lambda: problem(initial_correlation=[[1.0, 0.5], [0.4, 1.0]]), "symmetric"),
+        (lambda: problem(tasks.Softmax(2), initial_correlation=1.5 * np.ones((4, 4)) - 0.5 * np.eye(4)), "semidefinite"),
+        (lambda: problem(tasks.Softmax(3), teacher_scale=[1.0, 2.0]), "teacher_scale must have shape"),
+        (lambda: limits.stationary(problem(tasks.Softmax(3)), 0.1), "single field"),
+        (lambda: limits.least_squares(problem(tasks.LeastSquares(), initial_correlation=0.1), PROTOCOL, GRID), "initial_correl"),
+        (
+            lambda: dmftopt.solve(problem(tasks.Softmax(3)), PROTOCOL, GRID, solver=dmftopt.FixedPoint(), key=jax.random.key(0)),
+            "single field",
+        ),
+    ],
+)  # fmt: skip
+def test_bad_input(make, message):
+    with pytest.raises((ValueError, TypeError), match=message):
+        make()

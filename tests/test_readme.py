@@ -19,5 +19,5 @@ assert 0 < float(risk[-1]) < float(risk[0])
 """
     script = tmp_path / "readme.py"
     script.write_text("\n".join([*blocks, use]))
-    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=600)
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=600, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -193,12 +193,12 @@ class _Step:
             theta = problem.parametrization.weights(theta)
         m = problem.m
         space = weights.Coefficients(problem.m_star + m) if zetas is None else weights.Particles(zetas)
-        rows, parts, shards, local = history.gradients.shape
+        rows, directions, shards, local = history.gradients.shape
         samples = shards * local
-        gradients = history.gradients.reshape(rows * parts, shards, local)
+        gradients = history.gradients.reshape(rows * directions, shards, local)
         innovations = innovations.reshape(-1, shards, local)
         past = (jnp.arange(rows) < k).astype(labels.dtype)
-        past_gradients = jnp.repeat(past, parts)
+        past_gradients = jnp.repeat(past, directions)
 
         # Weights to fields. What comes with a sample is kept apart: it may carry derivatives, the innovations are constants.
         seen = weights.read(theta, known, not task.mixture, history.phi, past, k, features, space)
@@ -245,7 +245,7 @@ class _Step:
         heights, normalize = triangular_root(
             left - again @ again.T, jnp.diagonal(power), DROP if m == 1 else block_drop(labels.dtype)
         )
-        zeta_drift = (G + again).reshape(m, rows, parts).at[:, k, :m].add(heights)
+        zeta_drift = (G + again).reshape(m, rows, directions).at[:, k, :m].add(heights)
         zeta_noise = jnp.zeros_like(zeta_drift)
         phi = jax.lax.dynamic_update_index_in_dim(history.phi, seen.phi, k, 0)
         root = jnp.zeros_like(power)
@@ -265,12 +265,12 @@ class _Step:
             root = square_root(power, rank_floor(power))
             zeta_noise = zeta_noise.at[:, k, m:].set(step.ahead(root, state.power, x.ratio))
 
-        zeta_drift, zeta_noise = (a.reshape(m, rows * parts) / jnp.sqrt(delta) for a in (zeta_drift, zeta_noise))
-        directions = (S_known, known), (S, phi), zeta_drift
+        zeta_drift, zeta_noise = (a.reshape(m, rows * directions) / jnp.sqrt(delta) for a in (zeta_drift, zeta_noise))
+        pulls = (S_known, known), (S, phi), zeta_drift
         zeta_noise, slope, kicks = x.noise * zeta_noise, state.slope, None
         if problem.direct:
             slope = weights.slopes(problem, theta)
-            drive = weights.drive(theta, *directions, curvature, weights.bend(problem, theta, slope), features)
+            drive = weights.drive(theta, *pulls, curvature, weights.bend(problem, theta, slope), features)
             ahead = step.ahead(curvature, state.curvature, x.ratio)
             shrinkage = x.ridge * step.ahead(slope, state.slope, x.ratio)[:, None]
             decay = x.drift * features.eigenvalues[:, None, None] * ahead + shrinkage[:, None] * jnp.eye(m)
@@ -282,14 +282,14 @@ class _Step:
                 theta, drive, state.drive, decay, x.drift, x.ridge, zeta_noise, factors, features, space
             )
         else:
-            drive = weights.drive(theta, *directions, jnp.zeros_like(curvature), None, features)
+            drive = weights.drive(theta, *pulls, jnp.zeros_like(curvature), None, features)
             moved = weights.update_parameters(problem, state.theta, drive, x.drift, x.ridge, zeta_noise, space)
         memory = None
         if x.momentum is not None and state.memory is not None:
             moved, memory = x.momentum.carry(state.theta, moved, state.memory)
 
         def of_noise(zetas):
-            return zetas.reshape(m, features.groups, rows, parts)[..., m:]
+            return zetas.reshape(m, features.groups, rows, directions)[..., m:]
 
         # Kicks of parameters are no kicks of the weights.
         no_response = multipliers is None or kicks is None

@@ -68,6 +68,10 @@ class Solution(AbstractResult):
             raise ValueError("bias was not estimated. Ask for estimate_bias=True in solve.")
         return self.half_difference
 
+    def _attributes(self) -> dict[str, str | int]:
+        name = list(RESULTS._name_to_item)[int(self.result._value)]
+        return {"result": name, "message": RESULTS[self.result], **self.stats._asdict()}
+
 
 def judge(observables: Observables, scale: Array, valid: Array, converged: Array) -> tuple[RESULTS, Array]:
     """Result code, and the mask of times before the first failure."""

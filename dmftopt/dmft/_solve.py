@@ -82,7 +82,8 @@ def solve(
       leave their device; the solution is on all of them.
 
     Reverse-mode differentiable (memory O(samples * steps)) in everything real in `problem`, `protocol` and `grid`; Poisson
-    counts are not differentiable in batch size, delta or times, nor Bernoulli draws in the fraction: asking is an error.
+    counts are not differentiable in batch size, delta or times, nor Bernoulli draws in the fraction: asking is an error. First
+    derivatives only: with several columns or a loss with kinks second derivatives would be wrong.
     Finite-sample bias is of order steps / samples.
 
     Raises ValueError or TypeError naming the argument for input outside its domain.
@@ -210,14 +211,9 @@ def _read(protocol: Protocol, grid: TimeGrid, step: AbstractStep, noise: Abstrac
 
 def _valid(problem: Problem, noise: AbstractNoise, grids: tuple[TimeGrid, ...], values: tuple[_Values, ...]) -> Array:
     """The checks at the front doors again, for traced values."""
-    features = problem.features
-    ok = (problem.delta > 0) & jnp.all(features.eigenvalues > 0) & jnp.all(features.weights > 0)
-    ok = ok & (jnp.abs(jnp.sum(features.weights) - 1) < 1e-3) & problem.task.valid()
+    ok = problem.valid()
     for grid, value in zip(grids, values, strict=True):
         ok = ok & jnp.all(grid.step_sizes > 0) & noise.valid(value.batch_size * grid.step_sizes / problem.delta)
-    for scale in (problem.teacher_scale, problem.student_scale):
-        ok = ok & jnp.all(scale >= 0)
-    for value in values:
         ok = ok & value.valid
     return ok
 

@@ -16,6 +16,7 @@ from ..problem import Problem
 from ..protocol import Protocol
 from ..quadrature import gaussian_nodes, safe_sqrt
 from ..tasks import AbstractTask
+from ..tasks import _columns as columns
 from ._result import (
     Limit,
     blank_unless,
@@ -39,12 +40,12 @@ def online(
         dv/dt = -eta [(lambda a + ridge) v + transpose] + lambda (eta²/B) E[l l^T]
 
     where a and b are the mean responses of l(w, y) to the student's fields w and the teacher's w_star (matrices for several
-    columns). They are taken as Gaussian correlations, so kinked losses need no second derivative: with
-    w = O rho^-1 w_star + s z, s² = Q - O rho^-1 O^T,
+    columns): with w = O rho^-1 w_star + s z, s² = Q - O rho^-1 O^T,
 
-        a = E[l z^T] s^-1            b = (E[l w_star^T] - a O^T) rho^-1.
+        a = E[dl / dw] = E[l z^T] s^-1            b = (E[l w_star^T] - a O) rho^-1.
 
-    For a mixture w = O 1_c + s z in cluster c, s² = Q, and b = E[l 1_c^T].
+    The Gaussian correlation is what is used where losses have kinks. For a mixture w = O 1_c + s z in cluster c, s² = Q, and
+    b = E[l 1_c^T].
 
     Nothing else is random in this limit: `noise` Poisson() and Brownian() coincide, and NoNoise() drops the eta²/B term.
     train_loss = test_risk and train_error = test_error.
@@ -135,19 +136,19 @@ def _online(problem: Problem, protocol: Protocol, grid: TimeGrid, deterministic:
 
 def _averages(task: AbstractTask, Q: Array, O: Array, rho: Array) -> tuple[Array, Array, Array]:
     """a (m, m), b (m, m_star) and E[l l^T] of `online`."""
+    if task.columns is not None:
+        return _several(task, Q, O, rho)
+    q, o, rho = Q[0, 0], O[0, 0], rho[0, 0]
     # The limit s -> 0 is E[dl/dw] (a student that starts at 0): a central difference of width eps^(1/3) balances its
     # error eps^(2/3) against rounding, eps / s.
-    floor = jnp.trace(rho) * jnp.finfo(Q.dtype).eps ** (2 / 3)
-    if task.columns is not None:
-        moments = task.moments(Q, O, rho)
-        return _several(task, Q, O, rho, floor) if moments is None else _closed(moments, Q, O, rho)
-    q, o, rho = Q[0, 0], O[0, 0], rho[0, 0]
+    floor = rho * jnp.finfo(Q.dtype).eps ** (2 / 3)
     xi, y, weights = task.population(safe_sqrt(rho))
     w_star = safe_sqrt(rho) * xi
     # A logistic loss has its nearest singularity at a distance pi / s in z: exact to 1e-8 up to s = 4.
     z, z_weights = gaussian_nodes(0.25, Q.dtype)
     s = jnp.sqrt(jnp.maximum(q - o**2 / rho, floor))
-    l = task.gradient((o / rho * w_star)[:, None] + s * z, y[:, None])
+    w = (o / rho * w_star)[:, None] + s * z
+    l = columns.gradient(task, w[None], jnp.broadcast_to(y[:, None], w.shape))[0]
     mean = weights @ (l @ z_weights)
     # Subtracting the mean changes nothing but the rounding, which s would magnify.
     a = weights @ ((l - mean) @ (z_weights * z)) / s
@@ -155,30 +156,27 @@ def _averages(task: AbstractTask, Q: Array, O: Array, rho: Array) -> tuple[Array
     return a.reshape(1, 1), b.reshape(1, 1), (weights @ (l**2 @ z_weights)).reshape(1, 1)
 
 
-def _closed(moments: tuple[Array, Array, Array], Q: Array, O: Array, rho: Array) -> tuple[Array, Array, Array]:
-    with_student, with_teacher, power = moments
-    whole = jnp.block([[Q, O], [O.T, rho]])
-    root = inverse_root(whole, rank_floor(whole))
-    both = jnp.concatenate([with_student, with_teacher], axis=1) @ root @ root
-    return both[:, : Q.shape[0]], both[:, Q.shape[0] :], power
-
-
-def _several(task: AbstractTask, Q: Array, O: Array, rho: Array, floor: Array) -> tuple[Array, Array, Array]:
+def _several(task: AbstractTask, Q: Array, O: Array, rho: Array) -> tuple[Array, Array, Array]:
+    moments = task.moments(Q, O, rho)
+    to_normals = inverse_root(rho, rank_floor(rho))
+    if moments is not None:
+        a, with_teacher, power = moments
+        return a, (with_teacher - a @ O) @ to_normals @ to_normals, power
     known, y, z = task.fresh(rho)
-    to_known = O if task.mixture else O @ inverse_root(rho, rank_floor(rho))
+    to_known = O if task.mixture else O @ to_normals
     rest = Q if task.mixture else Q - to_known @ to_known.T
-    rest = rest + floor * jnp.eye(Q.shape[0], dtype=Q.dtype)
-    s = square_root(rest)
-    gradient = jax.vmap(task.gradient, in_axes=(1, 0), out_axes=1)
-    center, swing = to_known @ known, s @ z
-    plus, minus = gradient(center + swing, y), gradient(center - swing, y)
+    center, swing = to_known @ known, square_root(rest, rank_floor(Q)) @ z
+    plus, minus = columns.gradient(task, center + swing, y), columns.gradient(task, center - swing, y)
+    a = 0.5 * jnp.mean(columns.curvature(task, center + swing, y) + columns.curvature(task, center - swing, y), axis=-1)
     count = y.shape[0]
-    a = 0.5 * (plus - minus) @ z.T / count @ inverse_root(rest)
+    if task.kink_width > 0:
+        # Correlations are free of the kink's width, but directions in which the fields hardly vary drown in those of the others.
+        inverse = inverse_root(rest, 1e-2 * jnp.trace(jax.lax.stop_gradient(rest)))
+        seen = 0.5 * (plus - minus) @ z.T / count @ inverse
+        a = seen + a @ (jnp.eye(Q.shape[0], dtype=Q.dtype) - inverse @ inverse @ rest)
     with_known = 0.5 * (plus + minus) @ known.T / count
     power = 0.5 * (plus @ plus.T + minus @ minus.T) / count
-    if task.mixture:
-        return a, with_known, power
-    return a, (with_known - a @ to_known) @ inverse_root(rho, rank_floor(rho)), power
+    return a, with_known if task.mixture else (with_known - a @ to_known) @ to_normals, power
 
 
 def fresh(

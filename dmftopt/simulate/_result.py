@@ -15,3 +15,6 @@ class Simulation(AbstractResult):
     replicated: Observables | None
     dimension: int = eqx.field(static=True)
     runs: int = eqx.field(static=True)
+
+    def _attributes(self) -> dict[str, str | int]:
+        return {"dimension": self.dimension, "runs": self.runs}

@@ -1,4 +1,5 @@
 import abc
+from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
@@ -10,6 +11,14 @@ from jaxtyping import Array, Bool, Float
 
 from .._matrices import inverse_root, rank_floor, square_root
 from ..quadrature import safe_sqrt, uniform_points
+
+
+def _difference(function: Callable, r: Array, width: float, columns: int | None) -> Array:
+    """Slope of `function` over `width` to either side, along each column where there are several: (m, m)."""
+    if columns is None:
+        return (function(r + width) - function(r - width)) / (2 * width)
+    ahead = jax.vmap(lambda e: (function(r + width * e) - function(r - width * e)) / (2 * width), out_axes=1)
+    return ahead(jnp.eye(columns, dtype=r.dtype))
 
 
 class AbstractTask(eqx.Module):
@@ -45,6 +54,14 @@ class AbstractTask(eqx.Module):
         cluster c is x = Lambda theta_star_c / d + Gaussian, and `sample` returns cluster indicators for teacher fields."""
         return False
 
+    @property
+    def kink_width(self) -> float:
+        """0 for a loss with a continuous gradient. Where the gradient jumps (a hinge, ReLU units), a positive width: derivatives
+        of the gradient are then taken as differences over this distance to either side, in units of the fields. Automatic
+        differentiation, sample by sample, would never see the jump, and derivatives of a solve would be wrong. The bias is of
+        order width², the variance of order 1 / (width * samples)."""
+        return 0.0
+
     @abc.abstractmethod
     def loss(self, r: Float[Array, "..."], y: Float[Array, "..."]) -> Float[Array, "..."]:
         """Loss of the prediction r for the label y, elementwise."""
@@ -58,7 +75,10 @@ class AbstractTask(eqx.Module):
         return jax.grad(lambda r: jnp.sum(self.loss(r, y)))(r)
 
     def curvature(self, r: Float[Array, "..."], y: Float[Array, "..."]) -> Float[Array, "..."]:
-        """d l / d r. It only sets the rate of the exponential step, so a kinked loss loses accuracy, not correctness."""
+        """d l / d r, over `kink_width` where there is one. It sets the rate of the exponential step, and in reverse mode, for
+        kinked losses, the derivative."""
+        if self.kink_width > 0:
+            return _difference(lambda r: self.gradient(r, y), r, self.kink_width, self.columns)
         if self.columns is not None:
             return jax.jacfwd(lambda r: self.gradient(r, y))(r)
         return jax.grad(lambda r: jnp.sum(self.gradient(r, y)))(r)
@@ -99,7 +119,7 @@ class AbstractTask(eqx.Module):
 
         By default the nodes of `population` over (w_star, label noise) times 15 Gauss-Hermite nodes over w given w_star.
         Override it where a closed form exists. With several columns Q is (m, m), O (m, m_star), rho (m_star, m_star), and the
-        default 8192 fixed low-discrepancy points, good to about 1e-4 for smooth losses (relative to their spread).
+        default 8192 fixed low-discrepancy points, good to about 1e-4 for smooth losses and 5e-3 for 0-1 errors.
         """
         return self._population_mean(self.loss, Q, O, rho)
 
@@ -110,8 +130,10 @@ class AbstractTask(eqx.Module):
             return None
         return self._population_mean(self.error, Q, O, rho)
 
-    def moments(self, Q: Float[Array, "m m"], O: Float[Array, "m m_star"], rho: Float[Array, "m_star m_star"]):
-        """E[l w^T] (m, m), E[l w_star^T] (m, m_star) and E[l l^T] (m, m) on fresh samples in closed form, or None."""
+    def moments(
+        self, Q: Float[Array, "m m"], O: Float[Array, "m m_star"], rho: Float[Array, "m_star m_star"]
+    ) -> tuple[Array, Array, Array] | None:
+        """E[dl / dw] (m, m), E[l w_star^T] (m, m_star) and E[l l^T] (m, m) on fresh samples in closed form, or None."""
         return None
 
     def fresh(

@@ -14,6 +14,17 @@ def loss(task: AbstractTask, r: Float[Array, "m ..."], y: Float[Array, "..."]) -
 
 
 def gradient(task: AbstractTask, r: Float[Array, "m ..."], y: Float[Array, "..."]) -> Float[Array, "m ..."]:
+    if task.kink_width == 0:
+        return _gradient(task, r, y)
+    # The value, with derivatives that see the jumps: slopes over the kink's width times what moves.
+    fixed, label = jax.lax.stop_gradient((r, y))
+    slope = jax.lax.stop_gradient(curvature(task, fixed, label))
+    w = task.kink_width
+    with_label = jax.lax.stop_gradient((_gradient(task, fixed, label + w) - _gradient(task, fixed, label - w)) / (2 * w))
+    return _gradient(task, fixed, label) + jnp.sum(slope * (r - fixed), axis=1) + with_label * (y - label)
+
+
+def _gradient(task: AbstractTask, r: Float[Array, "m ..."], y: Float[Array, "..."]) -> Float[Array, "m ..."]:
     return task.gradient(r[0], y)[None] if task.columns is None else _each(task.gradient, r, y, 1)
 
 

@@ -35,6 +35,8 @@ class Committee(AbstractTask):
       for instance, are a matter of these.
     - `target`: function of the teacher fields (m_star,) -> scalar.
     - `label_noise`: standard deviation, in the units of the labels.
+    - `kink`: width over which jumps of sigma' are differentiated, see `AbstractTask.kink_width`. By default 0.1 for "relu" and 0
+      otherwise; give one where your own activation has kinks.
 
     Hidden units specialize only if something tells them apart: give the student different entries through
     `Problem(initial_correlation=...)`, or unequal second layers; otherwise all are equal in law and stay so. Sources: Saad and
@@ -48,11 +50,14 @@ class Committee(AbstractTask):
     teacher_layer: Any = eqx.field(converter=as_number, default=None)
     target: Callable | None = eqx.field(static=True, default=None)
     label_noise: Any = eqx.field(converter=as_number, default=0.0)
+    kink: float | None = eqx.field(static=True, default=None)
 
     def __check_init__(self):
+        if self.kink is not None and not (isinstance(self.kink, (int, float)) and 0 <= self.kink < float("inf")):
+            raise ValueError(f"kink must be a Python number >= 0, got {self.kink!r}. It is a width.")
         check_count("hidden", self.hidden)
         check_count("teacher_hidden", self.teacher_hidden)
-        if not callable(self.activation) and self.activation not in ACTIVATIONS:
+        if not callable(self.activation) and not (isinstance(self.activation, str) and self.activation in ACTIVATIONS):
             raise ValueError(f"activation must be one of {tuple(ACTIVATIONS)} or a function, got {self.activation!r}.")
         for name, units in (("second_layer", self.hidden), ("teacher_layer", self.teacher_hidden)):
             value = getattr(self, name)
@@ -73,6 +78,10 @@ class Committee(AbstractTask):
     @property
     def teacher_columns(self):
         return self.teacher_hidden
+
+    @property
+    def kink_width(self):
+        return (0.1 if self.activation == "relu" else 0.0) if self.kink is None else float(self.kink)
 
     def valid(self):
         return jnp.asarray(self.label_noise) >= 0
@@ -110,11 +119,13 @@ class Committee(AbstractTask):
         first, second = self._layers(Q.dtype)
         signed, C = jnp.concatenate([first, -second]), jnp.block([[Q, O], [O.T, rho]])
         with_fields = first[:, None] * (_erf_three(C)[: self.hidden] @ signed)
-        four = _erf_four(C, self.hidden)
-        # Label noise adds to (f - y)² only; E[sigma'(w_a) sigma'(w_b)] is elementary.
-        noise = jnp.asarray(self.label_noise, Q.dtype) ** 2 * _erf_slopes(Q)
-        power = jnp.outer(first, first) * (jnp.einsum("abcd,c,d->ab", four, signed, signed) + noise)
-        return with_fields[:, : self.hidden], with_fields[:, self.hidden :], power
+        slopes = jnp.outer(first, first) * _erf_slopes(Q)
+        # dl_a / dw_b, with sigma''(w) = -w sigma'(w).
+        curvature = slopes - jnp.diag(jnp.diagonal(with_fields))
+        # Label noise adds to (f - y)² only.
+        four = jnp.einsum("abcd,c,d->ab", _erf_four(C, self.hidden), signed, signed)
+        power = jnp.outer(first, first) * four + jnp.asarray(self.label_noise, Q.dtype) ** 2 * slopes
+        return curvature, with_fields[:, self.hidden :], power
 
 
 def _erf_three(C: Float[Array, "f f"]) -> Float[Array, "f f f"]:

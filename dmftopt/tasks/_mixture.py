@@ -36,6 +36,8 @@ class GaussianMixture(AbstractTask):
     loss_name: str = eqx.field(static=True)
 
     def __init__(self, labels, weights=None, loss: str = "logistic"):
+        if np.ndim(labels) != 1 or len(labels) < 2 or not np.all(np.isfinite(labels)):
+            raise ValueError(f"labels must be a sequence of at least two finite numbers, one per cluster, got {labels!r}.")
         self.labels = tuple(float(a) for a in labels)
         self.weights = tuple([1 / len(self.labels)] * len(self.labels) if weights is None else (float(a) for a in weights))
         self.loss_name = loss
@@ -43,7 +45,7 @@ class GaussianMixture(AbstractTask):
     def __check_init__(self):
         if self.loss_name not in _LOSSES:
             raise ValueError(f"loss must be one of {_LOSSES}, got {self.loss_name!r}.")
-        if len(self.labels) < 2 or len(set(self.labels)) < 2:
+        if len(set(self.labels)) < 2:
             raise ValueError(f"labels must name at least two classes, got {self.labels}.")
         if self.loss_name == "softmax":
             if set(self.labels) != set(range(self._classes)):
@@ -66,6 +68,10 @@ class GaussianMixture(AbstractTask):
     @property
     def teacher_columns(self):
         return len(self.labels)
+
+    @property
+    def kink_width(self):
+        return 0.1 if self.loss_name == "hinge" else 0.0
 
     @property
     def mixture(self):

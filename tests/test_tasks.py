@@ -1,0 +1,316 @@
+"""The tasks: closed forms, label laws, derivatives, and the solver with each kind of loss."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import problem
+from scipy import special, stats
+
+import dmftopt
+from dmftopt import tasks
+
+MARGIN = {
+    "logistic": tasks.Logistic,
+    "probit": tasks.Probit,
+    "hinge": tasks.Hinge,
+    "squared hinge": tasks.SquaredHinge,
+    "perceptron": tasks.Perceptron,
+}
+LAWS = {"sign": {}, "logistic": {}, "flipped": {"flip_probability": 0.15}, "probit": {}}
+NOISES = {
+    "normal": {},
+    "laplace": {"noise_law": "laplace"},
+    "student 3": {"noise_law": "student", "degrees_of_freedom": 3},
+    "student 1.2": {"noise_law": "student", "degrees_of_freedom": 1.2},
+}
+ROBUST = {
+    "huber": lambda **noise: tasks.Huber(0.7, threshold=0.8, **noise),
+    "absolute": lambda **noise: tasks.LeastAbsolute(0.7, **noise),
+    "log-cosh": lambda **noise: tasks.LogCosh(0.7, **noise),
+}
+ALL = {
+    **{name: task() for name, task in MARGIN.items()},
+    **{name: task(**NOISES["student 3"]) for name, task in ROBUST.items()},
+    "phase retrieval": tasks.PhaseRetrieval(0.2),
+    "Poisson": tasks.PoissonRegression(),
+}
+# Order parameters from none to an almost perfect alignment, at small and large fields.
+MOMENTS = [(0.5, 0.0, 1.0), (0.7, 0.6, 1.3), (9.0, -2.0, 0.6), (1.0, 0.999, 1.0), (30.0, 9.0, 4.0)]
+
+
+def chance(law, w_star):
+    """P(y = 1)."""
+    if law == "logistic":
+        return special.expit(w_star)
+    if law == "probit":
+        return special.ndtr(w_star)
+    flip = LAWS[law].get("flip_probability", 0.0)
+    return np.where(w_star > 0, 1 - flip, flip)
+
+
+def positive_given(law, z, cosine, rho):
+    """P(y = 1) given the student's field sqrt(Q) z, by the trapezoidal rule over the teacher's."""
+    rest = np.sqrt(1 - cosine**2)
+    if law in ("sign", "flipped"):
+        flip = LAWS[law].get("flip_probability", 0.0)
+        return flip + (1 - 2 * flip) * special.ndtr(cosine * z / rest)
+    nodes = np.linspace(-9, 9, 1001)
+    return np.trapezoid(chance(law, np.sqrt(rho) * (cosine * z[:, None] + rest * nodes)) * stats.norm.pdf(nodes), nodes)
+
+
+def integral(f, edges):
+    """By 40 Gauss-Legendre nodes between each edge and the next."""
+    nodes, weights = np.polynomial.legendre.leggauss(40)
+    centers, halves = (edges[1:] + edges[:-1]) / 2, (edges[1:] - edges[:-1]) / 2
+    return f((centers[:, None] + halves[:, None] * nodes).ravel()) @ (halves[:, None] * weights).ravel()
+
+
+@pytest.mark.parametrize("law", LAWS)
+@pytest.mark.parametrize("name", MARGIN)
+def test_classification_risk_and_error_are_integrals(name, law):
+    task = MARGIN[name](law, **LAWS[law])
+    losses = {
+        "logistic": lambda m: np.logaddexp(0, -m),
+        "probit": lambda m: -special.log_ndtr(m),
+        "hinge": lambda m: np.maximum(0, 1 - m),
+        "squared hinge": lambda m: 0.5 * np.maximum(0, 1 - m) ** 2,
+        "perceptron": lambda m: np.maximum(0, -m),
+    }
+    for Q, O, rho in MOMENTS:
+        cosine, s = O / np.sqrt(Q * rho), np.sqrt(Q)
+
+        def mean(f, cosine=cosine, s=s, rho=rho):
+            def integrand(z):
+                p = positive_given(law, z, cosine, rho)
+                return (p * f(s * z) + (1 - p) * f(-s * z)) * stats.norm.pdf(z)
+
+            breaks = np.array([1 / s, 0.05, 0.2, 1.0, 3.0])
+            return integral(integrand, np.unique(np.concatenate([-breaks, [-9, 0, 9], breaks])))
+
+        moments = tuple(jnp.asarray(a) for a in (Q, O, rho))
+        np.testing.assert_allclose(task.test_risk(*moments), mean(losses[name]), rtol=2e-7)
+        np.testing.assert_allclose(task.test_error(*moments), mean(lambda m: m < 0), rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("noise", NOISES)
+@pytest.mark.parametrize("name", ROBUST)
+def test_robust_risk_is_an_integral(name, noise):
+    task = ROBUST[name](**NOISES[noise])
+    law = {"normal": stats.norm, "laplace": stats.laplace}.get(noise) or stats.t(NOISES[noise]["degrees_of_freedom"])
+    losses = {
+        "huber": lambda e: special.huber(0.8, e),
+        "absolute": np.abs,
+        "log-cosh": lambda e: np.logaddexp(e, -e) - np.log(2),
+    }
+    z = np.linspace(-9, 9, 3001)
+    for Q, O, rho in MOMENTS:
+        spread = np.sqrt(Q - 2 * O + rho)
+
+        def integrand(v, spread=spread):
+            # noise = sinh(v) turns the tail's power law into an exponential.
+            e = 0.7 * np.sinh(v)[:, None]
+            inner = np.trapezoid(losses[name](spread * z + e) * stats.norm.pdf(z), z)
+            return 2 * inner * law.pdf(np.sinh(v)) * np.cosh(v)
+
+        expected = integral(integrand, np.array([0, 1, 2, 4, 8, 16, 32, 64, 140.0]))
+        risk = task.test_risk(*(jnp.asarray(a) for a in (Q, O, rho)))
+        np.testing.assert_allclose(risk, expected, rtol=2e-6)
+
+
+@pytest.mark.parametrize("name", ["phase retrieval", "Poisson"])
+def test_regression_risk_is_an_integral(name):
+    task = ALL[name]
+    nodes, weights = np.polynomial.hermite_e.hermegauss(100)
+    weights = weights / weights.sum()
+    for Q, O, rho in MOMENTS[:4]:
+        w_star = np.sqrt(rho) * nodes[:, None]
+        w = O / rho * w_star + np.sqrt(Q - O**2 / rho) * nodes
+        if name == "Poisson":
+            mean = np.logaddexp(0, w_star)
+            values = np.logaddexp(0, w) - mean * np.log(np.logaddexp(0, w))
+        else:
+            values = ((w**2 - w_star**2) ** 2 + 0.2**2) / 4
+        risk = task.test_risk(*(jnp.asarray(a) for a in (Q, O, rho)))
+        np.testing.assert_allclose(risk, weights @ values @ weights, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_gradient_and_curvature_are_derivatives(name, key):
+    task = ALL[name]
+    r = 3 * jax.random.normal(key, (200,))
+    y = jnp.sign(r[::-1]) if name in MARGIN else jnp.floor(3 * jnp.abs(jnp.roll(r, 1)))
+    kink = {"hinge": y * r - 1, "squared hinge": y * r - 1, "perceptron": y * r, "absolute": r - y, "huber": jnp.abs(r - y) - 0.8}
+    away = jnp.abs(kink.get(name, jnp.ones_like(r))) > 1e-3 + task.kink_width
+    step = 1e-5
+    for function, derivative in ((task.loss, task.gradient), (task.gradient, task.curvature)):
+        slope = (function(r + step, y) - function(r - step, y)) / (2 * step)
+        np.testing.assert_allclose(derivative(r, y)[away], slope[away], rtol=1e-7, atol=1e-7)
+    # Far out nothing overflows or turns into NaN, in either precision.
+    for dtype in (jnp.float32, jnp.float64):
+        far = jnp.array([-2e3, -40.0, 0.0, 40.0, 2e3], dtype)
+        for function in (task.loss, task.gradient, task.curvature):
+            values = function(far, jnp.ones_like(far))
+            assert values.dtype == dtype
+            assert np.isfinite(values).all()
+
+
+@pytest.mark.parametrize("law", LAWS)
+def test_classes_follow_their_law(law):
+    task, scale = tasks.Hinge(law, **LAWS[law]), 1.4
+    u, v = stats.qmc.Sobol(2, rng=0).random_base2(14).T
+    xi, y = task.sample(jnp.asarray(u), jnp.asarray(v), jnp.asarray(scale))
+    assert (y == 1).all()
+    z = np.linspace(-9, 9, 20001)
+    density = 2 * chance(law, scale * z) * stats.norm.pdf(z)
+    nodes, labels, shares = task.population(jnp.asarray(scale))
+    assert (labels == 1).all()
+    for f in (lambda z: z, lambda z: z**2, lambda z: np.tanh(3 * z)):
+        expected = np.trapezoid(f(z) * density, z)
+        np.testing.assert_allclose(np.mean(f(xi)), expected, atol=5e-4)
+        np.testing.assert_allclose(f(nodes) @ shares, expected, atol=1e-6)
+    # The labels that simulations draw.
+    w_star = jnp.array([-2.0, -0.1, 0.3, 1.5])
+    drawn = task.label(w_star[:, None], (jnp.arange(4000.0) + 0.5) / 4000)
+    np.testing.assert_allclose(jnp.mean(drawn == 1, axis=1), chance(law, w_star), atol=3e-4)
+
+
+@pytest.mark.parametrize("degrees", [None, 1.01, 1.5, 2, 3.7, 30, 1e4], ids=lambda d: "laplace" if d is None else f"t{d}")
+def test_noise_is_its_laws_quantile(degrees):
+    law = {"noise_law": "laplace"} if degrees is None else {"noise_law": "student", "degrees_of_freedom": degrees}
+    task, exact = tasks.Huber(1.5, **law), stats.laplace if degrees is None else stats.t(degrees)
+    u = np.concatenate([10.0 ** np.arange(-15, 0), np.linspace(0.15, 0.95, 30)])
+    noise = task.label(jnp.zeros_like(jnp.asarray(u)), jnp.asarray(u))
+    np.testing.assert_allclose(noise, 1.5 * exact.ppf(u), rtol=1e-9, atol=1e-12)
+
+
+def test_counts_are_poisson():
+    w_star, u = jnp.linspace(-8.0, 30.0, 40), jnp.asarray(np.linspace(1e-6, 1 - 1e-6, 1001))
+    counts = jax.jit(tasks.PoissonRegression().label)(*jnp.broadcast_arrays(w_star[:, None], u))
+    np.testing.assert_array_equal(counts, stats.poisson.ppf(u, np.logaddexp(0, w_star)[:, None]))
+
+
+BAD = {
+    "law": (lambda: tasks.Huber(noise_law="cauchy"), ValueError, "noise_law must be one of"),
+    "noise": (lambda: tasks.LogCosh(-1.0), ValueError, "label_noise must be >= 0"),
+    "threshold": (lambda: tasks.Huber(threshold=0.0), ValueError, "threshold must be > 0"),
+    "threshold NaN": (lambda: tasks.Huber(threshold=float("nan")), ValueError, "threshold must be finite"),
+    "Cauchy noise": (lambda: tasks.Huber(1.0, "student", 1), ValueError, "degrees_of_freedom must be > 1.*risk, is infinite"),
+    "no degrees": (lambda: tasks.LeastAbsolute(1.0, "student"), ValueError, 'noise_law="student" needs degrees'),
+    "traced degrees": (
+        lambda: jax.jit(lambda d: tasks.LogCosh(1.0, "student", d).label_noise)(3.0), TypeError, "degrees_of_freedom must be"),
+    "degrees of a normal": (lambda: tasks.LogCosh(1.0, degrees_of_freedom=3), ValueError, "degrees_of_freedom goes with"),
+    "phase noise": (lambda: tasks.PhaseRetrieval(-0.1), ValueError, "label_noise must be >= 0"),
+    "phase noise array": (lambda: tasks.PhaseRetrieval(jnp.ones(2)), ValueError, "label_noise must have shape"),
+    "labels": (lambda: tasks.Hinge("signs"), ValueError, "labels must be one of"),
+    "flips": (lambda: tasks.Probit("probit", 0.1), ValueError, "flip_probability goes with"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("call, exception, message", BAD.values(), ids=BAD.keys())
+def test_bad_input_is_refused(call, exception, message):
+    with pytest.raises(exception, match=message):
+        call()
+
+
+def run(task, rate, *, samples=256, steps=8, key, **changes):
+    grid = dmftopt.TimeGrid.uniform(2.0, steps)
+    p = problem(task, **{"initial_correlation": 0.5} | changes)
+    return dmftopt.solve(p, dmftopt.Protocol(rate, 1.0, 0.1), grid, samples=samples, key=key)
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda noise: tasks.SquaredHinge("probit"),
+        lambda noise: tasks.Huber(noise, "student", 2.0),
+        lambda noise: tasks.PhaseRetrieval(noise),
+    ],
+    ids=["squared hinge", "huber", "phase retrieval"],
+)
+def test_gradient_of_the_solver_equals_central_differences(key, build):
+    """In the learning rate, the teacher's scale and the label noise."""
+
+    def objective(x):
+        s = run(build(x[2]), x[0], teacher_scale=x[1], key=key)
+        return s.test_risk[-1] + 0.3 * s.train_loss[-1] + 0.1 * s.norm[-1, 0, 0]
+
+    objective, x = jax.jit(objective), jnp.array([0.05, 1.1, 0.3])
+    gradient, step = jax.jit(jax.grad(objective))(x), 1e-5
+    for i, e in enumerate(step * jnp.eye(3)):
+        slope = (8 * (objective(x + e) - objective(x - e)) - (objective(x + 2 * e) - objective(x - 2 * e))) / (12 * step)
+        np.testing.assert_allclose(gradient[i], slope, rtol=1e-6, atol=1e-7)
+
+
+def test_counts_have_no_derivative(key):
+    """A count that jumps moves expectations at a rate that is no mean of derivatives along the paths."""
+    task = ALL["Poisson"]
+    with pytest.raises(ValueError, match="no derivative"):
+        jax.grad(lambda scale: run(task, 0.5, teacher_scale=scale, samples=16, steps=2, key=key).test_risk[-1])(1.0)
+    rate = jax.grad(lambda rate: run(task, rate, samples=16, steps=2, key=key).test_risk[-1])(0.5)
+    assert np.isfinite(rate) and rate != 0
+
+
+def test_kinks_of_the_gradient_are_differentiated_right(key):
+    """Differences so large that thousands of samples cross the kinks; without the jumps the slope is off by 20%."""
+
+    @jax.jit
+    def risk(rate):
+        return run(tasks.Hinge(), rate, samples=2**14, steps=8, key=key).test_risk[-1]
+
+    slope = (risk(0.55) - risk(0.45)) / 0.1
+    np.testing.assert_allclose(jax.grad(risk)(0.5), slope, rtol=0.04)
+
+
+def test_an_explosion_ends_in_a_result_code(key):
+    p = problem(tasks.PhaseRetrieval(), student_scale=1.5, initial_correlation=0.3)
+    s = dmftopt.solve(p, dmftopt.Protocol(0.3), dmftopt.TimeGrid.uniform(10.0, 20), samples=256, key=key, throw=False)
+    assert s.result != dmftopt.RESULTS.successful
+    assert np.isnan(s.test_risk[-1])
+
+
+@pytest.mark.parametrize("build", [lambda x: tasks.Huber(threshold=x), tasks.PhaseRetrieval], ids=["threshold", "noise"])
+def test_traced_parameters_outside_their_domain_end_in_a_result_code(key, build):
+    s = eqx.filter_jit(lambda x: run(build(x), 0.05, samples=16, key=key))(jnp.asarray(-1.0))
+    assert s.result == dmftopt.RESULTS.invalid
+    assert np.isnan(s.test_risk).all()
+
+
+@pytest.mark.parametrize(
+    "task, rate, steps, tolerance",
+    [
+        (tasks.Hinge("probit"), 1.0, 80, 0.004),
+        (tasks.PoissonRegression(), 1.0, 40, 0.002),
+    ],
+    ids=["hinge", "Poisson"],
+)
+def test_online_limit(key, task, rate, steps, tolerance):
+    p = problem(task, delta=1e6)
+    protocol, grid = dmftopt.Protocol(rate, 1.0, 0.1), dmftopt.TimeGrid.geometric(3.0, steps, ratio=5.0)
+    solution = dmftopt.solve(p, protocol, grid, samples=2**13, replicates=2, key=key)
+    comparison = dmftopt.compare(solution, dmftopt.limits.online(p, protocol, grid))
+    for name in ("test_risk", "student_overlap", "teacher_overlap", "correlation", "norm"):
+        assert comparison.differences[name].excess(2, tolerance) <= 0, f"\n{comparison}"
+
+
+@pytest.mark.parametrize(
+    "task, protocol, horizon, steps, changes",
+    [
+        (tasks.Hinge("flipped", 0.1), dmftopt.Protocol(1.0, 1.0, 0.1), 3.0, 64, {}),
+        (tasks.PhaseRetrieval(0.2), dmftopt.Protocol(0.05), 16.0, 48, {"initial_correlation": 0.4}),
+        (tasks.Huber(0.5, "student", 1.5), dmftopt.Protocol(1.5, 1.0, 0.1), 3.0, 48, {}),
+    ],
+    ids=["hinge", "phase retrieval", "heavy tails"],
+)
+def test_poisson_noise_is_sgd(task, protocol, horizon, steps, changes):
+    """Many samples: cubic gradients and gradients that jump scatter more than replicates show at 8192. Gate: 3 combined standard
+    errors, for the largest of 17 times and 6 observables, plus 0.5%."""
+    p = problem(task, **changes)
+    grid = dmftopt.TimeGrid.geometric(horizon, steps, ratio=5.0)
+    solution = dmftopt.solve(p, protocol, grid, samples=2**15, replicates=3, key=jax.random.key(0))
+    simulation = dmftopt.simulate.sgd(
+        p, protocol, horizon=horizon, dimension=500, runs=128, records=grid.times[:: steps // 16], key=jax.random.key(2)
+    )
+    comparison = dmftopt.compare(solution, simulation)
+    assert comparison.agrees(sigmas=3, relative=0.005), f"\n{comparison}"

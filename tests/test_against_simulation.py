@@ -47,7 +47,7 @@ def test_poisson_noise_is_sgd(task, features, scale, protocol):
     p = problem(task, features, teacher_scale=scale)
     solution = dmftopt.solve(p, protocol, GRID, samples=8192, replicates=8, richardson=True, key=jax.random.key(0))
     simulation = dmftopt.simulate.sgd(
-        p, protocol, horizon=5.0, dimension=1000, runs=64, records=GRID.times[::2], key=jax.random.key(1)
+        p, protocol, horizon=5.0, dimension=2000, runs=64, records=GRID.times[::2], key=jax.random.key(1)
     )
     check(solution, simulation)
 

@@ -57,8 +57,8 @@ def test_brownian_noise_is_stochastic_gradient_flow():
     solution = dmftopt.solve(
         p, protocol, GRID, noise=dmftopt.noise.Brownian(), samples=8192, replicates=8, richardson=True, key=jax.random.key(0)
     )
-    # Euler's scheme is off by 2% at 40 steps (first order), so by about 0.2% at 40 * 10.
-    simulation = dmftopt.simulate.sgf(p, protocol, GRID, dimension=500, runs=128, substeps=10, key=jax.random.key(2))
+    # Euler's scheme is off by 2% at 40 steps (first order): at 40 * 10 still by 0.2 to 0.5%, too near the gate.
+    simulation = dmftopt.simulate.sgf(p, protocol, GRID, dimension=250, runs=256, substeps=30, key=jax.random.key(2))
     check(solution, simulation)
 
 

@@ -69,7 +69,7 @@ def test_discrete_step_is_gradient_descent_with_a_finite_step(law):
     grid = dmftopt.TimeGrid.uniform(8.0, 16)
     options = {"noise": law, "key": jax.random.key(0)}
     solution = dmftopt.solve(p, protocol, grid, samples=8192, replicates=4, step=dmftopt.DiscreteStep(), **options)
-    simulation = dmftopt.simulate.gradient_descent(p, protocol, grid, dimension=1000, runs=128, **options)
+    simulation = dmftopt.simulate.gradient_descent(p, protocol, grid, dimension=500, runs=512, **options)
     check(solution, simulation)
     flow = dmftopt.solve(p, protocol, grid, noise=dmftopt.noise.NoNoise(), samples=8192, key=jax.random.key(0))
     assert not dmftopt.compare(flow, simulation).agrees(), "the step is so small that this test shows nothing"

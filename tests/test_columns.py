@@ -202,7 +202,7 @@ RELU = dmftopt.Problem(
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("p", [COMMITTEE, XOR, CLASSES], ids=["committee", "mixture", "softmax"])
+@pytest.mark.parametrize("p", [COMMITTEE, XOR], ids=["committee", "mixture"])
 def test_the_solver_is_sgd(p):
     """Gate: 2 combined standard errors plus 0.5%, as for a single column (tests/test_against_simulation.py)."""
     solution = dmftopt.solve(p, PROTOCOL, GRID, samples=8192, replicates=4, richardson=True, key=jax.random.key(0))

@@ -67,15 +67,13 @@ class Protocol(eqx.Module):
         self.ridge = _as_schedule("ridge", ridge, 0.0, "A negative ridge is unbounded below.")
         self.momentum = None if momentum is None else _as_schedule("momentum", momentum, 0.0, "It is a share of the last change.")
         if self.momentum is not None and not callable(momentum):
-            check_momentum(self.momentum, 0.0)
+            check_momentum(momentum)
         if not isinstance(nesterov, bool) or (nesterov and momentum is None):
             raise ValueError(f"nesterov must be True or False, and True goes with a momentum, got {nesterov!r}.")
         self.nesterov = nesterov
 
 
-def check_momentum(momentum: Callable, times: Any) -> Any:
-    """Its values at `times`."""
-    value = momentum(times)
+def check_momentum(value: Any) -> None:
     check_real("momentum", value, minimum=0.0, cure="It is a share of the last change.")
     if is_concrete(value) and np.any(np.asarray(value) >= 1):
         raise ValueError("momentum must be below 1 at every time: at 1 nothing ever comes to rest. Lower it.")

@@ -22,6 +22,12 @@ def gaussian_nodes(spacing: float, dtype) -> tuple[Float[Array, " node"], Float[
     return jnp.asarray(nodes, dtype), jnp.asarray(weights / weights.sum(), dtype)
 
 
+def gauss_hermite(count: int, dtype) -> tuple[Float[Array, " node"], Float[Array, " node"]]:
+    """Nodes and weights, summing to 1, exact for E[f(z)], z ~ N(0, 1), and polynomials f of degree 2 count - 1."""
+    nodes, weights = (jnp.asarray(a, dtype) for a in np.polynomial.hermite_e.hermegauss(count))
+    return nodes, weights / jnp.sum(weights)
+
+
 def gaussian_mean(function: Callable, scale: Float[Array, "..."], spacing: float = _SPACING) -> Float[Array, "..."]:
     """E[function(scale * z)], z ~ N(0, 1), for every entry of `scale`."""
     scale = jnp.asarray(scale)

@@ -41,6 +41,11 @@ def least_squares_modes(problem: dmftopt.Problem, initial, fixed):
     return correlation, overlap, train
 
 
+def central_difference(f, h):
+    """Slope of f at 0, of fourth order in h."""
+    return (8 * (f(h) - f(-h)) - (f(2 * h) - f(-2 * h))) / (12 * h)
+
+
 def assert_within(result, expected, error, sigmas, slack=0.0):
     """|result - expected| <= sigmas * error + slack * max|expected|, everywhere."""
     result, expected, error = (np.asarray(a) for a in (result, expected, error))

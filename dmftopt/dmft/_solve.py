@@ -203,7 +203,7 @@ def _read(protocol: Protocol, grid: TimeGrid, step: AbstractStep, noise: Abstrac
     momentum = None
     if protocol.momentum is not None:
         coefficient = at("momentum", 0.0, "It is a share of the last change.")
-        check_momentum(protocol.momentum, times.ravel())
+        check_momentum(coefficient)
         valid = valid & jnp.all((coefficient >= 0) & (coefficient < 1))
         momentum = Momentum(coefficient @ weights, protocol.nesterov)
     return _Values(*mean, noisy, momentum, valid)

@@ -152,4 +152,4 @@ def _check_protocol(protocol: Protocol, times: Any) -> None:
     for name, minimum in (("learning_rate", 0.0), ("batch_size", 1.0), ("ridge", 0.0)):
         check_real(name, getattr(protocol, name)(times), minimum=minimum, cure="It must be so at every time.")
     if protocol.momentum is not None:
-        check_momentum(protocol.momentum, times)
+        check_momentum(protocol.momentum(times))

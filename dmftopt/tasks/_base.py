@@ -5,12 +5,11 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.scipy.special import ndtri
 from jaxtyping import Array, Bool, Float
 
 from .._matrices import inverse_root, rank_floor, square_root
-from ..quadrature import safe_sqrt, uniform_points
+from ..quadrature import gauss_hermite, safe_sqrt, uniform_points
 
 
 def _difference(function: Callable, r: Array, width: float, columns: int | None) -> Array:
@@ -87,6 +86,12 @@ class AbstractTask(eqx.Module):
         """0-1 error of the prediction, or None where the task is not a classification."""
         return None
 
+    @property
+    def classifies(self) -> bool:
+        """Whether there is a 0-1 error."""
+        shape = () if self.columns is None else (self.columns,)
+        return self.error(jnp.zeros(shape), jnp.zeros(())) is not None
+
     def valid(self) -> Bool[Array, ""]:
         """Whether parameters are in their domain, for values that could not be checked because they are traced."""
         return jnp.asarray(True)
@@ -125,8 +130,7 @@ class AbstractTask(eqx.Module):
 
     def test_error(self, Q: Float[Array, "..."], O: Float[Array, "..."], rho: Float[Array, ""]):
         """E[error(w, label(w_star))], or None where the task is not a classification."""
-        shape = () if self.columns is None else (self.columns,)
-        if self.error(jnp.zeros(shape), jnp.zeros(())) is None:
+        if not self.classifies:
             return None
         return self._population_mean(self.error, Q, O, rho)
 
@@ -158,11 +162,11 @@ class AbstractTask(eqx.Module):
             w = to_known @ known + square_root(rest, rank_floor(Q)) @ z
             return jnp.mean(jax.vmap(function, in_axes=(1, 0))(w, y))
         xi, y, shares = self.population(safe_sqrt(jnp.asarray(rho, dtype)))
-        nodes, weights = (jnp.asarray(a, dtype) for a in np.polynomial.hermite_e.hermegauss(15))
+        nodes, weights = gauss_hermite(15, dtype)
 
         def at(q, o):
             rest = safe_sqrt(q - o**2 / rho)
             w = o / safe_sqrt(rho) * xi[:, None] + rest * nodes
-            return shares @ (function(w, y[:, None]) @ (weights / jnp.sum(weights)))
+            return shares @ (function(w, y[:, None]) @ weights)
 
         return jax.lax.map(lambda qo: at(*qo), (jnp.ravel(Q), jnp.ravel(O))).reshape(jnp.shape(Q))

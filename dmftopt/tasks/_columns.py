@@ -33,11 +33,9 @@ def curvature(task: AbstractTask, r: Float[Array, "m ..."], y: Float[Array, "...
 
 
 def error(task: AbstractTask, r: Float[Array, "m ..."], y: Float[Array, "..."]) -> Float[Array, "..."] | None:
-    if task.columns is None:
-        return task.error(r[0], y)
-    if task.error(jnp.zeros(task.columns), jnp.zeros(())) is None:
+    if not task.classifies:
         return None
-    return _each(task.error, r, y, 0)
+    return task.error(r[0], y) if task.columns is None else _each(task.error, r, y, 0)
 
 
 def sample(
@@ -59,9 +57,7 @@ def test_risk(task, Q: Float[Array, "time m m"], O: Float[Array, "time m m_star"
 
 
 def test_error(task, Q: Float[Array, "time m m"], O: Float[Array, "time m m_star"], rho: Array) -> Float[Array, " time"] | None:
-    if task.columns is not None and task.error(jnp.zeros(task.columns), jnp.zeros(())) is None:
-        return None
-    return _population(task, task.test_error, Q, O, rho)
+    return _population(task, task.test_error, Q, O, rho) if task.classifies else None
 
 
 def _population(task: AbstractTask, function: Callable, Q: Array, O: Array, rho: Array):

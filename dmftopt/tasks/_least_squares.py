@@ -2,10 +2,10 @@ from typing import Any
 
 import equinox as eqx
 import jax.numpy as jnp
-import numpy as np
 from jax.scipy.special import ndtri
 
 from .._checks import as_number, check_real, check_shape
+from ..quadrature import gauss_hermite
 from ._base import AbstractTask
 
 
@@ -39,9 +39,8 @@ class LeastSquares(AbstractTask):
     def population(self, teacher_scale):
         """Five by five Gauss-Hermite nodes over teacher field and label noise: exact for polynomials up to degree 9."""
         scale = jnp.asarray(teacher_scale)
-        nodes, weights = (jnp.asarray(a, scale.dtype) for a in np.polynomial.hermite_e.hermegauss(5))
+        nodes, weights = gauss_hermite(5, scale.dtype)
         xi, noise = (a.ravel() for a in jnp.meshgrid(nodes, nodes))
-        weights = weights / jnp.sum(weights)
         return xi, scale * xi + jnp.asarray(self.label_noise, scale.dtype) * noise, jnp.outer(weights, weights).ravel()
 
     def test_risk(self, Q, O, rho):

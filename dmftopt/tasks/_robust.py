@@ -11,7 +11,7 @@ from numpy.polynomial import chebyshev
 from scipy import special, stats
 
 from .._checks import as_number, check_real, check_shape
-from ..quadrature import gaussian_nodes, panels, safe_sqrt
+from ..quadrature import gauss_hermite, gaussian_nodes, panels, safe_sqrt
 from ._base import AbstractTask
 
 _LAWS = ("normal", "laplace", "student")
@@ -67,11 +67,11 @@ class AbstractRobust(AbstractTask):
     def population(self, teacher_scale):
         """Gauss-Hermite nodes over the teacher field times the trapezoidal rule over the noise as a function of a normal."""
         scale = jnp.asarray(teacher_scale)
-        nodes, weights = (jnp.asarray(a, scale.dtype) for a in np.polynomial.hermite_e.hermegauss(9))
+        nodes, weights = gauss_hermite(9, scale.dtype)
         z, z_weights = gaussian_nodes(0.25, scale.dtype)
         xi, noise = (a.ravel() for a in jnp.meshgrid(nodes, self._quantile(z), indexing="ij"))
         y = scale * xi + jnp.asarray(self.label_noise, scale.dtype) * noise
-        return xi, y, jnp.outer(weights / jnp.sum(weights), z_weights).ravel()
+        return xi, y, jnp.outer(weights, z_weights).ravel()
 
     def test_risk(self, Q, O, rho):
         """`mean_loss` of the residual's standard deviation, averaged over the normal laws that mix to the noise law."""

@@ -14,8 +14,8 @@ from .problem import Problem
 from .tasks import _columns as columns
 
 NO_RESPONSE = (
-    "This route computes no response. Use solve with gradient noise, solver=FixedPoint(), or dmftopt.limits; with several "
-    "columns limits.online."
+    "This route computes no response. Use solve with gradient noise (and, with several columns, the ridge), "
+    "solver=FixedPoint(), or dmftopt.limits."
 )
 
 
@@ -30,7 +30,7 @@ class Observables(eqx.Module):
     - `test_error`, `train_error` (time,): 0-1 errors, None unless the task is a classification.
     - `response` (time, step, m, m): R(k, j), the feature-weighted mean effect E[lambda d theta(t_k) / d h] of a kick h that step
       j adds to theta(t_{j+1}): 1 at k = j + 1 (for features of mean eigenvalue 1), 0 before. None where a route has
-      none (`solve` has it for one column).
+      none.
     """
 
     test_risk: Float[Array, " time"]

@@ -29,14 +29,6 @@ class Momentum(eqx.Module):
         return moved + self.coefficient * (here - memory), here
 
 
-def check_no_momentum(protocol: "Protocol", route: str) -> None:
-    if protocol.momentum is not None:
-        raise ValueError(
-            f"{route} takes no momentum: in its time scaling a momentum beta only turns the learning rate eta into "
-            "eta / (1 - beta). Raise learning_rate instead, or use DiscreteStep() and simulate.gradient_descent."
-        )
-
-
 class Protocol(eqx.Module):
     """Learning rate, batch size, ridge and momentum as functions of time t = steps/d.
 
@@ -47,10 +39,12 @@ class Protocol(eqx.Module):
     - `batch_size`: B(t) >= 1, samples per SGD step.
     - `ridge`: strength of the regularizer, >= 0: coefficient of its gradient h(theta), which is theta unless the problem has
       another `regularizer`.
-    - `momentum`: beta(t) in [0, 1) of each update, for algorithms that are discrete by nature (`DiscreteStep`); None: none.
-      Small-batch SGD needs none: a momentum lasts 1 / (1 - beta) of its T d steps, and all it does is turn the learning rate
-      eta into eta / (1 - beta).
-    - `nesterov`: Nesterov's look-ahead in place of the heavy ball. Results are then about the points where gradients are taken.
+    - `momentum`: beta(t) in [0, 1) of each update, theta_{k+1} = theta_k - update + beta (theta_k - theta_{k-1}); None: none. In
+      algorithms that are discrete by nature (`DiscreteStep`) it is a memory of earlier updates. Small-batch SGD makes T d steps
+      and such a memory lasts 1 / (1 - beta) of them: in the limit d -> infinity, in continuous time, all that beta does is turn
+      the learning rate eta into eta / (1 - beta), and so the routes in continuous time take it.
+    - `nesterov`: Nesterov's look-ahead in place of the heavy ball. Results are then about the points where gradients are taken
+      (in continuous time there is no difference).
     """
 
     learning_rate: Callable
@@ -72,12 +66,29 @@ class Protocol(eqx.Module):
             raise ValueError(f"nesterov must be True or False, and True goes with a momentum, got {nesterov!r}.")
         self.nesterov = nesterov
 
+    def in_continuous_time(self) -> "Protocol":
+        """The protocol without momentum that SGD with momentum amounts to as d -> infinity."""
+        if self.momentum is None:
+            return self
+        return Protocol(_Amplified(self.learning_rate, self.momentum), self.batch_size, self.ridge)
+
+
+class _Amplified(eqx.Module):
+    """eta / (1 - beta)."""
+
+    learning_rate: Callable
+    momentum: Callable
+
+    def __call__(self, t: Any) -> Any:
+        momentum = self.momentum(t)
+        check_momentum(momentum)
+        return self.learning_rate(t) / (1 - momentum)
+
 
 def check_momentum(value: Any) -> None:
     check_real("momentum", value, minimum=0.0, cure="It is a share of the last change.")
     if is_concrete(value) and np.any(np.asarray(value) >= 1):
         raise ValueError("momentum must be below 1 at every time: at 1 nothing ever comes to rest. Lower it.")
-    return value
 
 
 def _as_schedule(name: str, value: Any, minimum: float, cure: str) -> Callable:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import central_difference, four_groups, problem
+from scipy.integrate import quad
 
 import dmftopt
 from dmftopt import _matrices, limits, tasks
@@ -222,6 +223,42 @@ def test_the_solver_is_gradient_descent(p):
     simulation = dmftopt.simulate.gradient_descent(p, protocol, grid, dimension=500, runs=32, key=jax.random.key(1))
     comparison = dmftopt.compare(solution, simulation)
     assert comparison.agrees(), f"\n{comparison}"
+
+
+@pytest.mark.parametrize("p", [COMMITTEE, CLASSES], ids=["committee", "softmax"])
+def test_responses_are_those_of_the_online_limit(p):
+    """Gate: 4 standard errors (0.02) plus 0.02, what 12 steps leave: responses are of first order."""
+    p, grid = dataclasses.replace(p, delta=1e6, features=four_groups()), dmftopt.TimeGrid.uniform(2.0, 12)
+    noise = dmftopt.noise.Brownian()
+    solution = dmftopt.solve(p, PROTOCOL, grid, noise=noise, samples=4096, replicates=8, key=jax.random.key(0))
+    difference, error = solution.response - limits.online(p, PROTOCOL, grid).response, solution.standard_error.response
+    assert jnp.all(jnp.abs(difference) <= 4 * error + 0.02), f"{jnp.max(jnp.abs(difference))}"
+    assert jnp.max(error) < 0.04
+
+
+def test_responses_are_those_of_kicked_sgd():
+    """Softmax: its gradients say nothing about a shift of all columns, so that part of the response is not read off the noise."""
+    times = GRID.times
+    solution = dmftopt.solve(CLASSES, PROTOCOL, GRID, samples=4096, replicates=4, key=jax.random.key(0))
+    j = 9
+    simulated = dmftopt.simulate.response(
+        CLASSES,
+        PROTOCOL,
+        horizon=4.0,
+        dimension=300,
+        runs=48,
+        records=times,
+        kick_time=float(times[j + 1]),
+        key=jax.random.key(1),
+    )
+    np.testing.assert_allclose(simulated.response[j + 1], np.eye(3), atol=1e-5)
+    difference = simulated.response - solution.response[:, j]
+    error = jnp.hypot(simulated.standard_error, solution.standard_error.response[:, j])
+    assert jnp.all(jnp.abs(difference) <= 3 * error + 0.01), f"\n{jnp.max(jnp.abs(difference), axis=(1, 2))}"
+    assert jnp.max(error) < 0.02
+    # The shift only shrinks with the ridge.
+    shrunk = jnp.exp(-0.05 * jnp.array([quad(PROTOCOL.learning_rate, times[j + 1], t)[0] for t in times[j + 1 :]]))
+    np.testing.assert_allclose(solution.response[j + 1 :, j] @ np.ones(3), shrunk[:, None] * np.ones(3), rtol=1e-5)
 
 
 def test_gradients_see_the_kinks_of_relu():

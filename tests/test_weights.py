@@ -143,28 +143,19 @@ def test_momentum_is_exact(key, nesterov):
     assert_within(solution.train_loss, train, error.train_loss, 6, slack=3e-4)
 
 
-def test_small_batches_turn_a_momentum_into_a_learning_rate():
-    """What the errors about momentum say, at d = 1000: the momentum lasts 5 of 1000 steps a unit of time."""
-    d, n, beta, rate, runs, horizon = 1000, 2000, 0.8, 0.2, 16, 2
-
-    def run(key):
-        keys = jax.random.split(key, 3)
-        x = jax.random.normal(keys[0], (n, d)) / d**0.5
-        y = x @ jax.random.normal(keys[1], (d,))
-
-        def step(state, i):
-            theta, velocity = state
-            velocity = beta * velocity - rate * (x[i] @ theta - y[i]) * x[i]
-            return (theta + velocity, velocity), None
-
-        (theta, _), _ = jax.lax.scan(step, (jnp.zeros(d), jnp.zeros(d)), jax.random.randint(keys[2], (horizon * d,), 0, n))
-        return jnp.mean(theta**2)
-
-    found = jax.jit(lambda keys: jax.lax.map(run, keys))(jax.random.split(jax.random.key(0), runs))
-    p = problem(tasks.LeastSquares(), student_scale=0.0)
-    grid = dmftopt.TimeGrid.uniform(float(horizon), 20)
-    expected = dmftopt.limits.least_squares(p, dmftopt.Protocol(rate / (1 - beta)), grid).norm[-1, 0, 0]
-    np.testing.assert_allclose(jnp.mean(found), expected, atol=3 * jnp.std(found) / runs**0.5 + 0.01)
+@pytest.mark.parametrize("nesterov", [False, True], ids=["heavy ball", "Nesterov"])
+def test_momentum_of_small_batches(key, nesterov):
+    """SGD with momentum, at d = 1000, where it lasts 5 of 1000 steps a unit of time, against continuous time."""
+    protocol = dmftopt.Protocol(0.2, ridge=0.3, momentum=lambda t: 0.8 - 0.1 * t, nesterov=nesterov)
+    p = problem(tasks.LeastSquares(0.3), student_scale=0.0)
+    grid = dmftopt.TimeGrid.uniform(2.0, 20)
+    found = dmftopt.simulate.sgd(p, protocol, horizon=2.0, dimension=1000, runs=16, key=key, records=4)
+    plain = dmftopt.Protocol(lambda t: 0.2 / (0.2 + 0.1 * t), ridge=0.3)
+    exact = dmftopt.limits.least_squares(p, plain, grid)
+    np.testing.assert_array_equal(dmftopt.limits.least_squares(p, protocol, grid).norm, exact.norm)
+    assert dmftopt.compare(exact, found).agrees(sigmas=3, relative=0.01)
+    solved, same = (dmftopt.solve(p, x, grid, samples=256, key=key) for x in (protocol, plain))
+    np.testing.assert_allclose(solved.norm, same.norm, rtol=1e-12)
 
 
 VALUES = {
@@ -312,15 +303,14 @@ ERRORS = {
     "momentum of 1": (lambda: dmftopt.Protocol(0.5, momentum=1.0), ValueError, "momentum must be below 1"),
     "momentum negative": (lambda: dmftopt.Protocol(0.5, momentum=-0.1), ValueError, "momentum must be >= 0"),
     "nesterov alone": (lambda: dmftopt.Protocol(0.5, nesterov=True), ValueError, "goes with a momentum"),
-    "momentum in continuous time": (
-        lambda: solve(protocol=dmftopt.Protocol(0.5, momentum=0.5)), ValueError, "momentum belongs to discrete updates"),
-    "momentum of sgd": (
-        lambda: dmftopt.simulate.sgd(
-            problem(), dmftopt.Protocol(0.5, momentum=0.5), horizon=1.0, dimension=20, runs=1, key=jax.random.key(0)),
-        ValueError, "sgd takes no momentum"),
-    "momentum in a limit": (
-        lambda: dmftopt.limits.online(problem(), dmftopt.Protocol(0.5, momentum=0.5), GRID), ValueError, "takes no momentum"),
-    "derivative of the fraction": (differentiate_fraction, ValueError, "no derivative in its fraction"),
+    "momentum of a schedule": (
+        lambda: solve(protocol=dmftopt.Protocol(0.5, momentum=lambda t: 0.5 + t)), ValueError, "momentum must be below 1"),
+    "momentum of the fixed point": (
+        lambda: solve(protocol=dmftopt.Protocol(0.5, momentum=0.5), solver=dmftopt.FixedPoint()), ValueError, "momentum"),
+    "momentum at finite steps": (
+        lambda: dmftopt.limits.online_least_squares(
+            problem(tasks.LeastSquares()), dmftopt.Protocol(0.5, momentum=0.5), dimension=20, horizon=1.0),
+        ValueError, "momentum: limits.online_least_squares"),
 }  # fmt: skip
 
 

@@ -136,30 +136,61 @@ class CausalInnovations(AbstractSolver):
         if not problem.task.mixture:
             L = jnp.concatenate([out.known, L], axis=2)
         correlation = jnp.einsum("kal,jbl->kjab", L, L)
-        # Responses are read off for a single column only.
-        response = None if out.reached is None or out.added is None or m > 1 else _response(problem.features, out)
+        response = None if out.reached is None else _response(problem, step, inputs, out)
         overlap = out.known @ start.root
         observables = from_kernel(problem, correlation, overlap, out.norm, out.train_loss, out.train_error, problem.rho, response)
         return observables, jnp.asarray(True)
 
 
-def _response(features, out: Readout) -> Float[Array, "time step m m"]:
-    """R(k, j) from the normals of the gradient noise, which are kicks of known size: the normal zeta of a step
-    reaches theta_k through all that it added to the weights, reached(k, zeta) = sum_i R(k, i) added(i, zeta).
+def _response(problem, step, inputs: Inputs, out: Readout) -> Float[Array, "time step m m"]:
+    """R(k, j) from the normals of the gradient noise, which are kicks of known size: the normals zeta of a step
+    reach theta_k through all that they added to the weights, reached(k, zeta) = sum_i R(k, i) added(i, zeta).
 
-    Triangular in (i, zeta) with the noise itself on the diagonal, so well conditioned. A step without noise (learning rate 0)
-    moves nothing: a kick there is one in the step before.
+    Block triangular in (i, zeta) with the noise itself on the diagonal, so well conditioned. A step without noise (learning
+    rate 0) moves nothing: a kick there is one in the step before. Directions of the columns without noise (the sum of a
+    softmax's) are those that the loss does not see: a kick there only shrinks with the ridge.
     """
     assert out.reached is not None and out.added is not None
-    reached, added = (jnp.swapaxes(a[:, 0, :, :, 0], 0, 1)[:, :, :-1] for a in (out.reached, out.added))
-    added = added[:, :-1]
-    steps = added.shape[1]
-    noisy = jnp.all(jnp.diagonal(added, axis1=1, axis2=2) != 0, axis=0)
-    added = jnp.where(noisy[:, None] & noisy[None, :], added, jnp.eye(steps, dtype=added.dtype))
-    per_group = jax.vmap(_divided)(reached, added)
-    response = jnp.tensordot(features.weights * features.eigenvalues, per_group, 1)
+    # (group, time, m, step, m)
+    reached, added = (jnp.moveaxis(a, 2, 0)[:, :, :, :-1] for a in (out.reached, out.added[:-1]))
+    groups, times, m, steps, _ = reached.shape
+    own = jnp.moveaxis(jnp.diagonal(added, axis1=1, axis2=3), -1, 1)
+    inverse = jax.vmap(jax.vmap(_pseudo_inverse))(own)
+    reached, added = (jnp.einsum("gkajb,gjbc->gkajc", a, inverse) for a in (reached, added))
+    earlier = jnp.tril(jnp.ones((steps, steps)), -1)[:, None, :, None]
+    lower = (added * earlier).reshape(groups, steps * m, steps * m) + jnp.eye(steps * m, dtype=added.dtype)
+    per_group = jax.vmap(_divided)(reached.reshape(groups, times * m, steps * m), lower).reshape(reached.shape)
+    shares = problem.features.weights * problem.features.eigenvalues
+    response = jnp.einsum("g,gkajb->kjab", shares, per_group)
+    if m > 1:
+        excess = weights.curvature_ratio(problem.features, problem.delta)[:, None]
+        decay = 1 - inputs.ridge * step.factors(inputs.ridge, inputs.ratio, excess).drift
+        unseen = jnp.eye(m) - own @ inverse
+        response = response + jnp.einsum("g,gkj,gjab->kjab", shares, jax.vmap(_products_between)(decay), unseen)
+    noisy = jnp.any(own != 0, axis=(0, 2, 3))
     before = jax.lax.cummax(jnp.where(noisy, jnp.arange(steps), jnp.argmax(noisy)))
-    return jnp.tril(response[:, before], -1)[..., None, None]
+    after = jnp.arange(times)[:, None] > jnp.arange(steps)
+    return jnp.where(after[..., None, None], response[:, before], 0.0)
+
+
+def _pseudo_inverse(matrix: Float[Array, "m m"]) -> Float[Array, "m m"]:
+    if matrix.shape == (1, 1):
+        return jnp.where(matrix == 0, 0.0, 1 / jnp.where(matrix == 0, 1.0, matrix))
+    root = inverse_root(matrix.T @ matrix, rank_floor(matrix.T @ matrix))
+    return root @ root @ matrix.T
+
+
+def _products_between(factors: Float[Array, " step"]) -> Float[Array, "time step"]:
+    """Entry (k, j): the product of factors j + 1 to k - 1, 0 for k <= j."""
+
+    def add(row, inputs):
+        k, factor = inputs
+        row = (row * factor).at[k].set(1.0)
+        return row, row
+
+    start = jnp.zeros_like(factors)
+    _, rows = jax.lax.scan(add, start, (jnp.arange(factors.size), factors))
+    return jnp.concatenate([start[None], rows])
 
 
 def _divided(numerator: Float[Array, "row n"], lower: Float[Array, "n n"]) -> Float[Array, "row n"]:
@@ -178,6 +209,16 @@ def _divided(numerator: Float[Array, "row n"], lower: Float[Array, "n n"]) -> Fl
         lambda _, b: substituted(lower.T, b, True),
         lambda _, b: substituted(lower, b, False),
     ).T
+
+
+def _kicked(task, r, labels, l, curvature, jump):
+    """Loss of the gradient l by a kick -l `jump` of its own field, per `jump`. Noise that jumps (a visit of SGD moves its
+    sample's field by l eta / B) needs the difference, not its limit l' l: across a kink, or at large rates, they differ much."""
+    limit = jnp.sum(curvature * l, axis=1)
+    # Below, the difference (and its derivative in the jump) would lose more digits than the limit is wrong by.
+    smooth = jump < jnp.finfo(l.dtype).eps ** (1 / 3)
+    jump = jnp.where(smooth, 1.0, jump)
+    return jnp.where(smooth, limit, (l - columns.gradient(task, r - jump * l, labels)) / jump)
 
 
 class _Step:
@@ -216,10 +257,11 @@ class _Step:
             z = multipliers[k]
             swing = l * z
             if step.order == 2:
-                # A sample's noise within the step changes its own gradient within the step, dr = -l dM / delta (Milstein's
-                # term: the double integral of the standardized noise is (z² - 1 - skewness z) / 2).
+                # A sample's noise within the step changes its own gradient within the step (Milstein's term: the double
+                # integral of the standardized noise is (z² - 1 - skewness z) / 2).
                 square = z**2 - 1 - x.skewness * z
-                swing = swing - (0.5 * x.noise / delta) * jnp.sum(curvature * l, axis=1) * square
+                change = _kicked(task, r, labels, l, curvature, x.noise * x.skewness / delta)
+                swing = swing - (0.5 * x.noise / delta) * change * square
         first = totals(
             (dots(gradients, l), dots(innovations, l), products(l, fields), products(l, l)),
             tuple(None if a is None else jnp.sum(a, axis=-1) for a in (curvature, columns.loss(task, r, labels), error)),
@@ -291,8 +333,8 @@ class _Step:
         def of_noise(zetas):
             return zetas.reshape(m, features.groups, rows, directions)[..., m:]
 
-        # Kicks of parameters are no kicks of the weights.
-        no_response = multipliers is None or kicks is None
+        # Kicks of parameters are no kicks of the weights; what several columns of sampled weights do unseen is not known.
+        no_response = multipliers is None or kicks is None or (m > 1 and not problem.linear_weights)
         readout = Readout(
             seen.known,
             seen.L,

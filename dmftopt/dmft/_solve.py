@@ -89,6 +89,7 @@ def solve(
     Raises ValueError or TypeError naming the argument for input outside its domain.
     """
     step = _check(problem, protocol, grid, noise, step, solver, samples, replicates, richardson, key)
+    protocol = protocol.in_continuous_time() if step.continuous else protocol
     mesh = check_mesh(mesh, samples, replicates)
     problem, noise, solver, grid = numbers_to_arrays((problem, noise, solver, grid))
     grids = (grid, grid.refined()) if richardson else (grid,)
@@ -230,18 +231,16 @@ def _check(problem, protocol, grid, noise, step, solver, samples, replicates, ri
     if not isinstance(step, solver.steps):
         names = " or ".join(f"{s.__name__}()" for s in solver.steps)
         raise ValueError(f"step: {type(solver).__name__} takes {names}, got {type(step).__name__}. Pass that, or leave step out.")
-    if protocol.momentum is not None and (step.continuous or not isinstance(solver, CausalInnovations)):
-        raise ValueError(
-            "momentum belongs to discrete updates: pass step=DiscreteStep() to CausalInnovations(). (In continuous time momentum "
-            "beta only turns the learning rate eta into eta / (1 - beta).)"
-        )
+    if protocol.momentum is not None and not isinstance(solver, CausalInnovations):
+        raise ValueError(f"momentum: {type(solver).__name__} takes none. Use solver=CausalInnovations().")
     if step.continuous and not problem.direct:
         raise ValueError("step: with a parametrization the noise depends on the weights. Pass DiscreteStep() (of first order).")
     check_count("samples", samples, minimum=4)
     check_count("replicates", replicates)
     if step.continuous and noise.discrete:
         raise ValueError("step: an extensive batch is one discrete update per grid step. Use DiscreteStep(), or leave step out.")
-    if richardson and (noise.discrete or protocol.momentum is not None or (noise.deterministic and not step.continuous)):
+    algorithm = noise.discrete or noise.deterministic or protocol.momentum is not None
+    if richardson and algorithm and not step.continuous:
         raise ValueError("richardson extrapolates the time step away, but here the step is the algorithm. Drop richardson.")
     solver.check(problem, samples, grid.steps * (2 if richardson else 1), noise)
     check_key(key)

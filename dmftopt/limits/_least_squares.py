@@ -56,7 +56,7 @@ def least_squares(
     Ali, Dobriban and Tibshirani, arXiv:2003.07802. Raises TypeError for other tasks or noise, ValueError for a schedule outside
     its domain, FloatingPointError where the result is not finite (inside jit: NaN).
     """
-    check_continuous(problem, protocol, grid, noise)
+    protocol = check_continuous(problem, protocol, grid, noise)
     check_least_squares(problem, "least_squares")
     check_count("nodes", nodes, minimum=8)
     problem, protocol = numbers_to_arrays((problem, protocol))

@@ -60,7 +60,7 @@ def online(
     arXiv:1906.08632. Raises TypeError for other noise, ValueError for a schedule outside its domain, FloatingPointError where
     the result is not finite (inside jit: NaN).
     """
-    check_continuous(problem, protocol, grid, noise)
+    protocol = check_continuous(problem, protocol, grid, noise)
     if tolerance is None:
         tolerance = 1e-6 if grid.times.dtype == jnp.float64 else 1e-5
     problem, protocol = numbers_to_arrays((problem, protocol))

@@ -51,6 +51,8 @@ def online_least_squares(problem: Problem, protocol: Protocol, *, dimension: int
     """
     check_inputs(problem, protocol)
     check_least_squares(problem, "online_least_squares")
+    if protocol.momentum is not None:
+        raise ValueError("momentum: limits.online_least_squares is exact at finite steps, and takes none. Use limits.online.")
     check_count("dimension", dimension)
     at = record_steps(records, horizon, dimension)
     steps = jnp.arange(at[-1]) / dimension

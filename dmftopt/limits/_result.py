@@ -12,7 +12,7 @@ from ..grid import TimeGrid
 from ..noise import AbstractNoise, Brownian, NoNoise, Poisson
 from ..observables import AbstractResult, Observables
 from ..problem import Problem, check_linear, check_problem, check_single
-from ..protocol import Protocol, check_no_momentum
+from ..protocol import Protocol
 from ..tasks import LeastSquares
 
 _MINIMA = {"learning_rate": 0.0, "batch_size": 1.0, "ridge": 0.0}
@@ -33,15 +33,16 @@ def check_inputs(problem: Any, protocol: Any) -> None:
     check_problem(problem)
     check_linear(problem, "A limit")
     check_instance("protocol", protocol, Protocol, "Build it with dmftopt.Protocol(learning_rate=...).")
-    check_no_momentum(protocol, "A limit")
 
 
-def check_continuous(problem: Any, protocol: Any, grid: Any, noise: Any) -> None:
-    """The arguments of a limit in continuous time."""
+def check_continuous(problem: Any, protocol: Any, grid: Any, noise: Any) -> Protocol:
+    """The arguments of a limit in continuous time, and the protocol as it acts there."""
     check_inputs(problem, protocol)
     check_instance("grid", grid, TimeGrid, "Build it with dmftopt.TimeGrid.uniform(horizon, steps).")
     check_noise(noise)
+    protocol = protocol.in_continuous_time()
     check_protocol(protocol, grid.times, noise.deterministic)
+    return protocol
 
 
 def check_least_squares(problem: Problem, limit: str) -> None:

@@ -19,7 +19,8 @@ def step_through(
     samples, dimension = instance.features.shape
     task, parametrization = problem.task, problem.parametrization
 
-    def step(s, parameters):
+    def step(s, state):
+        parameters, memory = state
         theta = parametrization.weights(parameters)
         t = s.astype(theta.dtype) / dimension
         learning_rate, batch_size, ridge = (f(t) for f in (protocol.learning_rate, protocol.batch_size, protocol.ridge))
@@ -38,15 +39,20 @@ def step_through(
         # The same number of draws in every run, so that runs stay batched; the last may count for nothing.
         gradient = jax.lax.fori_loop(0, jnp.ceil(batch_size).astype(int), add, jnp.zeros_like(theta))
         pull = parametrization.pull(parameters, gradient / batch_size)
-        parameters = parameters - learning_rate * (pull + ridge / dimension * problem.regularizer.gradient(parameters))
-        return parameters if kick is None else parameters + jnp.where(s + 1 == kick[0], kick[1], 0.0)
+        moved = parameters - learning_rate * (pull + ridge / dimension * problem.regularizer.gradient(parameters))
+        moved, memory = _carried(protocol, t, parameters, moved, memory)
+        if kick is not None:
+            kicked = jnp.where(s + 1 == kick[0], kick[1], 0.0)
+            # Of the place, not of the momentum: its memory moves along.
+            moved, memory = moved + kicked, None if memory is None else memory + kicked
+        return moved, memory
 
-    def record(parameters, span):
-        parameters = jax.lax.fori_loop(span[0], span[1], step, parameters)
-        return parameters, parametrization.weights(parameters)
+    def record(state, span):
+        state = jax.lax.fori_loop(span[0], span[1], step, state)
+        return state, parametrization.weights(state[0])
 
     start = parametrization.parameters(instance.student)
-    _, path = jax.lax.scan(record, start, jnp.stack([at[:-1], at[1:]], axis=1))
+    _, path = jax.lax.scan(record, (start, _memory(protocol, start)), jnp.stack([at[:-1], at[1:]], axis=1))
     return jnp.concatenate([instance.student[None], path])
 
 
@@ -105,11 +111,21 @@ def descend(problem, instance: Instance, key: Array, protocol: Protocol, times: 
         l = columns.gradient(problem.task, theta @ instance.features.T, instance.labels) * taken / fraction
         pull = parametrization.pull(parameters, l @ instance.features / problem.delta)
         moved = parameters - drift * (protocol.ridge(t) * problem.regularizer.gradient(parameters) + pull)
-        if protocol.momentum is not None:
-            moved, memory = Momentum(protocol.momentum(t), protocol.nesterov).carry(parameters, moved, memory)
+        moved, memory = _carried(protocol, t, parameters, moved, memory)
         return (moved, memory), parametrization.weights(moved)
 
     keys = jax.random.split(key, times.shape[0] - 1)
     start = parametrization.parameters(instance.student)
-    _, path = jax.lax.scan(step, (start, start), (times[:-1], jnp.diff(times), keys))
+    _, path = jax.lax.scan(step, (start, _memory(protocol, start)), (times[:-1], jnp.diff(times), keys))
     return jnp.concatenate([instance.student[None], path])
+
+
+def _memory(protocol: Protocol, start: Array) -> Array | None:
+    return None if protocol.momentum is None else start
+
+
+def _carried(protocol: Protocol, t: Array, here: Array, moved: Array, memory: Array | None) -> tuple[Array, Array | None]:
+    """Where the next gradient is taken, and the memory of a momentum."""
+    if protocol.momentum is None or memory is None:
+        return moved, None
+    return Momentum(protocol.momentum(t), protocol.nesterov).carry(here, moved, memory)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from .._checks import check_real
-from ..problem import Problem, check_direct, check_single
+from ..problem import Problem, check_direct
 from ..protocol import Protocol
 from ._algorithms import step_through
 from ._runs import over_runs, recorded
@@ -17,8 +17,8 @@ class Response(NamedTuple):
     """Mean and standard error over runs at `times` (None for a single run)."""
 
     times: Float[Array, " time"]
-    response: Float[Array, " time"]
-    standard_error: Float[Array, " time"] | None
+    response: Float[Array, "time m m"]
+    standard_error: Float[Array, "time m m"] | None
 
 
 def response(
@@ -35,10 +35,10 @@ def response(
 ) -> Response:
     """Response of SGD (as in `sgd`) to a kick of theta after the SGD step nearest `kick_time`:
 
-        R(t) = (mean of lambda) v·Lambda·(theta+(t) - theta-(t)) / (2 size v·Lambda·v) ,
+        R_ab(t) = (mean of lambda) v·Lambda·(theta_a+(t) - theta_a-(t)) / (2 size v·Lambda·v) ,
 
-    theta± kicked by ±size * v, v with standard normal entries, on the same data and batches. 0 before the kick, 1 at it (for
-    features of mean eigenvalue 1). Compare it with column j of `Solution.response`, t_{j+1} = `kick_time`.
+    column b of theta± kicked by ±size * v, v with standard normal entries, on the same data and batches. 0 before the kick, the
+    identity at it (for features of mean eigenvalue 1). Compare it with column j of `Solution.response`, t_{j+1} = `kick_time`.
 
     Kicks are finite, so that kinks of the loss count (a tangent would miss them); only kinks make them noisy, errors growing
     like 1 / sqrt(size). The two signs cancel what is of first order in `size`; what is left is about 0.015 size² for the
@@ -48,7 +48,6 @@ def response(
     check_real("kick_time", kick_time, minimum=0.0, cure="It is SGD steps / dimension.")
     check_real("size", size, minimum=0.0, exclusive=True, cure="It is the standard deviation of the kick's entries.")
     sizes, samples, at = recorded(problem, protocol, horizon, dimension, runs, key, records)
-    check_single(problem, "simulate.response", correlated=True)
     check_direct(problem, "simulate.response")
     kicked = round(float(kick_time) * dimension)
     if not 1 <= kicked <= at[-1]:
@@ -60,14 +59,20 @@ def response(
 
 
 def _kicked(problem, instance, key, protocol, at, kicked, size):
-    """The kick's direction and the central difference along it of the paths of weights, (time, m, d)."""
+    """The kick's direction and the central differences along it of the paths of weights, (kicked column, time, m, d)."""
     key_run, key_kick = jax.random.split(key)
-    v = jax.random.normal(key_kick, instance.student.shape)
-    plus, minus = (step_through(problem, instance, key_run, protocol, at, (kicked, kick)) for kick in (size * v, -size * v))
-    return v, (plus - minus) / (2 * size)
+    m, dimension = instance.student.shape
+    v = jax.random.normal(key_kick, (dimension,))
+
+    def change(column):
+        kick = jnp.zeros((m, dimension)).at[column].set(size * v)
+        plus, minus = (step_through(problem, instance, key_run, protocol, at, (kicked, k)) for k in (kick, -kick))
+        return (plus - minus) / (2 * size)
+
+    return v, jax.lax.map(change, jnp.arange(m))
 
 
 def _along(problem, instance, change):
-    v, difference = change
+    v, differences = change
     weighted = instance.eigenvalues * v
-    return jnp.sum(difference * weighted, axis=(1, 2)) / jnp.sum(weighted * v) * jnp.mean(instance.eigenvalues)
+    return jnp.einsum("btad,d->tab", differences, weighted) / jnp.sum(weighted * v) * jnp.mean(instance.eigenvalues)

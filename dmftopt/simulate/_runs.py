@@ -12,7 +12,7 @@ from ..grid import TimeGrid, record_steps
 from ..noise import Bernoulli, NoNoise
 from ..observables import mean_and_error
 from ..problem import Problem
-from ..protocol import Protocol, check_momentum, check_no_momentum
+from ..protocol import Protocol, check_momentum
 from ._algorithms import descend, diffuse, step_through
 from ._data import draw, group_sizes, observe
 from ._result import Simulation
@@ -29,7 +29,7 @@ def sgd(
     records: Any = 40,
 ) -> Simulation:
     """Ordinary SGD, step by step: theta <- theta - eta [ (1/B) sum_{i in batch} x_i l(x_i·theta, y_i) + ridge h(theta) / d ],
-    with the regularizer's gradient h (theta for the ridge).
+    with the regularizer's gradient h (theta for the ridge), and with the protocol's momentum if it has one.
 
     `horizon` * `dimension` steps; the batch is drawn with replacement from n = delta * d training samples; learning rate,
     batch size and ridge are read at t = step / d. A batch size that is not a whole number is rounded up or down at random
@@ -64,11 +64,10 @@ def sgf(
     check_instance("grid", grid, TimeGrid, "Build it with dmftopt.TimeGrid.uniform(horizon, steps).")
     check_count("substeps", substeps)
     sizes, samples = _check(problem, protocol, dimension, runs, key)
-    check_no_momentum(protocol, "sgf")
     _check_protocol(protocol, grid.times)
     fine = grid.times[:-1, None] + grid.step_sizes[:, None] * jnp.linspace(0, 1, substeps, endpoint=False)
     fine = jnp.append(fine.ravel(), grid.times[-1])
-    return _runs(problem, sizes, samples, runs, key, grid.times, (protocol, grid.times, fine), diffuse)
+    return _runs(problem, sizes, samples, runs, key, grid.times, (protocol.in_continuous_time(), grid.times, fine), diffuse)
 
 
 def gradient_descent(
@@ -100,7 +99,6 @@ def gradient_descent(
 def recorded(problem, protocol, horizon, dimension, runs, key, records) -> tuple[tuple[int, ...], int, np.ndarray]:
     """Checked arguments of SGD: group sizes, training samples, and after how many steps to observe."""
     sizes, samples = _check(problem, protocol, dimension, runs, key)
-    check_no_momentum(protocol, "sgd")
     at = record_steps(records, horizon, dimension)
     _check_protocol(protocol, np.arange(at[-1]) / dimension)
     return sizes, samples, at

@@ -140,7 +140,9 @@ def solved_and_trained(model: Model, settings: Settings) -> tuple[dmftopt.Soluti
     )
     small = settings.smoke
     descent = isinstance(model.noise, (noise.NoNoise, noise.Bernoulli))
-    grid = dmftopt.TimeGrid.uniform(model.horizon, 4 if small else model.steps)
+    # Fewer steps, of the same size.
+    steps = 4 if small else model.steps
+    grid = dmftopt.TimeGrid.uniform(model.horizon * steps / model.steps, steps)
     solution = dmftopt.solve(
         problem,
         model.protocol,
@@ -157,7 +159,7 @@ def solved_and_trained(model: Model, settings: Settings) -> tuple[dmftopt.Soluti
     if isinstance(model.noise, (noise.NoNoise, noise.Bernoulli)):
         return solution, dmftopt.simulate.gradient_descent(problem, model.protocol, grid, noise=model.noise, **size)
     times = grid.times[:: 1 if small else 4]
-    return solution, dmftopt.simulate.sgd(problem, model.protocol, horizon=model.horizon, records=times, **size)
+    return solution, dmftopt.simulate.sgd(problem, model.protocol, horizon=float(times[-1]), records=times, **size)
 
 
 def judged(solution, simulation) -> dict[str, Any]:
@@ -193,13 +195,13 @@ def draw(name: str, solution, simulation, path: Path) -> None:
 
 
 def draw_all(curves: dict[str, dict], path: Path) -> None:
-    columns = 4
+    columns = 7
     rows = -(-len(curves) // columns)
-    figure, axes = plt.subplots(rows, columns, figsize=(3.2 * columns, 2.3 * rows), layout="constrained", squeeze=False)
+    figure, axes = plt.subplots(rows, columns, figsize=(2.5 * columns, 2.1 * rows), layout="constrained", squeeze=False)
     for a, (name, c) in zip(axes.flat, curves.items(), strict=False):
         a.plot(c["times"], c["test_risk"], color=dmftopt.plot.COLORS[0])
         a.errorbar(c["simulated_times"], c["simulated"], 2 * np.asarray(c["simulated_error"]), fmt="o", ms=3, color="0.2")
-        a.set_title(name, fontsize=10)
+        a.set_title(name, fontsize=9)
     for a in axes.flat[len(curves) :]:
         a.axis("off")
     figure.supxlabel("time t = SGD steps / d (updates for gradient descent)")

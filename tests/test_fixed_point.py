@@ -134,8 +134,7 @@ def test_kinked_loss():
         p, CONSTANT, horizon=3.0, dimension=1000, runs=64, records=FINE.times, key=jax.random.key(1)
     )
     comparison = dmftopt.compare(solution, simulation)
-    # An open question: the student overlap ends 1% high (2.43 ± 0.004 here, 2.409 ± 0.003 in SGD at d = 500 and 1000).
-    assert comparison.agrees(relative=0.012), f"\n{comparison}"
+    assert comparison.agrees(), f"\n{comparison}"
     check_kicks(p, CONSTANT, solution, steps=(4, 11))
     tangent = dmftopt.solve(p, CONSTANT, FINE, samples=4096, key=jax.random.key(0), solver=dmftopt.FixedPoint(), throw=False)
     # Differences of the time step are 20 times smaller.

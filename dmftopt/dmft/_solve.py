@@ -154,7 +154,9 @@ def _replicate(problem, noise, step, solver, grids, values, key, samples, estima
             inputs = Inputs(drift, deviation, value.shrinkage * grid.step_sizes, ratio, noise.skewness(rate), value.momentum)
             levels.append(solver.run(problem, noise, step, inputs, select(p)))
         observables, converged = zip(*levels, strict=True)
-        result = observables[0] if len(levels) == 1 else _richardson(observables[0], observables[1], step.order)
+        # A sample whose gradient jumps starts or stops being moved at some time within a step: an error of first order.
+        order = 1 if problem.task.jumps and not noise.deterministic else step.order
+        result = observables[0] if len(levels) == 1 else _richardson(observables[0], observables[1], order)
         return result, jnp.all(jnp.stack(converged))
 
     full, converged = extrapolated(lambda p: p)

@@ -61,6 +61,12 @@ class AbstractTask(eqx.Module):
         order width², the variance of order 1 / (width * samples)."""
         return 0.0
 
+    @property
+    def jumps(self) -> bool:
+        """Whether a kick of the field can turn a whole gradient on or off, as beyond a kink. With gradient noise the time step is
+        then of first order only."""
+        return self.kink_width > 0
+
     @abc.abstractmethod
     def loss(self, r: Float[Array, "..."], y: Float[Array, "..."]) -> Float[Array, "..."]:
         """Loss of the prediction r for the label y, elementwise."""

@@ -83,6 +83,11 @@ class Committee(AbstractTask):
     def kink_width(self):
         return (0.1 if self.activation == "relu" else 0.0) if self.kink is None else float(self.kink)
 
+    @property
+    def jumps(self):
+        """Of a unit that a kick turns on or off only the residual's share jumps: second order in practice."""
+        return False
+
     def valid(self):
         return jnp.asarray(self.label_noise) >= 0
 

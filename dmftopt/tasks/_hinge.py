@@ -8,7 +8,9 @@ from ._classification import AbstractClassification
 class Hinge(AbstractClassification):
     """Support vector machine: loss = max(0, 1 - y r). For `labels` ("sign" by default) see `AbstractClassification`.
 
-    The gradient jumps at margin 1 (see `AbstractTask.kink_width`): use more samples and steps than for a smooth loss.
+    The gradient jumps at margin 1 (see `AbstractTask.kink_width`), which makes the time step first order with gradient noise: use
+    more samples and steps than for a smooth loss, or `richardson`. With Brownian noise, which leaves the kink where it meets
+    it, convergence is slower still.
     """
 
     @property

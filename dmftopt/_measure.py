@@ -119,12 +119,12 @@ def test_means(
     if not fields:
         return {}
     task = problem.task
-    known, y, z = (
-        jnp.moveaxis(a.reshape(*a.shape[:-1], -1, 2**_LOG_BLOCK), -2, 0) for a in task.fresh(rho, log_nodes=_LOG_NODES)
-    )
+    points = _points(problem.m_star + 1 + problem.m, _LOG_NODES)
+    known, y, z = (jnp.moveaxis(a.reshape(*a.shape[:-1], -1, 2**_LOG_BLOCK), -2, 0) for a in task.fresh(rho, points))
 
     def at(overlaps):
-        to_known, root = task.student_fields(*overlaps, rho)
+        Q, O = overlaps
+        to_known, root = task.student_fields(Q, O, rho)
 
         def block(nodes):
             known, y, z = nodes
@@ -164,14 +164,17 @@ def weight_means(
     return jax.tree.map(lambda a: jnp.tensordot(shares, a, 1), means)
 
 
+def _points(dimension: int, log_nodes: int) -> Float[Array, "dimension node"]:
+    # The barrier keeps XLA from working out what follows from constants at compile time, slowly.
+    return jax.lax.optimization_barrier(jnp.asarray(uniform_points(dimension, log_nodes), float))
+
+
 def coordinate_nodes(problem: Problem) -> tuple[Float[Array, "m_star+2m node"], Float[Array, "m_star group node"]]:
     """Nodes of equal weight for coordinates of known law, the same in each group: unit entries of the teacher's columns, of the
     student's at the start, and normals for what is Gaussian, orthonormal, so that second moments are exact. And theta_star there.
     The more groups, the fewer nodes."""
     m, m_star = problem.m, problem.m_star
-    # The barrier keeps XLA from working out the nodes at compile time, slowly.
-    points = uniform_points(m_star + 2 * m, max(12, _LOG_NODES - (problem.features.groups - 1).bit_length()))
-    normals = ndtri(jax.lax.optimization_barrier(jnp.asarray(points, float)))
+    normals = ndtri(_points(m_star + 2 * m, max(12, _LOG_NODES - (problem.features.groups - 1).bit_length())))
     nodes = orthonormal_entries([problem.teacher_prior] * m_star + [problem.student_prior] * m + [Normal()] * m, normals)
     return nodes, jnp.einsum("gac,cn->agn", problem.initial[:, :m_star], nodes[: m_star + m])
 

@@ -28,24 +28,25 @@ SPARSE = dmftopt.priors.Sparse(0.5)
 EDGES = np.linspace(-9.0, 9.0, 37)
 
 
-def second_moments(theta, theta_star):
-    """Of scalars or columns: theta theta^T, theta theta_star^T and E[theta_star^4]."""
+def of_sample(r, y):
+    """The 0-1 error, y r, r, y, r², and something else that tells (r, y) from (-r, -y)."""
+    return jnp.stack([jnp.where(r * y < 0, 1.0, 0.0), r * y, r, y, r**2, jnp.tanh(r) + jnp.exp(-y) * r**2 / 4])
+
+
+def of_coordinate(theta, theta_star):
+    """Of scalars or columns: theta theta^T, theta theta_star^T, theta_star^4 and cos(theta)."""
     theta, theta_star = jnp.atleast_1d(theta), jnp.atleast_1d(theta_star)
-    return jnp.concatenate([jnp.outer(theta, jnp.concatenate([theta, theta_star])).ravel(), theta_star**4])
+    second = jnp.outer(theta, jnp.concatenate([theta, theta_star]))
+    return jnp.concatenate([second.ravel(), theta_star**4, jnp.cos(theta)])
 
 
 ASKED = {
     "cost": metrics.Fields(tasks.Logistic().loss),
-    "wrong": metrics.Fields(lambda r, y: r * y < 0),
-    "moments": metrics.Fields(lambda r, y: jnp.stack([r * y, r, y, r**2])),
+    "moments": metrics.Fields(of_sample),
     "confusion": metrics.Confusion(),
     "margin": metrics.Margins(EDGES),
-    "entry": metrics.Weights(second_moments),
+    "entry": metrics.Weights(of_coordinate),
     "law": metrics.WeightHistogram(EDGES),
-    # Tells (r, y) from (-r, -y).
-    "skewed": metrics.Fields(lambda r, y: jnp.tanh(r) + jnp.exp(-y) * r**2 / 4),
-    "bins": metrics.Margins(np.linspace(-2.0, 3.0, 6)),
-    "curved": metrics.Weights(lambda theta, theta_star: jnp.cos(theta) * theta_star**2),
 }
 
 
@@ -66,27 +67,24 @@ def logistic():
 def test_metrics_that_are_observables(logistic):
     train, test = logistic.train_metrics, logistic.test_metrics
     np.testing.assert_allclose(train["cost"], logistic.train_loss, rtol=1e-13)
-    np.testing.assert_allclose(train["wrong"], logistic.train_error, rtol=1e-13)
+    np.testing.assert_allclose(train["moments"][:, 0], logistic.train_error, rtol=1e-13)
     np.testing.assert_allclose(logistic.standard_error.train_metrics["cost"], logistic.standard_error.train_loss, rtol=1e-9)
     # The fixed points' own accuracy, for a smooth function and for a jump.
     np.testing.assert_allclose(test["cost"], logistic.test_risk, atol=2e-5)
-    np.testing.assert_allclose(test["wrong"], logistic.test_error, atol=4e-4)
+    np.testing.assert_allclose(test["moments"][:, 0], logistic.test_error, atol=4e-4)
 
 
 def test_both_signs_of_a_label_count(logistic):
     aligned = logistic.teacher_overlap[:, 0, 0] * (2 / np.pi) ** 0.5  # E[w sign(w_star)], of a teacher field of variance 1
     for moments in (logistic.train_metrics["moments"], logistic.test_metrics["moments"]):
-        np.testing.assert_allclose(moments[:, 1:3], 0.0, atol=1e-15)  # r and y themselves
-    np.testing.assert_allclose(logistic.test_metrics["moments"][:, 0], aligned, atol=2e-5)
-    np.testing.assert_allclose(logistic.test_metrics["moments"][:, 3], logistic.student_overlap[:, 0, 0], atol=1e-4)
+        np.testing.assert_allclose(moments[:, 2:4], 0.0, atol=1e-15)  # r and y themselves
+    np.testing.assert_allclose(logistic.test_metrics["moments"][:, 1], aligned, atol=2e-5)
+    np.testing.assert_allclose(logistic.test_metrics["moments"][:, 4], logistic.student_overlap[:, 0, 0], atol=1e-4)
 
 
 def test_confusion_and_margins_contain_the_error(logistic):
-    for values, error in (
-        (logistic.train_metrics, logistic.train_error),
-        (logistic.test_metrics, logistic.test_metrics["wrong"]),
-    ):
-        p, density = values["confusion"], values["margin"]
+    for values in (logistic.train_metrics, logistic.test_metrics):
+        p, density, error = values["confusion"], values["margin"], values["moments"][:, 0]
         np.testing.assert_allclose(p.sum(axis=2), 0.5, rtol=1e-12)
         np.testing.assert_allclose(1 - p.trace(axis1=1, axis2=2), error, atol=1e-12)
         below = density[:, EDGES[:-1] < 0] @ np.diff(EDGES)[EDGES[:-1] < 0]
@@ -135,7 +133,7 @@ def test_classes_of_clusters_in_columns():
         np.testing.assert_allclose(values["margin"][:, below] @ np.diff(EDGES)[below], 1 - confusion.trace(axis1=1, axis2=2))
     entry = solution.weight_metrics["entry"]
     np.testing.assert_allclose(entry[:, :21].reshape(6, 3, 7)[:, :, :3], solution.norm, atol=1e-10)
-    np.testing.assert_allclose(entry[:, 21:], 1.5**4 * 6.0, rtol=0.01)
+    np.testing.assert_allclose(entry[:, 21:25], 1.5**4 * 6.0, rtol=0.01)
 
 
 def test_against_sgd_without_retracing_for_other_numbers(logistic):
@@ -144,11 +142,11 @@ def test_against_sgd_without_retracing_for_other_numbers(logistic):
     def counted(width, r, y):
         nonlocal traces
         traces += 1
-        return jnp.tanh(r / width)
+        return r > width
 
     def sgd(width):
         options = {"horizon": 1.5, "records": GRID.times, "dimension": 200, "runs": 24, "key": jax.random.key(1)}
-        asked = {name: ASKED[name] for name in ("confusion", "bins", "skewed", "curved")}
+        asked = {name: ASKED[name] for name in ("confusion", "margin", "moments", "entry")}
         asked["counted"] = metrics.Fields(jax.tree_util.Partial(counted, width))
         return dmftopt.simulate.sgd(problem(), PROTOCOL, **options, metrics=asked)
 
@@ -169,7 +167,7 @@ def test_fixed_point_and_online():
     for result in (solution, dmftopt.limits.online(p, PROTOCOL, grid, metrics=asked)):
         np.testing.assert_allclose(result.train_metrics["cost"], result.train_loss, atol=1e-4)
         np.testing.assert_allclose(result.test_metrics["cost"], result.test_risk, atol=1e-4)
-        np.testing.assert_allclose(result.train_metrics["moments"][:, 1:3], 0.0, atol=1e-15)
+        np.testing.assert_allclose(result.train_metrics["moments"][:, 2:4], 0.0, atol=1e-15)
         np.testing.assert_allclose(result.weight_metrics["entry"][:, 0], result.norm[:, 0, 0], rtol=1e-9)
         np.testing.assert_allclose(result.weight_metrics["entry"][:, 1], result.teacher_overlap[:, 0, 0], rtol=1e-9, atol=1e-12)
 
@@ -293,11 +291,11 @@ BAD = {
     "no dict": (lambda: solve(problem(), metrics=metrics.Confusion()), TypeError, "metrics must be a dict"),
     "no metric": (ask(a=jnp.abs), TypeError, r"metrics\['a'\] must be a metric.*dmftopt\.metrics\.Fields"),
     "a class": (ask(a=metrics.Confusion), TypeError, r"metrics\['a'\] must be a metric"),
-    "name with a blank": (ask(**{"a b": ASKED["wrong"]}), ValueError, "a name must be a Python identifier, got 'a b'"),
-    "name a number": (lambda: solve(problem(), metrics={1: ASKED["wrong"]}), ValueError, "Python identifier, got 1"),
-    "train_loss": (ask(loss=ASKED["wrong"]), ValueError, "the name 'loss' would collide"),
-    "standard error": (ask(a_standard_error=ASKED["wrong"]), ValueError, "would collide"),
-    "axis": (ask(time=ASKED["wrong"]), ValueError, "the name 'time' would collide"),
+    "name with a blank": (ask(**{"a b": ASKED["cost"]}), ValueError, "a name must be a Python identifier, got 'a b'"),
+    "name a number": (lambda: solve(problem(), metrics={1: ASKED["cost"]}), ValueError, "Python identifier, got 1"),
+    "train_loss": (ask(loss=ASKED["cost"]), ValueError, "the name 'loss' would collide"),
+    "standard error": (ask(a_standard_error=ASKED["cost"]), ValueError, "would collide"),
+    "axis": (ask(time=ASKED["cost"]), ValueError, "the name 'time' would collide"),
     "no function": (lambda: metrics.Fields(3.0), TypeError, r"function must be a function of \(r, y\)"),
     "no function of weights": (lambda: metrics.Weights(None), TypeError, r"function must be a function of \(theta, theta_star\)"),
     "a pair": (ask(a=metrics.Fields(lambda r, y: (r, y))), TypeError, r"metrics\['a'\] must return a JAX array, got tuple"),

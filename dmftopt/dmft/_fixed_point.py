@@ -148,7 +148,7 @@ class FixedPoint(AbstractSolver):
 
         def iterate(scaled: Kernels, args):
             kernels = Kernels(scaled.correlation * scale, scaled.overlap * scale, scaled.response)
-            gradients, *of_samples = _field(problem, inputs, kernels, points, metrics.fields)
+            gradients, of_samples = _field(problem, inputs, kernels, points, metrics.fields)
             kernels, law = _weights(problem, inputs, gradients)
             return Kernels(kernels.correlation / scale, kernels.overlap / scale, kernels.response), (kernels, law, of_samples)
 
@@ -172,14 +172,14 @@ class FixedPoint(AbstractSolver):
             as_column(a) for a in (kernels.correlation, kernels.overlap, law.norm, kernels.response)
         )
         measured = Measured(metrics.fields, train_metrics, _weight_metrics(problem, law, metrics.weights))
-        losses = train_loss, train_error
-        observables = from_kernel(problem, correlation, overlap, norm, *losses, problem.rho, response, measured)
+        kernels = correlation, overlap, norm
+        observables = from_kernel(problem, *kernels, train_loss, train_error, problem.rho, response, measured)
         return observables, found.result == optimistix.RESULTS.successful
 
 
 def _field(
     problem: Problem, inputs: Inputs, kernels: Kernels, draws: Draws, fields: dict[str, AbstractFieldMetric]
-) -> tuple[Gradients, Array, Array | None, dict[str, Array]]:
+) -> tuple[Gradients, tuple[Array, Array | None, dict[str, Array]]]:
     """Averages over the samples of the field process; train loss and error (time,) and train metrics (time, ...)."""
     task, rho = problem.task, problem.rho[0, 0]
     root = jnp.sqrt(rho)
@@ -226,11 +226,12 @@ def _field(
     split = jax.tree.map(lambda a: jnp.moveaxis(a.reshape(*a.shape[:-1], batches, -1), -2, 0), draws)
     means = jax.lax.map(lambda d: batch(d.teacher, d.label, d.normals, d.multipliers), split)
     means = jax.tree.map(lambda a: jnp.mean(a, axis=0), means)
-    product, second, response, with_teacher, *of_samples = means
+    product, second, response, with_teacher, train_loss, train_error, train_metrics = means
     product, second, response = product[:-1, :-1], (drift**2 + noise**2) * second, response[:-1, :-1]
     # E[g_k w_star] = rho R_g(k, *) + sum_j R_g(k, j) E[w_j w_star], which needs no derivative of the label law.
     toward = (with_teacher[:-1] - response @ kernels.overlap[:-1]) / rho
-    return Gradients(product + product.T + jnp.diag(second[:-1]), response, toward), *of_samples
+    of_samples = train_loss, train_error, train_metrics
+    return Gradients(product + product.T + jnp.diag(second[:-1]), response, toward), of_samples
 
 
 def _weights(problem: Problem, inputs: Inputs, gradients: Gradients) -> tuple[Kernels, Law]:

@@ -101,8 +101,9 @@ def solve(
     grids = (grid, grid.refined()) if richardson else (grid,)
     values = tuple(_read(protocol, g, step, noise) for g in grids)
     settings = Statistics(samples, replicates, grid.steps, richardson)
-    given = replicated((problem, noise, step, solver, grids, values, asked, key), mesh)
-    solution = _solve(*given, settings, estimate_bias, mesh)
+    given = (problem, noise, step, solver, grids, values, asked, key)
+    problem, noise, step, solver, grids, values, asked, key = replicated(given, mesh)
+    solution = _solve(problem, noise, step, solver, grids, values, asked, key, settings, estimate_bias, mesh)
     code = solution.result._value
     if throw and is_concrete(code) and np.ndim(code) == 0 and bool(solution.result != RESULTS.successful):
         failed = solution.times[int(jnp.argmin(jnp.isfinite(solution.test_risk)))]

@@ -143,8 +143,8 @@ def _online(
     overlap = jnp.einsum("a,taik,ajk->tij", shares * lam, steady, teacher)
     norm, _ = jax.vmap(lambda g, p, v: moments(g, p, v, shares))(g, p, v)
     response = jnp.einsum("a,tsaij->tsij", shares * lam, propagators)[:, 1:]
-    weight_metrics = _weight_metrics(problem, steady, v, metrics.weights)
-    observables = fresh(problem, correlation, overlap, norm, rho, response, Measured(metrics.fields, {}, weight_metrics))
+    measured = Measured(metrics.fields, {}, _weight_metrics(problem, steady, v, metrics.weights))
+    observables = fresh(problem, correlation, overlap, norm, rho, response, measured=measured)
     return Limit(times, blank_unless(in_domain(problem, protocol, times, deterministic), observables))
 
 
@@ -214,6 +214,7 @@ def fresh(
     norm: Array,
     rho: Array,
     response: Float[Array, "time step m m"],
+    *,
     measured: Measured = NOTHING,
 ) -> Any:
     """Observables where every training sample is as good as a fresh one."""

@@ -152,13 +152,12 @@ class AbstractTask(eqx.Module):
         return None
 
     def fresh(
-        self, rho: Float[Array, "m_star m_star"], log_nodes: int = 13
+        self, rho: Float[Array, "m_star m_star"], points: Float[Array, "m_star+1+m node"] | None = None
     ) -> tuple[Float[Array, "m_star node"], Float[Array, " node"], Float[Array, "m node"]]:
-        """2^log_nodes nodes of equal weight: the teacher's fields as in `sample`, the label, and normals for what else the
-        student's fields are made of."""
+        """Nodes of equal weight: the teacher's fields as in `sample`, the label, and normals for what else the student's fields
+        are made of. `points`: the uniforms to make them of, instead of 8192 fixed ones."""
         teachers, columns = self.teacher_columns or 1, self.columns or 1
-        # The barrier keeps XLA from working out what follows from constants at compile time, slowly.
-        points = jax.lax.optimization_barrier(jnp.asarray(uniform_points(teachers + 1 + columns, log_nodes), rho.dtype))
+        points = jnp.asarray(uniform_points(teachers + 1 + columns) if points is None else points, rho.dtype)
         root = square_root(rho, rank_floor(rho))
         if self.teacher_columns is None:
             xi, y = self.sample(points[0], points[1], root[0, 0])

@@ -8,8 +8,8 @@
 
 and their standard errors and bias like any observable. Means over fresh samples are taken over 65536 fixed low-discrepancy
 points. With one field these are good to about 1e-5 for smooth functions and 1e-4 for jumps of size 1 (at most 3e-4 was seen),
-with three classes to 1e-4 and 1e-3. Where the law of the weights is known, means over coordinates are over as many points, fewer a
-group for many eigenvalue groups: 3e-4 for jumps (up to 1e-3), second moments exact. Sampled weights have their particles' error.
+with three classes to 1e-4 and 1e-3. Where the law of the weights is known, means over coordinates take as many points (fewer a
+group where groups are many): 3e-4 for jumps, at most 1e-3, and second moments exact. Sampled weights have their particles' error.
 
 They are differentiable in reverse mode like everything else, in the arrays inside a metric too (fields of an `equinox.Module`, or
 `jax.tree_util.Partial`), but not through jumps: what a metric that jumps gains by moving samples across is not seen, and

@@ -2,6 +2,7 @@
 
 from . import features as features
 from . import limits as limits
+from . import metrics as metrics
 from . import noise as noise
 from . import parametrizations as parametrizations
 from . import plot as plot

@@ -32,9 +32,26 @@ DESCRIPTIONS = {
     "response": Description("response", r"E[\Lambda\, \partial\theta(t) / \partial h(s)]", "1", ("time", "step", *_COLUMNS)),
 }
 
+# What metrics are averaged over, which is also how their names begin.
+METRICS = {"train": "training samples", "test": "fresh samples", "weight": "coordinates"}
+
 # The fields of a result that hold observables, and what is added to the variables' names.
 _SUFFIXES = {"observables": "", "replicated": "_standard_error", "half_difference": "_bias"}
 _PREFIXES = {"": "", "_standard_error": "standard error of ", "_bias": "estimated bias of "}
+
+
+def describe(name: str, axes: int) -> Description:
+    """An observable or a metric, an array of so many axes."""
+    if name in DESCRIPTIONS:
+        return DESCRIPTIONS[name]
+    kind, metric = name.split("_", 1)
+    return Description(f"{metric}, mean over {METRICS[kind]}", "", "1", ("time", *(f"{metric}_{i}" for i in range(axes - 1))))
+
+
+def taken(metric: str, kinds: tuple[str, ...]) -> bool:
+    """Whether variables or axes of a metric of this name would be called like others."""
+    suffixes = tuple(suffix for suffix in _SUFFIXES.values() if suffix)
+    return metric in ("time", "student") or metric.endswith(suffixes) or any(f"{kind}_{metric}" in DESCRIPTIONS for kind in kinds)
 
 
 def check_single_result(name: str, result: Any) -> None:
@@ -57,10 +74,10 @@ def dataset(result: Any, attributes: dict[str, Any]) -> Any:
     fields = vars(result)
     variables = {}
     for field, suffix in _SUFFIXES.items():
-        for name, value in vars(fields[field]).items() if fields.get(field) is not None else ():
+        for name, value in fields[field].arrays().items() if fields.get(field) is not None else ():
             # The response of a stationary limit is empty, and netCDF takes an axis of length 0 for one without end.
-            if value is not None and value.size > 0:
-                long_name, _, units, dims = DESCRIPTIONS[name]
+            if value.size > 0:
+                long_name, _, units, dims = describe(name, value.ndim)
                 attrs = {"long_name": _PREFIXES[suffix] + long_name, "units": units}
                 variables[name + suffix] = (dims, np.asarray(value), attrs)
     times = np.asarray(result.times)

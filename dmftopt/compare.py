@@ -82,13 +82,13 @@ def compare(first: AbstractResult, second: AbstractResult) -> Comparison:
         return _mix(values, left, weight)
 
     def error(result, name, like):
-        return jnp.zeros_like(like) if result.replicated is None else getattr(result.replicated, name)
+        return jnp.zeros_like(like) if result.replicated is None else result.replicated.arrays()[name]
 
-    differences = {}
-    for name in type(first.observables).__dataclass_fields__:
-        a, b = getattr(first.observables, name), getattr(second.observables, name)
-        if a is None or b is None or (name == "response" and not same):
+    differences, others = {}, second.observables.arrays()
+    for name, a in first.observables.arrays().items():
+        if name not in others or (name == "response" and not same):
             continue
+        b = others[name]
         squares = at(error(first, name, a), name) ** 2 + error(second, name, b) ** 2
         differences[name] = Difference(at(a, name) - b, jnp.sqrt(squares), b)
     return Comparison(second.times, differences)

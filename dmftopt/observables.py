@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ._dataset import check_single_result, dataset
+from ._dataset import DESCRIPTIONS, METRICS, check_single_result, dataset
+from ._measure import NOTHING, Measured, test_means
 from .problem import Problem
 from .tasks import _columns as columns
 
@@ -28,6 +29,8 @@ class Observables(eqx.Module):
     - `correlation` (time, time, m, m): two-time E[theta(t) lambda theta(s)^T].
     - `norm` (time, m, m): E[theta theta^T], not weighted by the features.
     - `test_error`, `train_error` (time,): 0-1 errors, None unless the task is a classification.
+    - `train_metrics`, `test_metrics`, `weight_metrics`: by name, (time, ...) each, what was asked for with `metrics`, see
+      `dmftopt.metrics`.
     - `response` (time, step, m, m): R(k, j), the feature-weighted mean effect E[lambda d theta(t_k) / d h] of a kick h that step
       j adds to theta(t_{j+1}): 1 at k = j + 1 (for features of mean eigenvalue 1), 0 before. None where a route has
       none.
@@ -42,6 +45,16 @@ class Observables(eqx.Module):
     test_error: Float[Array, " time"] | None
     train_error: Float[Array, " time"] | None
     response: Float[Array, "time step m m"] | None
+    train_metrics: dict[str, Float[Array, "time ..."]] = eqx.field(default_factory=dict)
+    test_metrics: dict[str, Float[Array, "time ..."]] = eqx.field(default_factory=dict)
+    weight_metrics: dict[str, Float[Array, "time ..."]] = eqx.field(default_factory=dict)
+
+    def arrays(self) -> dict[str, Array]:
+        """All that is not None, by name: metrics as `train_<name>`, `test_<name>` and `weight_<name>`."""
+        arrays = {name: value for name in DESCRIPTIONS if (value := getattr(self, name)) is not None}
+        for kind in METRICS:
+            arrays |= {f"{kind}_{name}": value for name, value in getattr(self, f"{kind}_metrics").items()}
+        return arrays
 
     def along_time(self, function: Callable[[Array], Array]) -> "Observables":
         """Apply `function`, which acts on the leading axis, along every axis of times (both of the correlation's)."""
@@ -96,6 +109,18 @@ class AbstractResult(eqx.Module):
         return self.observables.response
 
     @property
+    def train_metrics(self) -> dict[str, Float[Array, "time ..."]]:
+        return self.observables.train_metrics
+
+    @property
+    def test_metrics(self) -> dict[str, Float[Array, "time ..."]]:
+        return self.observables.test_metrics
+
+    @property
+    def weight_metrics(self) -> dict[str, Float[Array, "time ..."]]:
+        return self.observables.weight_metrics
+
+    @property
     def standard_error(self) -> Observables:
         """Standard errors of the same observables, from independent replicates (solver) or runs (simulation)."""
         if self.replicated is None:
@@ -106,7 +131,8 @@ class AbstractResult(eqx.Module):
         """The result as an `xarray.Dataset`.
 
         One variable for each observable that is not None, under its name and with the axes of `Observables` named `time`,
-        `time_2`, `step`, `student`, `student_2`, `teacher`; `<name>_standard_error` and `<name>_bias` where there are any. The
+        `time_2`, `step`, `student`, `student_2`, `teacher`; `<name>_standard_error` and `<name>_bias` where there are any.
+        Metrics are called `train_<name>`, `test_<name>` and `weight_<name>`, with axes `time`, `<name>_0`, `<name>_1`, ... The
         times are coordinates (`kick_time` along `step`), names and units are attributes of the variables, how the result came
         about is in the attributes of the dataset. All of it can be written as netCDF.
 
@@ -129,6 +155,7 @@ def from_kernel(
     train_error: Float[Array, " time"] | None,
     rho: Float[Array, "m_star m_star"],
     response: Float[Array, "time step m m"] | None = None,
+    measured: Measured = NOTHING,
 ) -> Observables:
     """Observables of one replicate or run from its kernels."""
     student_overlap = jnp.diagonal(correlation, axis1=0, axis2=1).transpose(2, 0, 1)
@@ -143,6 +170,9 @@ def from_kernel(
         test_error=columns.test_error(*arguments),
         train_error=train_error,
         response=response,
+        train_metrics=measured.train,
+        test_metrics=test_means(measured.fields, problem, student_overlap, teacher_overlap, rho),
+        weight_metrics=measured.weights,
     )
 
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ._checks import check_count, check_instance, check_real, check_shape
-from ._dataset import DESCRIPTIONS, check_single_result
+from ._dataset import DESCRIPTIONS, check_single_result, describe
 from .observables import NO_RESPONSE, AbstractResult
 from .protocol import Protocol
 
@@ -44,9 +44,10 @@ def learning_curve(
 ) -> "Axes":
     """An observable of one time against time, with a band of ± `sigmas` standard errors where the result has them.
 
-    Observables of several columns have one line per entry, or those in `entries`, [(row, column), ...]. A stationary limit, at
-    infinite time, is a horizontal line. `style` goes to `Axes.plot`. Raises ValueError for an observable that the result does
-    not have, or that has two times (draw those with `kernel`).
+    Observables of several columns have one line per entry, or those in `entries`, [(row, column), ...]; so have metrics, which
+    are observables called "train_<name>", "test_<name>" and "weight_<name>". A stationary limit, at infinite time, is a
+    horizontal line. `style` goes to `Axes.plot`. Raises ValueError for an observable that the result does not have, or that has
+    two times (draw those with `kernel`).
     """
     values, errors, chosen = _read("result", result, observable, entries)
     _check_sigmas(sigmas)
@@ -173,12 +174,28 @@ def kernel(
     return _finish(axes, _TIME_LABEL, second_label)
 
 
-def margins(margins: Any, caption: str | None = None, *, weights: Any = None, axes: "Axes | None" = None, **style: Any) -> "Axes":
+def margins(
+    margins: Any,
+    caption: str | None = None,
+    *,
+    weights: Any = None,
+    edges: Any = None,
+    axes: "Axes | None" = None,
+    **style: Any,
+) -> "Axes":
     """Histogram of an array of margins y r (label times output), as a density, with the share below 0: what is misclassified.
 
-    `weights`: of the margins, same shape. `style` goes to `Axes.hist`. Raises ValueError for NaN, infinite or no margins.
+    `weights`: of the margins, same shape. `style` goes to `Axes.hist`. Or, with `edges`, the density in the bins between them as
+    `metrics.Margins(edges)` measures it, `solution.test_metrics["margin"][-1]` say; `style` then goes to `Axes.stairs`. Raises
+    ValueError for NaN, infinite or no margins, and densities that do not fit the edges.
     """
     check_real("margins", margins)
+    if edges is not None:
+        check_shape("margins", margins, ((np.size(edges) - 1,),), "Give one density per bin, of a single time.")
+        axes = _ready(axes)
+        first = not axes.has_data()
+        axes.stairs(np.asarray(margins), np.asarray(edges), **{"fill": True, "alpha": 0.5, "label": caption, **style})
+        return _finish_margins(axes, first, "density")
     flat = np.ravel(np.asarray(margins))
     if flat.size == 0:
         raise ValueError("margins is empty. Pass one margin y r per sample.")
@@ -191,9 +208,13 @@ def margins(margins: Any, caption: str | None = None, *, weights: Any = None, ax
     defaults = {"bins": 60, "density": True, "histtype": "stepfilled", "alpha": 0.5}
     style = {**defaults, "label": f"{caption}, {share}" if caption else share, **style}
     axes.hist(flat, weights=weights.ravel(), **style)
+    return _finish_margins(axes, first, "density" if style["density"] else "weight")
+
+
+def _finish_margins(axes: "Axes", first: bool, label: str) -> "Axes":
     if first:
         axes.axvline(0.0, color="0.3", linestyle=":", linewidth=1)
-    return _finish(axes, r"margin $y\,r$", "density" if style["density"] else "weight")
+    return _finish(axes, r"margin $y\,r$", label)
 
 
 def landscape(
@@ -300,8 +321,9 @@ def _diverging(values: np.ndarray) -> dict[str, Any]:
 
 
 def _describe(observable: str) -> str:
-    about = DESCRIPTIONS[observable]
-    return f"{about.long_name} ${about.symbol}$" + ("" if about.units == "1" else f" ({about.units})")
+    about = describe(observable, 1)
+    parts = about.long_name, f"${about.symbol}$" if about.symbol else "", "" if about.units == "1" else f"({about.units})"
+    return " ".join(filter(None, parts))
 
 
 def _name(entry: tuple[int, ...]) -> str:
@@ -311,13 +333,13 @@ def _name(entry: tuple[int, ...]) -> str:
 def _observable(name: str, result: Any, observable: str) -> np.ndarray:
     check_instance(name, result, AbstractResult, "Pass what solve, dmftopt.simulate or dmftopt.limits return.")
     check_single_result(name, result)
-    if observable not in DESCRIPTIONS:
-        raise ValueError(f"observable must be one of {', '.join(DESCRIPTIONS)}, got {observable!r}.")
-    value = getattr(result.observables, observable)
-    if value is None:
+    arrays = result.observables.arrays()
+    if observable not in arrays:
+        if observable not in DESCRIPTIONS:
+            raise ValueError(f"observable must be one of {', '.join({**DESCRIPTIONS, **arrays})}, got {observable!r}.")
         cure = NO_RESPONSE if observable == "response" else "Only classification tasks have it."
         raise ValueError(f"{name} has no {observable}. {cure}")
-    return np.asarray(value)
+    return np.asarray(arrays[observable])
 
 
 def _read(
@@ -325,10 +347,10 @@ def _read(
 ) -> tuple[np.ndarray, np.ndarray, list[tuple[int, ...]]]:
     """Values of an observable of one time, standard errors (0 where unknown), and the entries to draw: () for a single column."""
     values = _observable(name, result, observable)
-    dims = DESCRIPTIONS[observable].dims
-    if len(dims) == 4:
+    dims = describe(observable, values.ndim).dims
+    if {"time_2", "step"} & set(dims):
         raise ValueError(f"observable {observable!r} has two times. Draw it with dmftopt.plot.kernel.")
-    errors = np.zeros_like(values) if result.replicated is None else np.asarray(getattr(result.replicated, observable))
+    errors = np.zeros_like(values) if result.replicated is None else np.asarray(result.replicated.arrays()[observable])
     if entries is not None:
         chosen = list(entries)
         for entry in chosen:

@@ -4,6 +4,7 @@ They matter only with a regularizer other than the ridge: linear weights feel se
 """
 
 import abc
+from collections.abc import Sequence
 from typing import Any
 
 import equinox as eqx
@@ -75,3 +76,15 @@ class HeavyTailed(AbstractPrior):
         # Closed quantile function (Shaw 2006, "Sampling Student's T distribution").
         root = jnp.sqrt(jnp.clip(4 * ndtr(normals) * ndtr(-normals), 0.0, 1.0))
         return jnp.sign(normals) * jnp.sqrt(2 * jnp.maximum(jnp.cos(jnp.arccos(root) / 3) / root - 1, 0.0))
+
+
+def orthonormal_entries(priors: Sequence[AbstractPrior], normals: Float[Array, "column point"]) -> Float[Array, "column point"]:
+    """Columns of entries of the priors' laws, made orthonormal in the sample: this changes them by sampling error only, and takes
+    the sampling error away from what is of second order in them."""
+    columns: list[Array] = []
+    for prior, normal in zip(priors, normals, strict=True):
+        column = prior.entries(normal)
+        for earlier in columns:
+            column = column - jnp.mean(column * earlier) * earlier
+        columns.append(column / jnp.sqrt(jnp.mean(column**2)))
+    return jnp.stack(columns)

@@ -43,9 +43,9 @@ def panels(edges: Float[np.ndarray, " edge"], count: int) -> tuple[Float[np.ndar
 
 
 @lru_cache(maxsize=16)
-def uniform_points(dimension: int) -> Float[np.ndarray, "dimension node"]:
-    """8192 fixed low-discrepancy points in (0, 1)^dimension (scrambled Sobol)."""
-    return qmc.Sobol(dimension, scramble=True, rng=0).random_base2(13).T
+def uniform_points(dimension: int, log_nodes: int = 13) -> Float[np.ndarray, "dimension node"]:
+    """2^log_nodes (8192) fixed low-discrepancy points in (0, 1)^dimension (scrambled Sobol)."""
+    return qmc.Sobol(dimension, scramble=True, rng=0).random_base2(log_nodes).T
 
 
 def safe_sqrt(value: Float[Array, "..."]) -> Float[Array, "..."]:

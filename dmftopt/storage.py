@@ -176,7 +176,13 @@ def _build(kind: type, fields: dict[str, Any]) -> Any:
         return kind(**fields)
     instance = object.__new__(kind)
     for field in dataclasses.fields(kind):
-        if field.name not in fields and field.default is dataclasses.MISSING:
+        if field.name in fields:
+            value = fields[field.name]
+        elif field.default is not dataclasses.MISSING:
+            value = field.default
+        elif field.default_factory is not dataclasses.MISSING:
+            value = field.default_factory()
+        else:
             raise ValueError(f"{kind.__name__} lacks {field.name}")
-        object.__setattr__(instance, field.name, fields.get(field.name, field.default))
+        object.__setattr__(instance, field.name, value)
     return instance

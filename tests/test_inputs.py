@@ -241,10 +241,9 @@ def test_throw_false_returns_finite_values_up_to_the_failure_and_nan_after():
     first = int(np.argmin(finite))
     assert 2 < first < 5
     assert not finite[first:].any()
-    for name, value in vars(solution.observables).items():
-        if value is not None:
-            assert np.isfinite(value[:first] if name != "correlation" else value[:first, :first]).all(), name
-            assert np.isnan(value[first:]).all(), name
+    for name, value in solution.observables.arrays().items():
+        assert np.isfinite(value[:first] if name != "correlation" else value[:first, :first]).all(), name
+        assert np.isnan(value[first:]).all(), name
     assert np.isnan(solution.correlation[:, first:]).all()
 
 

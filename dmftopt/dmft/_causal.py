@@ -18,6 +18,7 @@ from jaxtyping import Array, Float
 
 from .._checks import check_count
 from .._matrices import inverse_root, of_symmetric, rank_floor, square_root, triangular_root
+from .._measure import Measured, coordinate_nodes, field_sums, weight_means
 from ..observables import from_kernel
 from ..tasks import _columns as columns
 from . import _points
@@ -38,8 +39,8 @@ class History(NamedTuple):
 
 
 class Readout(NamedTuple):
-    """Per step: products with the known directions and L(k, :) over all rows, losses over the samples, E[theta theta^T]. With
-    gradient noise, for each group and each step's noise normals: their coefficients in theta_k, and what this step adds to
+    """Per step: products with the known directions and L(k, :) over all rows, losses over the samples, E[theta theta^T], metrics.
+    With gradient noise, for each group and each step's noise normals: their coefficients in theta_k, and what this step adds to
     them in theta_{k+1}."""
 
     known: Float[Array, "m m_star"]
@@ -47,6 +48,8 @@ class Readout(NamedTuple):
     train_loss: Array
     train_error: Array | None
     norm: Float[Array, "m m"]
+    train_metrics: dict[str, Array]
+    weight_metrics: dict[str, Array]
     reached: Float[Array, "m group row m"] | None
     added: Float[Array, "m group row m"] | None
 
@@ -102,17 +105,22 @@ class CausalInnovations(AbstractSolver):
         particles = self._particles(problem)
         return _points.draw(key, samples, grid, noise, rate, shards, problem.m, problem.m_star, particles)
 
-    def run(self, problem, noise, step, inputs, points):
+    def run(self, problem, noise, step, inputs, points, metrics):
         times, m = inputs.drift.shape[0] + 1, problem.m
         parts = _points.zeta_parts(noise)
+        nodes = theta_star = None
         if points.zetas is None:
             start, zetas = weights.coefficients(problem, parts * m * times), None
+            if metrics.weights:
+                nodes, theta_star = coordinate_nodes(problem)
         else:
             start, zetas = weights.particles(problem, points.entries, points.zetas.reshape(parts * m * times, -1))
+            if metrics.weights:
+                theta_star = weights.teacher(start, problem.features)
         fields, labels = columns.sample(problem.task, points.teacher, points.label, start.root)
         # One more step than there are updates, so that the fields at the last time are read; it does not move.
         xs = jax.tree.map(lambda value: jnp.append(value, 0.0), inputs)
-        arrays, static = eqx.partition((problem, step), eqx.is_inexact_array)
+        arrays, static = eqx.partition((problem, step, metrics), eqx.is_inexact_array)
         constants, sampled = jax.tree.map(
             lambda a: a.reshape(*a.shape[:-1], points.shards, -1),
             ((points.innovations, points.multipliers), (fields, labels)),
@@ -130,15 +138,17 @@ class CausalInnovations(AbstractSolver):
         trained = start.theta if problem.direct else problem.parametrization.parameters(start.theta)
         slope = jnp.zeros(start.theta.shape[1], start.theta.dtype)
         state = State(trained, nothing, slope, nothing, still, None if inputs.momentum is None else trained)
-        parameters = (arrays, start.known, *sampled)
-        _, out, _ = history_scan(_Step(static), times, (*constants, zetas), parameters, xs, state, row)
+        parameters = (arrays, start.known, *sampled, theta_star)
+        _, out, _ = history_scan(_Step(static), times, (*constants, zetas, nodes), parameters, xs, state, row)
         L = out.L.reshape(times, m, -1)
         if not problem.task.mixture:
             L = jnp.concatenate([out.known, L], axis=2)
         correlation = jnp.einsum("kal,jbl->kjab", L, L)
         response = None if out.reached is None else _response(problem, step, inputs, out)
         overlap = out.known @ start.root
-        observables = from_kernel(problem, correlation, overlap, out.norm, out.train_loss, out.train_error, problem.rho, response)
+        measured = Measured(metrics.fields, out.train_metrics, out.weight_metrics)
+        losses = out.train_loss, out.train_error
+        observables = from_kernel(problem, correlation, overlap, out.norm, *losses, problem.rho, response, measured)
         return observables, jnp.asarray(True)
 
 
@@ -226,9 +236,9 @@ class _Step:
         self.static = static
 
     def __call__(self, constants, parameters, x: Inputs, state: State, history: History, k):
-        innovations, multipliers, zetas = constants
-        arrays, known, fields, labels = parameters
-        problem, step = eqx.combine(arrays, self.static)
+        innovations, multipliers, zetas, nodes = constants
+        arrays, known, fields, labels, theta_star = parameters
+        problem, step, metrics = eqx.combine(arrays, self.static)
         task, features, delta, theta = problem.task, problem.features, problem.delta, state.theta
         if not problem.direct:
             theta = problem.parametrization.weights(theta)
@@ -266,8 +276,9 @@ class _Step:
             (dots(gradients, l), dots(innovations, l), products(l, fields), products(l, l)),
             tuple(None if a is None else jnp.sum(a, axis=-1) for a in (curvature, columns.loss(task, r, labels), error)),
             None if swing is None else (dots(gradients, swing), products(swing, swing)),
+            jax.vmap(lambda r, y: field_sums(metrics.fields, task, r, y, mirror=True), (1, 0), -1)(r, labels),
         )
-        (G, S, S_known, power), (curvature, loss, error), of_swing = jax.tree.map(lambda a: a / samples, first)
+        (G, S, S_known, power), (curvature, loss, error), of_swing, train_metrics = jax.tree.map(lambda a: a / samples, first)
         G = past_gradients * G
         S = jnp.where((jnp.arange(rows) <= k)[:, None], S.reshape(m, rows, m), 0.0)
         to_mean, to_noise = spread(shards, G, None if of_swing is None else past_gradients * of_swing[0])
@@ -333,6 +344,10 @@ class _Step:
         def of_noise(zetas):
             return zetas.reshape(m, features.groups, rows, directions)[..., m:]
 
+        weight_metrics = {}
+        if metrics.weights:
+            weight_metrics = weight_means(metrics.weights, task, space.values(theta, nodes), theta_star, features.weights)
+
         # Kicks of parameters are no kicks of the weights; what several columns of sampled weights do unseen is not known.
         no_response = multipliers is None or kicks is None or (m > 1 and not problem.linear_weights)
         readout = Readout(
@@ -341,6 +356,8 @@ class _Step:
             loss,
             error,
             weights.norm(theta, features, space),
+            train_metrics,
+            weight_metrics,
             None if no_response else of_noise(seen.zetas),
             None if no_response else of_noise(kicks),
         )

@@ -15,7 +15,9 @@ import optimistix
 from jaxtyping import Array, Float
 
 from .._checks import as_number, check_count, check_real, check_shape, is_concrete
+from .._measure import Measured, coordinate_nodes, field_sums, linear_values, weight_means
 from ..grid import TimeGrid
+from ..metrics import AbstractFieldMetric, AbstractWeightMetric
 from ..noise import AbstractNoise
 from ..observables import as_column, from_kernel
 from ..problem import Problem, check_linear, check_single
@@ -63,6 +65,15 @@ class Gradients(NamedTuple):
     correlation: Float[Array, "step step"]
     response: Float[Array, "step step"]
     teacher: Float[Array, " step"]
+
+
+class Law(NamedTuple):
+    """E[theta²], and in each eigenvalue group theta's coefficients on unit entries of theta_star and theta_0 and the variance of
+    the rest, which is Gaussian."""
+
+    norm: Float[Array, " time"]
+    entries: Float[Array, "time group 2"]
+    variance: Float[Array, "time group"]
 
 
 class FixedPoint(AbstractSolver):
@@ -131,15 +142,15 @@ class FixedPoint(AbstractSolver):
         multipliers = noise.standardized(uniforms(key_multipliers, (grid.steps, samples)), unrotated, rate)
         return Draws(teacher, label, normals, multipliers)
 
-    def run(self, problem, noise, step, inputs, points):
+    def run(self, problem, noise, step, inputs, points, metrics):
         scale = (problem.rho + problem.initial_overlap)[0, 0]
         steps = inputs.drift.shape[0]
 
         def iterate(scaled: Kernels, args):
             kernels = Kernels(scaled.correlation * scale, scaled.overlap * scale, scaled.response)
-            gradients, *losses = _field(problem, inputs, kernels, points)
-            kernels, norm = _weights(problem, inputs, gradients)
-            return Kernels(kernels.correlation / scale, kernels.overlap / scale, kernels.response), (kernels, norm, losses)
+            gradients, of_samples = _field(problem, inputs, kernels, points, metrics.fields)
+            kernels, law = _weights(problem, inputs, gradients)
+            return Kernels(kernels.correlation / scale, kernels.overlap / scale, kernels.response), (kernels, law, of_samples)
 
         nothing = jnp.zeros((steps, steps), inputs.drift.dtype)
         first, _ = _weights(problem, inputs, Gradients(nothing, nothing, nothing[0]))
@@ -156,16 +167,20 @@ class FixedPoint(AbstractSolver):
             throw=False,
         )
         # Once more, outside: what a fixed-point solve hands back on the side has no derivative.
-        _, (kernels, norm, (train_loss, train_error)) = iterate(found.value, None)
+        _, (kernels, law, (train_loss, train_error, train_metrics)) = iterate(found.value, None)
         correlation, overlap, norm, response = (
-            as_column(a) for a in (kernels.correlation, kernels.overlap, norm, kernels.response)
+            as_column(a) for a in (kernels.correlation, kernels.overlap, law.norm, kernels.response)
         )
-        observables = from_kernel(problem, correlation, overlap, norm, train_loss, train_error, problem.rho, response)
+        measured = Measured(metrics.fields, train_metrics, _weight_metrics(problem, law, metrics.weights))
+        kernels = correlation, overlap, norm
+        observables = from_kernel(problem, *kernels, train_loss, train_error, problem.rho, response, measured)
         return observables, found.result == optimistix.RESULTS.successful
 
 
-def _field(problem: Problem, inputs: Inputs, kernels: Kernels, draws: Draws) -> tuple[Gradients, Array, Array | None]:
-    """Averages over the samples of the field process, and train loss and error (time,)."""
+def _field(
+    problem: Problem, inputs: Inputs, kernels: Kernels, draws: Draws, fields: dict[str, AbstractFieldMetric]
+) -> tuple[Gradients, tuple[Array, Array | None, dict[str, Array]]]:
+    """Averages over the samples of the field process; train loss and error (time,) and train metrics (time, ...)."""
     task, rho = problem.task, problem.rho[0, 0]
     root = jnp.sqrt(rho)
     steps = inputs.drift.shape[0]
@@ -195,6 +210,7 @@ def _field(problem: Problem, inputs: Inputs, kernels: Kernels, draws: Draws) -> 
                 drift * jnp.mean(l * xi) * root,
                 jnp.mean(task.loss(r, y)),
                 None if error is None else jnp.mean(error),
+                jax.tree.map(lambda a: a / count, field_sums(fields, task, r[None], y, mirror=True)),
             )
             return (g.at[k].set(l * M), tangents.at[k].set(slope * M * moved)), averages
 
@@ -210,15 +226,16 @@ def _field(problem: Problem, inputs: Inputs, kernels: Kernels, draws: Draws) -> 
     split = jax.tree.map(lambda a: jnp.moveaxis(a.reshape(*a.shape[:-1], batches, -1), -2, 0), draws)
     means = jax.lax.map(lambda d: batch(d.teacher, d.label, d.normals, d.multipliers), split)
     means = jax.tree.map(lambda a: jnp.mean(a, axis=0), means)
-    product, second, response, with_teacher, train_loss, train_error = means
+    product, second, response, with_teacher, train_loss, train_error, train_metrics = means
     product, second, response = product[:-1, :-1], (drift**2 + noise**2) * second, response[:-1, :-1]
     # E[g_k w_star] = rho R_g(k, *) + sum_j R_g(k, j) E[w_j w_star], which needs no derivative of the label law.
     toward = (with_teacher[:-1] - response @ kernels.overlap[:-1]) / rho
-    return Gradients(product + product.T + jnp.diag(second[:-1]), response, toward), train_loss, train_error
+    of_samples = train_loss, train_error, train_metrics
+    return Gradients(product + product.T + jnp.diag(second[:-1]), response, toward), of_samples
 
 
-def _weights(problem: Problem, inputs: Inputs, gradients: Gradients) -> tuple[Kernels, Float[Array, " time"]]:
-    """The law of the weights, linear in theta_0, theta_star and u in each eigenvalue group, and E[theta²]."""
+def _weights(problem: Problem, inputs: Inputs, gradients: Gradients) -> tuple[Kernels, Law]:
+    """The kernels and the law of the weights, linear in theta_0, theta_star and u in each eigenvalue group."""
     features = problem.features
     steps = inputs.drift.shape[0]
     pull = jnp.pad(gradients.response, ((0, 0), (0, 1)))
@@ -235,19 +252,31 @@ def _weights(problem: Problem, inputs: Inputs, gradients: Gradients) -> tuple[Ke
         propagator, _ = jax.lax.scan(advance, start, (jnp.arange(steps), inputs.ridge, pull))
         free, response = propagator[:, 0], propagator[:, 1:]
         toward = -eigenvalue * response @ gradients.teacher
-        correlation = (
-            student_scale**2 * jnp.outer(free, free)
-            + teacher_scale**2 * jnp.outer(toward, toward)
-            + eigenvalue / problem.delta * response @ gradients.correlation @ response.T
-        )
-        return correlation, teacher_scale**2 * toward, response
+        gaussian = eigenvalue / problem.delta * response @ gradients.correlation @ response.T
+        correlation = student_scale**2 * jnp.outer(free, free) + teacher_scale**2 * jnp.outer(toward, toward) + gaussian
+        entries = jnp.stack([teacher_scale * toward, student_scale * free], axis=1)
+        return (correlation, teacher_scale**2 * toward, response), (entries, jnp.diagonal(gaussian))
 
     # Each column is one normal of its own here.
     scales = jnp.moveaxis(jnp.diagonal(problem.initial, axis1=1, axis2=2), 1, 0)
-    correlation, overlap, response = jax.vmap(group)(features.eigenvalues, *scales)
+    moments, (entries, variance) = jax.vmap(group)(features.eigenvalues, *scales)
     shares = features.weights * features.eigenvalues
-    kernels = Kernels(*(jnp.tensordot(shares, a, 1) for a in (correlation, overlap, response)))
-    return kernels, features.weights @ jnp.diagonal(correlation, axis1=1, axis2=2)
+    kernels = Kernels(*(jnp.tensordot(shares, a, 1) for a in moments))
+    norm = features.weights @ jnp.diagonal(moments[0], axis1=1, axis2=2)
+    return kernels, Law(norm, jnp.swapaxes(entries, 0, 1), jnp.swapaxes(variance, 0, 1))
+
+
+def _weight_metrics(problem: Problem, law: Law, weights: dict[str, AbstractWeightMetric]) -> dict[str, Float[Array, "time ..."]]:
+    if not weights:
+        return {}
+    nodes, theta_star = coordinate_nodes(problem)
+
+    def at(law):
+        entries, variance = law
+        theta = linear_values(entries[None], variance[:, None, None], nodes)
+        return weight_means(weights, problem.task, theta, theta_star, problem.features.weights)
+
+    return jax.lax.map(at, (law.entries, law.variance))
 
 
 def _semidefinite_cholesky(covariance: Float[Array, "time time"], size: Float[Array, " time"]) -> Float[Array, "time time"]:

@@ -8,7 +8,9 @@ from jax.sharding import Mesh
 from jaxtyping import Array
 
 from .._checks import check_count, check_instance, check_key, check_real, is_concrete, numbers_to_arrays
+from .._measure import check_metrics
 from ..grid import TimeGrid
+from ..metrics import AbstractFieldMetric, AbstractWeightMetric
 from ..noise import AbstractNoise, Bernoulli, NoNoise, Poisson
 from ..observables import Observables, mean_and_error
 from ..problem import Problem, check_problem
@@ -48,6 +50,7 @@ def solve(
     estimate_bias: bool = False,
     throw: bool = True,
     mesh: Mesh | None = None,
+    metrics: dict[str, AbstractFieldMetric | AbstractWeightMetric] | None = None,
 ) -> Solution:
     """Exact asymptotic (d -> infinity) train and test behavior of multi-pass SGD, by dynamical mean-field theory.
 
@@ -81,6 +84,9 @@ def solve(
       of "samples" must be a power of two, that of "replicates" must divide `replicates`. A solve's arrays of size samples never
       leave their device; the solution is on all of them.
 
+    - `metrics`: by name, any other quantities of a sample's (r, y) or of a coordinate's (theta, theta_star), see
+      `dmftopt.metrics`. Results are in `train_metrics`, `test_metrics` and `weight_metrics`.
+
     Reverse-mode differentiable (memory O(samples * steps)) in everything real in `problem`, `protocol` and `grid`; Poisson
     counts are not differentiable in batch size, delta or times, nor Bernoulli draws in the fraction: asking is an error. First
     derivatives only: with several columns or a loss with kinks second derivatives would be wrong.
@@ -91,12 +97,14 @@ def solve(
     step = _check(problem, protocol, grid, noise, step, solver, samples, replicates, richardson, key)
     protocol = protocol.in_continuous_time() if step.continuous else protocol
     mesh = check_mesh(mesh, samples, replicates)
-    problem, noise, solver, grid = numbers_to_arrays((problem, noise, solver, grid))
+    asked = check_metrics(metrics, problem)
+    problem, noise, solver, grid, asked = numbers_to_arrays((problem, noise, solver, grid, asked))
     grids = (grid, grid.refined()) if richardson else (grid,)
     values = tuple(_read(protocol, g, step, noise) for g in grids)
     settings = Statistics(samples, replicates, grid.steps, richardson)
-    problem, noise, step, solver, grids, values, key = replicated((problem, noise, step, solver, grids, values, key), mesh)
-    solution = _solve(problem, noise, step, solver, grids, values, key, settings, estimate_bias, mesh)
+    given = (problem, noise, step, solver, grids, values, asked, key)
+    problem, noise, step, solver, grids, values, asked, key = replicated(given, mesh)
+    solution = _solve(problem, noise, step, solver, grids, values, asked, key, settings, estimate_bias, mesh)
     code = solution.result._value
     if throw and is_concrete(code) and np.ndim(code) == 0 and bool(solution.result != RESULTS.successful):
         failed = solution.times[int(jnp.argmin(jnp.isfinite(solution.test_risk)))]
@@ -106,14 +114,14 @@ def solve(
 
 @eqx.filter_jit
 def _solve(
-    problem, noise, step, solver, grids, values, key, settings: Statistics, estimate_bias: bool, mesh: Mesh | None
+    problem, noise, step, solver, grids, values, metrics, key, settings: Statistics, estimate_bias: bool, mesh: Mesh | None
 ) -> Solution:
     keys = jax.random.split(key, settings.replicates)
 
     def replicate(key):
         # Some accelerators multiply float32 matrices in 10 bits by default; orthogonality would not survive that.
         with jax.default_matmul_precision("highest"):
-            return _replicate(problem, noise, step, solver, grids, values, key, settings.samples, estimate_bias, mesh)
+            return _replicate(problem, noise, step, solver, grids, values, metrics, key, settings.samples, estimate_bias, mesh)
 
     parts = axis_size(mesh, REPLICATES)
     if settings.replicates == 1:
@@ -136,7 +144,7 @@ def _solve(
     return constrained(solution, mesh)
 
 
-def _replicate(problem, noise, step, solver, grids, values, key, samples, estimate_bias, mesh):
+def _replicate(problem, noise, step, solver, grids, values, metrics, key, samples, estimate_bias, mesh):
     """Observables, their difference to half the samples' (or None), and whether the solver converged."""
     rates = [v.batch_size * g.step_sizes / problem.delta for g, v in zip(grids, values, strict=True)]
     # Drawn on the finest grid; a coarser level uses the same randomness, summed over pairs of steps.
@@ -152,7 +160,7 @@ def _replicate(problem, noise, step, solver, grids, values, key, samples, estima
             deviation = noise.deviation(value.noisy_rate, grid.step_sizes, rate)
             ratio = jnp.append(0.0, grid.step_sizes[1:] / grid.step_sizes[:-1])
             inputs = Inputs(drift, deviation, value.shrinkage * grid.step_sizes, ratio, noise.skewness(rate), value.momentum)
-            levels.append(solver.run(problem, noise, step, inputs, select(p)))
+            levels.append(solver.run(problem, noise, step, inputs, select(p), metrics))
         observables, converged = zip(*levels, strict=True)
         # A sample whose gradient jumps starts or stops being moved at some time within a step: an error of first order.
         order = 1 if problem.task.jumps and not noise.deterministic else step.order

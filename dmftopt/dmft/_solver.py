@@ -7,6 +7,7 @@ from typing import Protocol as Structure
 import equinox as eqx
 from jaxtyping import Array, Bool, Float
 
+from .._measure import Metrics
 from ..grid import TimeGrid
 from ..noise import AbstractNoise
 from ..observables import Observables
@@ -63,6 +64,6 @@ class AbstractSolver(eqx.Module):
 
     @abc.abstractmethod
     def run(
-        self, problem: Problem, noise: AbstractNoise, step: AbstractStep, inputs: Inputs, points
+        self, problem: Problem, noise: AbstractNoise, step: AbstractStep, inputs: Inputs, points, metrics: Metrics
     ) -> tuple[Observables, Bool[Array, ""]]:
-        """Observables at all grid times, and whether the solver met its own tolerance."""
+        """Observables at all grid times, those of `metrics` among them, and whether the solver met its own tolerance."""

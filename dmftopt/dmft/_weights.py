@@ -13,6 +13,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from .._matrices import inverse_root, rank_floor, square_root, triangular_root
+from .._measure import linear_values
+from ..priors import orthonormal_entries
 from ..problem import Problem
 from ._orthogonal import DROP, block_drop
 from ._step import Factors
@@ -35,6 +37,11 @@ class Coefficients(NamedTuple):
 
     share = 1.0
 
+    def values(self, theta: Float[Array, "m group basis"], nodes: Float[Array, "m_star+2m node"]) -> Float[Array, "m group node"]:
+        """Of theta itself, at the nodes of `coordinate_nodes`: the zetas add up to Gaussians."""
+        of_zetas = theta[..., self.start :]
+        return linear_values(theta[..., : self.start], jnp.einsum("agz,bgz->gab", of_zetas, of_zetas), nodes)
+
     def on_zetas(self, theta: Float[Array, "m group basis"]) -> Float[Array, "m group zeta"]:
         """E[theta zeta] in each group."""
         return theta[..., self.start :]
@@ -51,6 +58,9 @@ class Particles(NamedTuple):
     @property
     def share(self) -> float:
         return 1 / self.zetas.shape[1]
+
+    def values(self, theta: Float[Array, "m group particle"], nodes: None) -> Float[Array, "m group particle"]:
+        return theta
 
     def on_zetas(self, theta: Float[Array, "m group particle"]) -> Float[Array, "m group zeta"]:
         return self.share * (theta @ self.zetas.T)
@@ -79,15 +89,7 @@ def particles(
     All are made orthonormal in the sample. This changes them by sampling error only, and then what is linear in them (all
     there is, with the ridge) has none.
     """
-    columns: list[Array] = []
-    for prior, normals in zip(
-        [problem.teacher_prior] * problem.m_star + [problem.student_prior] * problem.m, entries, strict=True
-    ):
-        column = prior.entries(normals)
-        for earlier in columns:
-            column = column - jnp.mean(column * earlier) * earlier
-        columns.append(column / jnp.sqrt(jnp.mean(column**2)))
-    standard = jnp.stack(columns)
+    standard = orthonormal_entries([problem.teacher_prior] * problem.m_star + [problem.student_prior] * problem.m, entries)
     share = 1 / entries.shape[1]
     zetas = zetas - share * (zetas @ standard.T) @ standard
     zetas = _inverse_root_near_one(share * zetas @ zetas.T) @ zetas
@@ -114,6 +116,11 @@ def _start(problem: Problem, entries: Float[Array, "m_star+m group basis"]) -> S
         return Start(entries[problem.m_star :], teacher, jnp.eye(problem.m_star))
     known = jnp.tensordot(inverse_root(rho, rank_floor(rho)), teacher, 1)
     return Start(entries[problem.m_star :], known, square_root(rho, rank_floor(rho)))
+
+
+def teacher(start: Start, features) -> Float[Array, "m_star group basis"]:
+    """theta_star."""
+    return jnp.tensordot(start.root, start.known, 1) / jnp.sqrt(features.eigenvalues)[:, None]
 
 
 class Reading(NamedTuple):

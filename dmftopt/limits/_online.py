@@ -1,5 +1,6 @@
 """delta -> infinity: every sample is seen once."""
 
+import dataclasses
 from typing import Any
 
 import equinox as eqx
@@ -9,7 +10,9 @@ from jaxtyping import Array, Float
 
 from .._checks import numbers_to_arrays
 from .._matrices import inverse_root, rank_floor, square_root
+from .._measure import NOTHING, Measured, Metrics, check_metrics, coordinate_nodes, linear_values, weight_means
 from ..grid import TimeGrid
+from ..metrics import AbstractFieldMetric, AbstractWeightMetric
 from ..noise import AbstractNoise, Poisson
 from ..observables import from_kernel
 from ..problem import Problem
@@ -30,7 +33,13 @@ from ._result import (
 
 
 def online(
-    problem: Problem, protocol: Protocol, grid: TimeGrid, *, noise: AbstractNoise = Poisson(), tolerance: float | None = None
+    problem: Problem,
+    protocol: Protocol,
+    grid: TimeGrid,
+    *,
+    noise: AbstractNoise = Poisson(),
+    tolerance: float | None = None,
+    metrics: dict[str, AbstractFieldMetric | AbstractWeightMetric] | None = None,
 ) -> Limit:
     """SGD in the limit d -> infinity where no sample is seen twice, delta -> infinity (`problem.delta` is ignored). Any task.
 
@@ -48,13 +57,14 @@ def online(
     b = E[l 1_c^T].
 
     Nothing else is random in this limit: `noise` Poisson() and Brownian() coincide, and NoNoise() drops the eta²/B term.
-    train_loss = test_risk and train_error = test_error.
+    train_loss = test_risk, train_error = test_error, train_metrics = test_metrics.
 
     - `grid`: times of observation; the equations are stepped adaptively with relative error `tolerance` (default 1e-6 in
       float64, 1e-5 in float32) by diffrax's Tsit5. Expectations over (w_star, label) are as good as the task's
       `population`; those of tasks with several columns are taken in closed form where the task has it
       (erf committees), otherwise over 8192 fixed low-discrepancy points and their mirror images: good to about 1e-4 at a time,
       which a plateau magnifies.
+    - `metrics`: by name, any other quantities, see `dmftopt.metrics`.
 
     Reverse-mode differentiable in everything real. Sources: Saad and Solla, Phys. Rev. E 52 (1995) 4225; Goldt et al.,
     arXiv:1906.08632. Raises TypeError for other noise, ValueError for a schedule outside its domain, FloatingPointError where
@@ -63,13 +73,16 @@ def online(
     protocol = check_continuous(problem, protocol, grid, noise)
     if tolerance is None:
         tolerance = 1e-6 if grid.times.dtype == jnp.float64 else 1e-5
-    problem, protocol = numbers_to_arrays((problem, protocol))
-    limit = _online(problem, protocol, grid, noise.deterministic, tolerance)
+    asked = check_metrics(metrics, problem)
+    problem, protocol, asked = numbers_to_arrays((problem, protocol, asked))
+    limit = _online(problem, protocol, grid, noise.deterministic, tolerance, asked)
     return finish(limit, "Lower the learning rate or raise the batch size; if it is stable, raise tolerance.")
 
 
 @eqx.filter_jit
-def _online(problem: Problem, protocol: Protocol, grid: TimeGrid, deterministic: bool, tolerance: float) -> Limit:
+def _online(
+    problem: Problem, protocol: Protocol, grid: TimeGrid, deterministic: bool, tolerance: float, metrics: Metrics
+) -> Limit:
     times, m, m_star = grid.times, problem.m, problem.m_star
     features, initial = problem.features, problem.initial.astype(times.dtype)
     lam, shares = (positive_or_one(a.astype(times.dtype)) for a in (features.eigenvalues, features.weights))
@@ -130,8 +143,23 @@ def _online(problem: Problem, protocol: Protocol, grid: TimeGrid, deterministic:
     overlap = jnp.einsum("a,taik,ajk->tij", shares * lam, steady, teacher)
     norm, _ = jax.vmap(lambda g, p, v: moments(g, p, v, shares))(g, p, v)
     response = jnp.einsum("a,tsaij->tsij", shares * lam, propagators)[:, 1:]
-    observables = fresh(problem, correlation, overlap, norm, rho, response)
+    measured = Measured(metrics.fields, {}, _weight_metrics(problem, steady, v, metrics.weights))
+    observables = fresh(problem, correlation, overlap, norm, rho, response, measured=measured)
     return Limit(times, blank_unless(in_domain(problem, protocol, times, deterministic), observables))
+
+
+def _weight_metrics(problem: Problem, steady, v, weights: dict[str, AbstractWeightMetric]) -> dict[str, Float[Array, "time ..."]]:
+    """Of theta with coefficients `steady` (time, group, m, m_star + m) on the entries at the start, and Gaussian rest of
+    covariance v (time, group, m, m)."""
+    if not weights:
+        return {}
+    nodes, theta_star = coordinate_nodes(problem)
+
+    def at(law):
+        theta = linear_values(jnp.swapaxes(law[0], 0, 1), law[1], nodes)
+        return weight_means(weights, problem.task, theta, theta_star, problem.features.weights)
+
+    return jax.lax.map(at, (steady, v))
 
 
 def _averages(task: AbstractTask, Q: Array, O: Array, rho: Array) -> tuple[Array, Array, Array]:
@@ -180,13 +208,16 @@ def _several(task: AbstractTask, Q: Array, O: Array, rho: Array) -> tuple[Array,
 
 
 def fresh(
-    problem: Problem, correlation: Array, overlap: Array, norm: Array, rho: Array, response: Float[Array, "time step m m"]
+    problem: Problem,
+    correlation: Array,
+    overlap: Array,
+    norm: Array,
+    rho: Array,
+    response: Float[Array, "time step m m"],
+    *,
+    measured: Measured = NOTHING,
 ) -> Any:
     """Observables where every training sample is as good as a fresh one."""
-    observables = from_kernel(problem, correlation, overlap, norm, None, None, rho, response)
-    return eqx.tree_at(
-        lambda o: (o.train_loss, o.train_error),
-        observables,
-        (observables.test_risk, observables.test_error),
-        is_leaf=lambda x: x is None,
-    )
+    observables = from_kernel(problem, correlation, overlap, norm, None, None, rho, response, measured)
+    of_samples = {"train_loss": observables.test_risk, "train_error": observables.test_error}
+    return dataclasses.replace(observables, **of_samples, train_metrics=observables.test_metrics)

@@ -8,6 +8,7 @@ import numpy as np
 from jax.scipy.special import ndtri
 from jaxtyping import Array, Float
 
+from .._measure import Measured, Metrics, field_sums, weight_means
 from ..observables import Observables, from_kernel
 from ..priors import Normal
 from ..problem import Problem
@@ -83,7 +84,7 @@ def _by_rank(normals: Float[Array, " d"], sizes: tuple[int, ...]) -> Float[Array
     return ndtri(jnp.concatenate([(rank + 0.5) / max(size, 1) for rank, size in zip(ranks, sizes, strict=True)]))
 
 
-def observe(problem: Problem, instance: Instance, path: Float[Array, "time m d"]) -> Observables:
+def observe(problem: Problem, instance: Instance, path: Float[Array, "time m d"], metrics: Metrics) -> Observables:
     """Observables along a path of weights."""
     dimension = path.shape[-1]
     fields = jnp.moveaxis(path @ instance.features.T, 1, 0)
@@ -91,6 +92,13 @@ def observe(problem: Problem, instance: Instance, path: Float[Array, "time m d"]
     error = tasks.error(problem.task, fields, y)
     weighted = path * instance.eigenvalues
     teacher = instance.teacher
+
+    def measure(theta):
+        sums = field_sums(metrics.fields, problem.task, theta @ instance.features.T, instance.labels, mirror=False)
+        coordinates = weight_means(metrics.weights, problem.task, theta[:, None], teacher[:, None], jnp.ones(1, theta.dtype))
+        return jax.tree.map(lambda a: a / instance.labels.size, sums), coordinates
+
+    train_metrics, weight_metrics = jax.lax.map(measure, path) if any(metrics) else ({}, {})
     return from_kernel(
         problem,
         jnp.einsum("tad,sbd->tsab", weighted, path) / dimension,
@@ -99,4 +107,5 @@ def observe(problem: Problem, instance: Instance, path: Float[Array, "time m d"]
         jnp.mean(tasks.loss(problem.task, fields, y), axis=1),
         None if error is None else jnp.mean(error, axis=1),
         (teacher * instance.eigenvalues) @ teacher.T / dimension,
+        measured=Measured(metrics.fields, train_metrics, weight_metrics),
     )

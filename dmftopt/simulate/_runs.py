@@ -8,7 +8,9 @@ import numpy as np
 from jaxtyping import Array
 
 from .._checks import check_count, check_instance, check_key, check_real, is_concrete, numbers_to_arrays
+from .._measure import check_metrics
 from ..grid import TimeGrid, record_steps
+from ..metrics import AbstractFieldMetric, AbstractWeightMetric
 from ..noise import Bernoulli, NoNoise
 from ..observables import mean_and_error
 from ..problem import Problem
@@ -27,6 +29,7 @@ def sgd(
     runs: int,
     key: Array,
     records: Any = 40,
+    metrics: dict[str, AbstractFieldMetric | AbstractWeightMetric] | None = None,
 ) -> Simulation:
     """Ordinary SGD, step by step: theta <- theta - eta [ (1/B) sum_{i in batch} x_i l(x_i·theta, y_i) + ridge h(theta) / d ],
     with the regularizer's gradient h (theta for the ridge), and with the protocol's momentum if it has one.
@@ -36,9 +39,12 @@ def sgd(
     with that mean, keeping the factor 1/B (which is what the Poisson noise of the solver describes). Returns means and standard
     errors over `runs`, observed at `records` + 1 equally spaced times, or at the increasing times `records` (from 0 to
     `horizon`, for example `grid.times`), each rounded to a step.
+
+    `metrics`: by name, any other quantities, see `dmftopt.metrics`.
     """
     sizes, samples, at = recorded(problem, protocol, horizon, dimension, runs, key, records)
-    return _runs(problem, sizes, samples, runs, key, jnp.asarray(at / dimension), (protocol, jnp.asarray(at)), step_through)
+    arguments = protocol, jnp.asarray(at)
+    return _runs(problem, sizes, samples, runs, key, jnp.asarray(at / dimension), arguments, step_through, metrics)
 
 
 def sgf(
@@ -50,6 +56,7 @@ def sgf(
     runs: int,
     key: Array,
     substeps: int = 8,
+    metrics: dict[str, AbstractFieldMetric | AbstractWeightMetric] | None = None,
 ) -> Simulation:
     """Stochastic gradient flow, the Itô SDE
 
@@ -59,7 +66,7 @@ def sgf(
     step of `grid`, observed at the grid's times. Returns means and standard errors over `runs`.
 
     The scheme's own error is of first order: with learning rate times the largest eigenvalue well above 1, 8 substeps of a
-    coarse grid can be 4% off in the overlap. Double `substeps` and look.
+    coarse grid can be 4% off in the overlap. Double `substeps` and look. `metrics` as in `sgd`.
     """
     check_instance("grid", grid, TimeGrid, "Build it with dmftopt.TimeGrid.uniform(horizon, steps).")
     check_count("substeps", substeps)
@@ -67,7 +74,8 @@ def sgf(
     _check_protocol(protocol, grid.times)
     fine = grid.times[:-1, None] + grid.step_sizes[:, None] * jnp.linspace(0, 1, substeps, endpoint=False)
     fine = jnp.append(fine.ravel(), grid.times[-1])
-    return _runs(problem, sizes, samples, runs, key, grid.times, (protocol.in_continuous_time(), grid.times, fine), diffuse)
+    arguments = (protocol.in_continuous_time(), grid.times, fine)
+    return _runs(problem, sizes, samples, runs, key, grid.times, arguments, diffuse, metrics)
 
 
 def gradient_descent(
@@ -79,6 +87,7 @@ def gradient_descent(
     runs: int,
     key: Array,
     noise: NoNoise | Bernoulli = NoNoise(),
+    metrics: dict[str, AbstractFieldMetric | AbstractWeightMetric] | None = None,
 ) -> Simulation:
     """Gradient descent with one update per step D of `grid`, exactly as `solve` with `DiscreteStep`:
 
@@ -86,6 +95,7 @@ def gradient_descent(
 
     with M = eta D for `noise.NoNoise()` (full batch), and M = (eta D / b) s, s ~ Bernoulli(b) for `noise.Bernoulli(b)`, and the
     protocol's momentum if it has one. It is read at the start of each step. Returns means and standard errors over `runs`.
+    `metrics` as in `sgd`.
     """
     check_instance("grid", grid, TimeGrid, "Build it with dmftopt.TimeGrid.uniform(horizon, steps).")
     if not isinstance(noise, (NoNoise, Bernoulli)):
@@ -93,7 +103,7 @@ def gradient_descent(
     sizes, samples = _check(problem, protocol, dimension, runs, key)
     _check_protocol(protocol, grid.times[:-1])
     fraction = jnp.asarray(noise.fraction if isinstance(noise, Bernoulli) else 1.0, dtype=float)
-    return _runs(problem, sizes, samples, runs, key, grid.times, (protocol, grid.times, fraction), descend)
+    return _runs(problem, sizes, samples, runs, key, grid.times, (protocol, grid.times, fraction), descend, metrics)
 
 
 def recorded(problem, protocol, horizon, dimension, runs, key, records) -> tuple[tuple[int, ...], int, np.ndarray]:
@@ -104,8 +114,9 @@ def recorded(problem, protocol, horizon, dimension, runs, key, records) -> tuple
     return sizes, samples, at
 
 
-def _runs(problem, sizes, samples, runs, key, times, arguments: Any, algorithm: Callable) -> Simulation:
-    mean, error = over_runs(problem, sizes, samples, runs, key, arguments, algorithm, observe)
+def _runs(problem, sizes, samples, runs, key, times, arguments: Any, algorithm: Callable, metrics) -> Simulation:
+    measure = eqx.Partial(observe, metrics=check_metrics(metrics, problem))
+    mean, error = over_runs(problem, sizes, samples, runs, key, arguments, algorithm, measure)
     for name in ("test_risk", "train_loss", "student_overlap"):
         value = getattr(mean, name)
         if is_concrete(value) and not bool(jnp.all(jnp.isfinite(value))):
@@ -115,7 +126,7 @@ def _runs(problem, sizes, samples, runs, key, times, arguments: Any, algorithm: 
 
 def over_runs(problem, sizes, samples, runs, key, arguments: Any, algorithm: Callable, measure: Callable) -> tuple[Any, Any]:
     """Mean and standard error over runs of measure(problem, instance, algorithm(problem, instance, key, *arguments))."""
-    problem, arguments = numbers_to_arrays((problem, arguments))
+    problem, arguments, measure = numbers_to_arrays((problem, arguments, measure))
     return _compiled(problem, sizes, samples, arguments, jax.random.split(key, runs), algorithm, measure)
 
 

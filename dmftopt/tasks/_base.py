@@ -54,6 +54,12 @@ class AbstractTask(eqx.Module):
         return False
 
     @property
+    def mirrored(self) -> bool:
+        """Whether `sample` draws only one of every two mirror images (w_star, y) and (-w_star, -y), which are equally likely and
+        have the same loss, r being mirrored too. Metrics may tell them apart, and are averaged over both."""
+        return False
+
+    @property
     def kink_width(self) -> float:
         """0 for a loss with a continuous gradient. Where the gradient jumps (a hinge, ReLU units), a positive width: derivatives
         of the gradient are then taken as differences over this distance to either side, in units of the fields. Automatic
@@ -90,6 +96,11 @@ class AbstractTask(eqx.Module):
 
     def error(self, r: Float[Array, "..."], y: Float[Array, "..."]) -> Float[Array, "..."] | None:
         """0-1 error of the prediction, or None where the task is not a classification."""
+        return None
+
+    def scores(self, r: Float[Array, "..."], y: Float[Array, ""]) -> tuple[Float[Array, " class"], Float[Array, ""]] | None:
+        """Of one sample: scores of the classes, the largest of which is predicted, and the number 0, 1, ... of the label's class,
+        as a float. None where the task is not a classification. `metrics.Margins` and `metrics.Confusion` need it."""
         return None
 
     @property
@@ -147,26 +158,32 @@ class AbstractTask(eqx.Module):
         return None
 
     def fresh(
-        self, rho: Float[Array, "m_star m_star"]
+        self, rho: Float[Array, "m_star m_star"], points: Float[Array, "m_star+1+m node"] | None = None
     ) -> tuple[Float[Array, "m_star node"], Float[Array, " node"], Float[Array, "m node"]]:
-        """Nodes of equal weight for tasks with several columns: the teacher's fields as in `sample`, the label, and normals
-        for what else the student's fields are made of."""
+        """Nodes of equal weight: the teacher's fields as in `sample`, the label, and normals for what else the student's fields
+        are made of. `points`: the uniforms to make them of, instead of 8192 fixed ones."""
         teachers, columns = self.teacher_columns or 1, self.columns or 1
-        points = jnp.asarray(uniform_points(teachers + 1 + columns), rho.dtype)
+        points = jnp.asarray(uniform_points(teachers + 1 + columns) if points is None else points, rho.dtype)
         root = square_root(rho, rank_floor(rho))
         if self.teacher_columns is None:
             xi, y = self.sample(points[0], points[1], root[0, 0])
             return xi[None], y, ndtri(points[2:])
         return *self.sample(points[:teachers], points[teachers], root), ndtri(points[teachers + 1 :])
 
+    def student_fields(
+        self, Q: Float[Array, "m m"], O: Float[Array, "m m_star"], rho: Float[Array, "m_star m_star"]
+    ) -> tuple[Float[Array, "m m_star"], Float[Array, "m m"]]:
+        """The student's fields on a fresh sample, as matrices that act on the first and the last of what `fresh` returns."""
+        to_known = O if self.mixture else O @ inverse_root(rho, rank_floor(rho))
+        rest = Q if self.mixture else Q - to_known @ to_known.T
+        return to_known, square_root(rest, rank_floor(Q))
+
     def _population_mean(self, function, Q, O, rho):
         dtype = jnp.asarray(Q).dtype
         if self.columns is not None:
             known, y, z = self.fresh(rho)
-            to_known = O if self.mixture else O @ inverse_root(rho, rank_floor(rho))
-            rest = Q if self.mixture else Q - to_known @ to_known.T
-            w = to_known @ known + square_root(rest, rank_floor(Q)) @ z
-            return jnp.mean(jax.vmap(function, in_axes=(1, 0))(w, y))
+            to_known, root = self.student_fields(Q, O, rho)
+            return jnp.mean(jax.vmap(function, in_axes=(1, 0))(to_known @ known + root @ z, y))
         xi, y, shares = self.population(safe_sqrt(jnp.asarray(rho, dtype)))
         nodes, weights = gauss_hermite(15, dtype)
 

@@ -72,8 +72,15 @@ class AbstractClassification(AbstractTask):
             probability = jnp.where(w_star > 0, 1 - self.flip_probability, self.flip_probability)
         return jnp.where(noise < probability, 1.0, -1.0).astype(jnp.result_type(w_star))
 
+    @property
+    def mirrored(self):
+        return True
+
     def error(self, r, y):
         return 0.5 * (1 - jnp.sign(y * r))
+
+    def scores(self, r, y):
+        return signed_scores(r, y)
 
     def sample(self, u_teacher, u_label, teacher_scale):
         scale = jnp.asarray(teacher_scale, dtype=u_teacher.dtype)
@@ -157,6 +164,11 @@ _UNIT = panels(np.array([0.0, 1.0]), 64)
 
 # Panels on the positive half line: the narrow ones near 0 resolve label laws and losses as steep as sigmoid(20 z).
 _PANELS = panels(np.array([0.0, 0.3, 1.0, 2.0, 3.5, 5.5, 8.5]), 12)
+
+
+def signed_scores(r: Float[Array, ""], y: Float[Array, ""]) -> tuple[Float[Array, "2"], Float[Array, ""]]:
+    """`AbstractTask.scores` of one field and labels ±1: the scores differ by r."""
+    return 0.5 * jnp.stack([-r, r]), 0.5 * (y + 1)
 
 
 def _logistic_noise():

@@ -9,6 +9,7 @@ from jaxtyping import Array, Float
 
 from ..quadrature import gaussian_nodes, safe_sqrt
 from ._base import AbstractTask
+from ._classification import signed_scores
 from ._softmax import cross_entropy, multiclass_error
 
 _LOSSES = ("logistic", "squared", "hinge", "softmax")
@@ -87,6 +88,9 @@ class GaussianMixture(AbstractTask):
 
     def error(self, r, y):
         return multiclass_error(r, y) if self.loss_name == "softmax" else 0.5 * (1 - jnp.sign(y * r[0]))
+
+    def scores(self, r, y):
+        return (r, y) if self.loss_name == "softmax" else signed_scores(r[0], y)
 
     def label(self, w_star, noise):
         """Label of the cluster whose indicator is `w_star`."""

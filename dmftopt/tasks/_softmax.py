@@ -49,6 +49,9 @@ class Softmax(AbstractTask):
     def error(self, r, y):
         return multiclass_error(r, y)
 
+    def scores(self, r, y):
+        return r, y
+
     def label(self, w_star, noise):
         if self.labels == "argmax":
             return jnp.argmax(w_star).astype(w_star.dtype)

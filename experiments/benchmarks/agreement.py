@@ -81,16 +81,18 @@ def cases(settings: Settings) -> Iterator[tuple[str, Callable]]:
 
     def sgf(problem, protocol, key):
         solution = dmftopt.solve(problem, protocol, grid, noise=dmftopt.noise.Brownian(), richardson=True, **options)
-        size = {"dimension": settings.sgf_dimension, "runs": settings.sgf_runs, "substeps": settings.sgf_substeps}
-        return solution, dmftopt.simulate.sgf(problem, protocol, grid, key=key, **size)
+        dimension, runs, substeps = settings.sgf_dimension, settings.sgf_runs, settings.sgf_substeps
+        return solution, dmftopt.simulate.sgf(problem, protocol, grid, key=key, dimension=dimension, runs=runs, substeps=substeps)
 
     def descent(noise):
         def run(problem, protocol, key):
             coarse = dmftopt.TimeGrid.uniform(8.0, 32)
             step = dmftopt.DiscreteStep()
             solution = dmftopt.solve(problem, protocol, coarse, noise=noise, step=step, **options)
-            size = {"dimension": settings.dimension, "runs": settings.runs}
-            return solution, dmftopt.simulate.gradient_descent(problem, protocol, coarse, noise=noise, key=key, **size)
+            dimension, runs = settings.dimension, settings.runs
+            return solution, dmftopt.simulate.gradient_descent(
+                problem, protocol, coarse, noise=noise, key=key, dimension=dimension, runs=runs
+            )
 
         return run
 

@@ -141,7 +141,7 @@ class AbstractTask(eqx.Module):
 
         By default the nodes of `population` over (w_star, label noise) times 15 Gauss-Hermite nodes over w given w_star.
         Override it where a closed form exists. With several columns Q is (m, m), O (m, m_star), rho (m_star, m_star), and the
-        default 8192 fixed low-discrepancy points, good to about 1e-4 for smooth losses and 5e-3 for 0-1 errors.
+        default 8192 fixed low-discrepancy points: good to about 5e-4 for smooth losses and labels, 5e-3 for those that jump.
         """
         return self._population_mean(self.loss, Q, O, rho)
 

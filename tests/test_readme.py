@@ -16,6 +16,12 @@ risk = dmftopt.solve(task_problem, protocol, grid, samples=256, key=jax.random.k
 assert solution.test_risk.shape == solution.times.shape == (81,) and solution.correlation.shape == (81, 81, 1, 1)
 assert found.report["optimized"].mean < found.report["initial"].mean
 assert 0 < float(risk[-1]) < float(risk[0])
+# Of the multipliers' law the squared loss feels two moments only, which Bernoulli(1/2) shares.
+same = {"problem": squares, "protocol": dmftopt.Protocol(0.2), "grid": updates, "key": jax.random.key(0)}
+half = dmftopt.solve(**same, noise=dmftopt.noise.Bernoulli(0.5))
+assert np.allclose(bootstrap.student_overlap, half.student_overlap, rtol=0.02)
+full = dmftopt.solve(**same, noise=dmftopt.noise.NoNoise(), step=dmftopt.DiscreteStep())
+assert not np.allclose(bootstrap.student_overlap, full.student_overlap, rtol=0.05)
 """
     script = tmp_path / "readme.py"
     script.write_text("\n".join([*blocks, use]))

@@ -46,6 +46,14 @@ def central_difference(f, h):
     return (8 * (f(h) - f(-h)) - (f(2 * h) - f(-2 * h))) / (12 * h)
 
 
+def continued(grid: dmftopt.TimeGrid, steps: int) -> dmftopt.TimeGrid:
+    """`grid` and as many more steps, hundredths of its last, as make `steps`. The solver is causal: up to the end of `grid` the
+    result is that on `grid`, by a program that grids of every length share. (Longer steps would take their share of the leading
+    dimensions of the quasi-random points.)"""
+    more = grid.times[-1] + 0.01 * grid.step_sizes[-1] * jnp.arange(1.0, steps - grid.steps + 1)
+    return dmftopt.TimeGrid(jnp.concatenate([grid.times, more]))
+
+
 def assert_within(result, expected, error, sigmas, slack=0.0):
     """|result - expected| <= sigmas * error + slack * max|expected|, everywhere."""
     result, expected, error = (np.asarray(a) for a in (result, expected, error))

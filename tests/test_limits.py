@@ -79,10 +79,10 @@ def test_least_squares_is_gradient_flow_over_marchenko_and_pastur():
     assert found.test_error is None and found.train_error is None
 
 
-@pytest.mark.parametrize("delta", [0.5, 2.0])
-def test_least_squares_is_sgd(delta):
-    """Gate: 3 standard errors over runs plus 0.5%, for the bias of order 1/d = 0.25% and the maximum over times."""
-    p = grouped(delta=delta)
+def test_least_squares_is_sgd():
+    """Gate: 3 standard errors over runs plus 0.5%, for the bias of order 1/d = 0.25% and the maximum over times. (At delta = 2
+    both are compared to the solver.)"""
+    p = grouped(delta=0.5)
     limit = limits.least_squares(p, DECAY, GRID)
     simulation = dmftopt.simulate.sgd(
         p, DECAY, horizon=5.0, dimension=400, runs=32, records=GRID.times[::4], key=jax.random.key(1)

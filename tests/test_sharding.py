@@ -162,6 +162,8 @@ def test_failure_is_raised_on_a_mesh():
         solve(mesh(samples=2), 1000.0, tasks.LeastSquares(), noise.NoNoise(), step=dmftopt.DiscreteStep())
 
 
+@partial(jax.jit, static_argnums=1)
+@partial(jax.value_and_grad, has_aux=True)
 def with_observables(rate, mesh):
     s = solve(mesh, rate, law=noise.Poisson())
     return s.test_risk[-1], s
@@ -179,7 +181,7 @@ import test_sharding as t
 
 assert jax.process_count() == 2 and jax.device_count() == 4
 mesh = jax.make_mesh((4,), ("samples",))
-result = jax.value_and_grad(t.with_observables, has_aux=True)(1.0, mesh)
+result = t.with_observables(1.0, mesh)
 np.savez(sys.argv[3], *jax.tree.leaves(jax.tree.map(np.asarray, result)))
 """
 
@@ -212,7 +214,7 @@ def test_two_processes(tmp_path):
         for worker in workers:
             worker.kill()
             worker.wait()
-    expected = jax.tree.leaves(jax.value_and_grad(with_observables, has_aux=True)(1.0, None))
+    expected = jax.tree.leaves(with_observables(1.0, None))
     for file in files:
         with np.load(file) as got:
             assert_same(list(got.values()), expected)

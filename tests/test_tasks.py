@@ -236,10 +236,10 @@ def test_gradient_of_the_solver_equals_central_differences(key, build):
         s = run(build(x[2]), x[0], teacher_scale=x[1], key=key)
         return s.test_risk[-1] + 0.3 * s.train_loss[-1] + 0.1 * s.norm[-1, 0, 0]
 
-    objective, x = jax.jit(objective), jnp.array([0.05, 1.1, 0.3])
-    gradient, step = jax.jit(jax.grad(objective))(x), 1e-5
+    f, x = jax.jit(jax.value_and_grad(objective)), jnp.array([0.05, 1.1, 0.3])
+    gradient, step = f(x)[1], 1e-5
     for i in range(3):
-        slope = central_difference(lambda h, i=i: objective(x.at[i].add(h)), step)
+        slope = central_difference(lambda h, i=i: f(x.at[i].add(h))[0], step)
         np.testing.assert_allclose(gradient[i], slope, rtol=1e-6, atol=1e-7)
 
 
@@ -248,7 +248,7 @@ def test_counts_have_no_derivative(key):
     task = ALL["Poisson"]
     with pytest.raises(ValueError, match="no derivative"):
         jax.grad(lambda scale: run(task, 0.5, teacher_scale=scale, samples=16, steps=2, key=key).test_risk[-1])(1.0)
-    rate = jax.grad(lambda rate: run(task, rate, samples=16, steps=2, key=key).test_risk[-1])(0.5)
+    rate = jax.jit(jax.grad(lambda rate: run(task, rate, samples=16, steps=2, key=key).test_risk[-1]))(0.5)
     assert np.isfinite(rate) and rate != 0
 
 
@@ -256,11 +256,12 @@ def test_kinks_of_the_gradient_are_differentiated_right(key):
     """Differences so large that thousands of samples cross the kinks; without the jumps the slope is off by 20%."""
 
     @jax.jit
+    @jax.value_and_grad
     def risk(rate):
         return run(tasks.Hinge(), rate, samples=2**14, steps=8, key=key).test_risk[-1]
 
-    slope = (risk(0.55) - risk(0.45)) / 0.1
-    np.testing.assert_allclose(jax.grad(risk)(0.5), slope, rtol=0.04)
+    slope = (risk(0.55)[0] - risk(0.45)[0]) / 0.1
+    np.testing.assert_allclose(risk(0.5)[1], slope, rtol=0.04)
 
 
 def test_an_explosion_ends_in_a_result_code(key):
@@ -288,7 +289,8 @@ def test_traced_parameters_outside_their_domain_end_in_a_result_code(key, build)
 def test_online_limit(key, task, rate, steps, tolerance):
     p = problem(task, delta=1e6)
     protocol, grid = dmftopt.Protocol(rate, 1.0, 0.1), dmftopt.TimeGrid.geometric(3.0, steps, ratio=5.0)
-    solution = dmftopt.solve(p, protocol, grid, samples=2**13, replicates=2, key=key)
+    # At this delta a Poisson count is 0 for every sample.
+    solution = dmftopt.solve(p, protocol, grid, noise=dmftopt.noise.Brownian(), samples=2**13, replicates=2, key=key)
     comparison = dmftopt.compare(solution, dmftopt.limits.online(p, protocol, grid))
     for name in ("test_risk", "student_overlap", "teacher_overlap", "correlation", "norm"):
         assert comparison.differences[name].excess(2, tolerance) <= 0, f"\n{comparison}"

@@ -28,5 +28,7 @@ from .optimize import baselines as baselines
 from .optimize import optimize as optimize
 from .problem import Problem as Problem
 from .protocol import Protocol as Protocol
+from .recipe import Recipe as Recipe
+from .recipe import recipe as recipe
 from .storage import load as load
 from .storage import save as save

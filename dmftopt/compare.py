@@ -89,6 +89,8 @@ def compare(first: AbstractResult, second: AbstractResult) -> Comparison:
         if name not in others or (name == "response" and not same):
             continue
         b = others[name]
+        if name == "response" and not bool(jnp.all(jnp.isfinite(a)) & jnp.all(jnp.isfinite(b))):
+            continue  # not determined, see AbstractResult.response
         squares = at(error(first, name, a), name) ** 2 + error(second, name, b) ** 2
         differences[name] = Difference(at(a, name) - b, jnp.sqrt(squares), b)
     return Comparison(second.times, differences)

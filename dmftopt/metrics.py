@@ -15,6 +15,8 @@ They are differentiable in reverse mode like everything else, in the arrays insi
 `jax.tree_util.Partial`), but not through jumps: what a metric that jumps gains by moving samples across is not seen, and
 histograms and confusions have derivative zero.
 
+Richardson extrapolates metrics too: bins that are nearly empty may come out slightly negative.
+
 A metric is compiled once for each function object: define functions outside of loops.
 """
 
@@ -51,7 +53,8 @@ class AbstractWeightMetric(eqx.Module):
 class Fields(AbstractFieldMetric):
     """E[function(r, y)] of any function of the fields and the label of one sample, with an array of any shape as its value.
 
-    For one field r is a scalar, for several columns (m,); y is a scalar. Booleans count as 0 and 1.
+    As in `task.loss`: r is a scalar where `task.columns` is None, otherwise (m,), also for m = 1 (a GaussianMixture, a Committee
+    of one unit); y is a scalar. Booleans count as 0 and 1.
     """
 
     function: Callable[..., Any]
@@ -66,8 +69,8 @@ class Fields(AbstractFieldMetric):
 class Weights(AbstractWeightMetric):
     """E[function(theta, theta_star)] of any function of one coordinate of student and teacher, with an array as its value.
 
-    theta is a scalar or, for several columns, (m,), theta_star a scalar or (m_star,). The mean is over all coordinates: over the
-    eigenvalue groups by their weights, not by their eigenvalues.
+    theta is a scalar where `task.columns` is None, otherwise (m,), theta_star likewise with `task.teacher_columns`. The mean is
+    over all coordinates: over the eigenvalue groups by their weights, not by their eigenvalues.
     """
 
     function: Callable[..., Any]

@@ -43,7 +43,8 @@ class AbstractNoise(eqx.Module):
         return jnp.asarray(True)
 
     def skewness(self, rate: Float[Array, " step"]) -> Float[Array, " step"]:
-        """Of the multiplier, where the law is that of a process in continuous time."""
+        """Of the multiplier, where the law is that of a process in continuous time. Not 0: it jumps, and all jumps are of one
+        size, deviation * skewness."""
         return jnp.zeros_like(rate)
 
     def coarsening(self, step: Float[Array, " step"], rate: Float[Array, " step"]) -> Float[Array, " step"]:

@@ -7,16 +7,22 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
+from ._checks import is_concrete
 from ._dataset import DESCRIPTIONS, METRICS, check_single_result, dataset
 from ._measure import NOTHING, Measured, test_means
 from .problem import Problem
 from .tasks import _columns as columns
 
 NO_RESPONSE = (
-    "This route computes no response. Use solve with gradient noise (and, with several columns, the ridge), "
-    "solver=FixedPoint(), or dmftopt.limits."
+    "This route computes no response. Use solve with gradient noise (and, with several columns, the ridge and no discrete "
+    "momentum), solver=FixedPoint(), or dmftopt.limits."
+)
+_UNDETERMINED = (
+    "The gradient noise does not determine the response: hidden units are equal (give them different initial overlaps), or the "
+    "learning rate is 0 at first (start with some)."
 )
 
 
@@ -33,7 +39,7 @@ class Observables(eqx.Module):
       `dmftopt.metrics`.
     - `response` (time, step, m, m): R(k, j), the feature-weighted mean effect E[lambda d theta(t_k) / d h] of a kick h that step
       j adds to theta(t_{j+1}): 1 at k = j + 1 (for features of mean eigenvalue 1), 0 before. None where a route has
-      none.
+      none. With a discrete momentum the kick is part of an update, which the next ones remember.
     """
 
     test_risk: Float[Array, " time"]
@@ -106,6 +112,9 @@ class AbstractResult(eqx.Module):
     def response(self) -> Float[Array, "time step m m"]:
         if self.observables.response is None:
             raise ValueError(NO_RESPONSE)
+        # NaN at the end alone is a solve that failed on the way.
+        if is_concrete(self.observables.response) and np.isnan(self.observables.response[..., 1:2, :1, :, :]).any():
+            raise ValueError(_UNDETERMINED)
         return self.observables.response
 
     @property

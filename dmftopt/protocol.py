@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
@@ -80,9 +81,11 @@ class _Amplified(eqx.Module):
     momentum: Callable
 
     def __call__(self, t: Any) -> Any:
-        momentum = self.momentum(t)
+        momentum = jnp.asarray(self.momentum(t), dtype=float)
         check_momentum(momentum)
-        return self.learning_rate(t) / (1 - momentum)
+        # Traced and outside its domain: a rate that every route knows to be invalid.
+        valid = (momentum >= 0) & (momentum < 1)
+        return jnp.where(valid, self.learning_rate(t) / (1 - jnp.where(valid, momentum, 0.0)), -1.0)
 
 
 def check_momentum(value: Any) -> None:

@@ -262,6 +262,28 @@ def test_responses_are_those_of_kicked_sgd():
     np.testing.assert_allclose(solution.response[j + 1 :, j] @ np.ones(3), shrunk[:, None] * np.ones(3), rtol=1e-5)
 
 
+def test_the_response_is_refused_where_noise_does_not_tell():
+    """Equal units: the noise never separates them, the loss would. In a step with the classes' shift it is told."""
+    options = {"grid": dmftopt.TimeGrid.uniform(2.0, 4), "samples": 64, "key": jax.random.key(0)}
+    equal = problem(tasks.Committee(2, 1, "erf"), initial_correlation=np.ones((3, 3)))
+    solution = dmftopt.solve(equal, PROTOCOL, **options)
+    assert np.isfinite(solution.test_risk).all() and "response" not in dmftopt.compare(solution, solution).differences
+    with pytest.raises(ValueError, match="hidden units are equal"):
+        _ = solution.response
+    batches = dmftopt.solve(CLASSES, dmftopt.Protocol(0.5), noise=dmftopt.noise.Bernoulli(0.5), **options)
+    np.testing.assert_allclose(batches.response[1:, 0] @ np.ones(3), np.ones((4, 3)), rtol=1e-5)
+    late = dmftopt.Protocol(lambda t: jnp.minimum(t, 0.5), momentum=0.5)
+    assert dmftopt.solve(CLASSES, late, noise=dmftopt.noise.Bernoulli(0.5), **options).observables.response is None
+
+
+def test_the_risk_of_a_student_that_is_sure_is_positive():
+    """A student 200 times its teacher: log sum exp and the label's field nearly cancel. 8 million random samples say 0.00348."""
+    task, one = tasks.Softmax(3), jnp.eye(3)
+    np.testing.assert_allclose(task.test_risk(4e4 * one, 200 * one, one), 0.00348, atol=5e-5)
+    power = task.moments(4e4 * one, 200 * one, one)[2]
+    assert jnp.linalg.eigvalsh(power)[0] > -1e-12
+
+
 def test_gradients_see_the_kinks_of_relu():
     """Against differences over ±0.05 in the rate, on the same random numbers. Without the jumps the slope is off by 20%; gate 4%,
     for the bias of their width (2% here) and the error of the difference (1%)."""

@@ -163,6 +163,15 @@ def test_momentum_of_small_batches(key, nesterov):
     np.testing.assert_allclose(solved.norm, same.norm, rtol=1e-12)
 
 
+@pytest.mark.parametrize("beta", [1.0, -0.5])
+def test_a_traced_momentum_outside_its_domain_is_invalid(beta):
+    def run(beta):
+        protocol, grid = dmftopt.Protocol(0.5, momentum=beta), dmftopt.TimeGrid.uniform(1.0, 2)
+        return dmftopt.solve(problem(), protocol, grid, samples=16, key=jax.random.key(0)).result
+
+    assert jax.jit(run)(jnp.asarray(beta)) == dmftopt.RESULTS.invalid
+
+
 VALUES = {
     "learning_rate": jnp.array([1.0, 0.8, 0.5]),
     # Above 1: DiscreteStep reads it at time 0, and below 1 it is invalid.

@@ -39,9 +39,9 @@ class History(NamedTuple):
 
 
 class Readout(NamedTuple):
-    """Per step: products with the known directions and L(k, :) over all rows, losses over the samples, E[theta theta^T], metrics.
-    With gradient noise, for each group and each step's noise normals: their coefficients in theta_k, and what this step adds to
-    them in theta_{k+1}."""
+    """Per step: products with the known directions and L(k, :) over all rows, losses over the samples, E[theta theta^T],
+    metrics, mean curvature of the loss. With gradient noise, for each group and each step's noise normals: their coefficients
+    in theta_k, and what this step adds to them in theta_{k+1}."""
 
     known: Float[Array, "m m_star"]
     L: Float[Array, "m row m"]
@@ -50,6 +50,7 @@ class Readout(NamedTuple):
     norm: Float[Array, "m m"]
     train_metrics: dict[str, Array]
     weight_metrics: dict[str, Array]
+    curvature: Float[Array, "m m"]
     reached: Float[Array, "m group row m"] | None
     added: Float[Array, "m group row m"] | None
 
@@ -138,8 +139,8 @@ class CausalInnovations(AbstractSolver):
         trained = start.theta if problem.direct else problem.parametrization.parameters(start.theta)
         slope = jnp.zeros(start.theta.shape[1], start.theta.dtype)
         state = State(trained, nothing, slope, nothing, still, None if inputs.momentum is None else trained)
-        parameters = (arrays, start.known, *sampled, theta_star)
-        _, out, _ = history_scan(_Step(static), times, (*constants, zetas, nodes), parameters, xs, state, row)
+        parameters = (arrays, start.known, *sampled, nodes, theta_star)
+        _, out, _ = history_scan(_Step(static), times, (*constants, zetas), parameters, xs, state, row)
         L = out.L.reshape(times, m, -1)
         if not problem.task.mixture:
             L = jnp.concatenate([out.known, L], axis=2)
@@ -157,8 +158,9 @@ def _response(problem, step, inputs: Inputs, out: Readout) -> Float[Array, "time
     reach theta_k through all that they added to the weights, reached(k, zeta) = sum_i R(k, i) added(i, zeta).
 
     Block triangular in (i, zeta) with the noise itself on the diagonal, so well conditioned. A step without noise (learning
-    rate 0) moves nothing: a kick there is one in the step before. Directions of the columns without noise (the sum of a
-    softmax's) are those that the loss does not see: a kick there only shrinks with the ridge.
+    rate 0) moves nothing: a kick there is one in the step before. In directions of the columns that the loss does not see
+    (the sum of a softmax's) there is no noise, and a kick only shrinks with the ridge. All NaN where the noise cannot tell: the
+    first step has none, or none in directions that the loss does see (hidden units that are equal).
     """
     assert out.reached is not None and out.added is not None
     # (group, time, m, step, m)
@@ -175,10 +177,17 @@ def _response(problem, step, inputs: Inputs, out: Readout) -> Float[Array, "time
     if m > 1:
         excess = weights.curvature_ratio(problem.features, problem.delta)[:, None]
         decay = 1 - inputs.ridge * step.factors(inputs.ridge, inputs.ratio, excess).drift
+        decay = jnp.broadcast_to(decay, (groups, steps))
         unseen = jnp.eye(m) - own @ inverse
         response = response + jnp.einsum("g,gkj,gjab->kjab", shares, jax.vmap(_products_between)(decay), unseen)
+        curvature = out.curvature[:-1]
+        felt = jnp.max(jnp.abs(curvature @ unseen), axis=(0, 2, 3))
+        told = felt <= jnp.finfo(felt.dtype).eps ** 0.5 * jnp.max(jnp.abs(curvature), axis=(1, 2))
+    else:
+        told = jnp.ones(steps, bool)
     noisy = jnp.any(own != 0, axis=(0, 2, 3))
-    before = jax.lax.cummax(jnp.where(noisy, jnp.arange(steps), jnp.argmax(noisy)))
+    response = jnp.where(noisy[0] & jnp.all(told | ~noisy), response, jnp.nan)
+    before = jax.lax.cummax(jnp.where(noisy, jnp.arange(steps), 0))
     after = jnp.arange(times)[:, None] > jnp.arange(steps)
     return jnp.where(after[..., None, None], response[:, before], 0.0)
 
@@ -227,8 +236,8 @@ def _kicked(task, r, labels, l, curvature, jump):
     limit = jnp.sum(curvature * l, axis=1)
     # Below, the difference (and its derivative in the jump) would lose more digits than the limit is wrong by.
     smooth = jump < jnp.finfo(l.dtype).eps ** (1 / 3)
-    jump = jnp.where(smooth, 1.0, jump)
-    return jnp.where(smooth, limit, (l - columns.gradient(task, r - jump * l, labels)) / jump)
+    kicked = columns.gradient(task, r - jnp.where(smooth, 0.0, jump) * l, labels)
+    return jnp.where(smooth, limit, (l - kicked) / jnp.where(smooth, 1.0, jump))
 
 
 class _Step:
@@ -236,8 +245,8 @@ class _Step:
         self.static = static
 
     def __call__(self, constants, parameters, x: Inputs, state: State, history: History, k):
-        innovations, multipliers, zetas, nodes = constants
-        arrays, known, fields, labels, theta_star = parameters
+        innovations, multipliers, zetas = constants
+        arrays, known, fields, labels, nodes, theta_star = parameters
         problem, step, metrics = eqx.combine(arrays, self.static)
         task, features, delta, theta = problem.task, problem.features, problem.delta, state.theta
         if not problem.direct:
@@ -348,8 +357,9 @@ class _Step:
         if metrics.weights:
             weight_metrics = weight_means(metrics.weights, task, space.values(theta, nodes), theta_star, features.weights)
 
-        # Kicks of parameters are no kicks of the weights; what several columns of sampled weights do unseen is not known.
-        no_response = multipliers is None or kicks is None or (m > 1 and not problem.linear_weights)
+        # Kicks of parameters are no kicks of the weights; what several columns do unseen is known with the plain ridge only.
+        several = m > 1 and (x.momentum is not None or not problem.linear_weights)
+        no_response = multipliers is None or kicks is None or several
         readout = Readout(
             seen.known,
             seen.L,
@@ -358,6 +368,7 @@ class _Step:
             weights.norm(theta, features, space),
             train_metrics,
             weight_metrics,
+            curvature,
             None if no_response else of_noise(seen.zetas),
             None if no_response else of_noise(kicks),
         )

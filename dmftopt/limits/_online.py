@@ -61,9 +61,9 @@ def online(
 
     - `grid`: times of observation; the equations are stepped adaptively with relative error `tolerance` (default 1e-6 in
       float64, 1e-5 in float32) by diffrax's Tsit5. Expectations over (w_star, label) are as good as the task's
-      `population`; those of tasks with several columns are taken in closed form where the task has it
-      (erf committees), otherwise over 8192 fixed low-discrepancy points and their mirror images: good to about 1e-4 at a time,
-      which a plateau magnifies.
+      `population`; those of tasks with several columns are in closed form for erf committees, otherwise
+      over 8192 fixed low-discrepancy points and their mirror images: good to about 1e-4 at a time (labels that
+      jump: 1e-3), which a plateau magnifies.
     - `metrics`: by name, any other quantities, see `dmftopt.metrics`.
 
     Reverse-mode differentiable in everything real. Sources: Saad and Solla, Phys. Rev. E 52 (1995) 4225; Goldt et al.,

@@ -97,20 +97,18 @@ def optimize(
         train_key, *fresh_keys = jax.random.split(key, fresh + 1)
     optimizer = optax.adam(0.1) if optimizer is None else optimizer
 
-    found, value, history = _descend(keyed, protocol, optimizer, steps, train_key, trainable, progress, "optimize")
+    found, value, history, evaluate = _descend(keyed, protocol, optimizer, steps, train_key, trainable, progress, "optimize")
     tuned, scores = {}, None
     if key is not None:
+        scores = {name: _score(evaluate, p, fresh_keys) for name, p in {"optimized": found, "initial": protocol}.items()}
         for name, start in (baselines or {}).items():
-            tuned[name], _, _ = _descend(keyed, start, optimizer, steps, train_key, trainable, progress, name)
-        evaluate = eqx.filter_jit(keyed)
-        scores = {}
-        for name, p in {"optimized": found, "initial": protocol, **tuned}.items():
-            values = np.asarray([float(evaluate(p, k)) for k in fresh_keys])
-            scores[name] = _score(values)
+            tuned[name], _, _, evaluate = _descend(keyed, start, optimizer, steps, train_key, trainable, progress, name)
+            scores[name] = _score(evaluate, tuned[name], fresh_keys)
     return Optimized(found, value, history, scores, tuned)
 
 
-def _score(values: np.ndarray) -> Score:
+def _score(evaluate: Callable, protocol: PyTree, keys: list[Array]) -> Score:
+    values = np.asarray([float(evaluate(protocol, key)) for key in keys])
     finite = values[np.isfinite(values)]
     failures = values.size - finite.size
     if finite.size < 2:
@@ -174,4 +172,10 @@ def _descend(objective, start, optimizer, steps, key, trainable, progress, descr
                 history.append(float("nan"))
             bar.set_postfix(value=f"{history[-1]:.5g}", best=f"{best_value:.5g}")
             bar.update()
-    return eqx.combine(best, fixed), best_value, np.asarray(history)
+    # With its gradient, because that is compiled: compiling the value alone takes longer than the gradients.
+    return (
+        eqx.combine(best, fixed),
+        best_value,
+        np.asarray(history),
+        lambda protocol, key: value_and_gradient(eqx.filter(protocol, trainable), key)[0],
+    )

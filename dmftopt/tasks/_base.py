@@ -154,7 +154,8 @@ class AbstractTask(eqx.Module):
     def moments(
         self, Q: Float[Array, "m m"], O: Float[Array, "m m_star"], rho: Float[Array, "m_star m_star"]
     ) -> tuple[Array, Array, Array] | None:
-        """E[dl / dw] (m, m), E[l w_star^T] (m, m_star) and E[l l^T] (m, m) on fresh samples in closed form, or None."""
+        """E[dl / dw] (m, m), E[l w_star^T] (m, m_star) and E[l l^T] (m, m) on fresh samples, where the task knows better than the
+        nodes of `fresh`, or None."""
         return None
 
     def fresh(

@@ -42,10 +42,10 @@ class AbstractNoise(eqx.Module):
         """Whether parameters are in their domain, for values that could not be checked because they are traced."""
         return jnp.asarray(True)
 
-    def skewness(self, rate: Float[Array, " step"]) -> Float[Array, " step"]:
-        """Of the multiplier, where the law is that of a process in continuous time. Not 0: it jumps, and all jumps are of one
-        size, deviation * skewness."""
-        return jnp.zeros_like(rate)
+    def skewness(self, rate: Float[Array, " step"]) -> Float[Array, " step"] | None:
+        """Of the multiplier, where in continuous time it jumps, all jumps being of one size, deviation * skewness. None: it does
+        not."""
+        return None
 
     def coarsening(self, step: Float[Array, " step"], rate: Float[Array, " step"]) -> Float[Array, " step"]:
         """Squared weights with which standardized multipliers of two steps add up to that of both (Richardson)."""

@@ -226,10 +226,9 @@ def test_the_solver_is_gradient_descent(p):
     assert comparison.agrees(), f"\n{comparison}"
 
 
-@pytest.mark.parametrize("p", [COMMITTEE, CLASSES], ids=["committee", "softmax"])
-def test_responses_are_those_of_the_online_limit(p):
+def test_responses_are_those_of_the_online_limit():
     """Gate: 4 standard errors (0.02) plus 0.02, what 12 steps leave: responses are of first order."""
-    p, grid = dataclasses.replace(p, delta=1e6, features=four_groups()), dmftopt.TimeGrid.uniform(2.0, 12)
+    p, grid = dataclasses.replace(COMMITTEE, delta=1e6, features=four_groups()), dmftopt.TimeGrid.uniform(2.0, 12)
     noise = dmftopt.noise.Brownian()
     solution = dmftopt.solve(p, PROTOCOL, grid, noise=noise, samples=4096, replicates=8, key=jax.random.key(0))
     difference, error = solution.response - limits.online(p, PROTOCOL, grid).response, solution.standard_error.response

@@ -278,8 +278,11 @@ class _Step:
             if step.order == 2:
                 # A sample's noise within the step changes its own gradient within the step (Milstein's term: the double
                 # integral of the standardized noise is (z² - 1 - skewness z) / 2).
-                square = z**2 - 1 - x.skewness * z
-                change = _kicked(task, r, labels, l, curvature, x.noise * x.skewness / delta)
+                if x.skewness is None:
+                    change, square = jnp.sum(curvature * l, axis=1), z**2 - 1
+                else:
+                    change = _kicked(task, r, labels, l, curvature, x.noise * x.skewness / delta)
+                    square = z**2 - 1 - x.skewness * z
                 swing = swing - (0.5 * x.noise / delta) * change * square
         first = totals(
             (dots(gradients, l), dots(innovations, l), products(l, fields), products(l, l)),

@@ -18,13 +18,13 @@ from ._step import AbstractStep
 
 class Inputs(NamedTuple):
     """The protocol on the grid, one entry per step: drift = eta D, noise = deviation of M, ridge = D eta ridge, ratio = D over
-    the last step's (0 for the first), skewness of M, momentum."""
+    the last step's (0 for the first), skewness of M where it jumps, momentum."""
 
     drift: Float[Array, " step"]
     noise: Float[Array, " step"]
     ridge: Float[Array, " step"]
     ratio: Float[Array, " step"]
-    skewness: Float[Array, " step"]
+    skewness: Float[Array, " step"] | None
     momentum: Momentum | None
 
 

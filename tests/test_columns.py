@@ -52,10 +52,9 @@ def test_triangular_root_drops_dependent_columns():
     np.testing.assert_allclose((T @ vectors) @ (T @ vectors).T, np.diag([1.0, 0.0, 1.0]), atol=1e-12)
 
 
-@pytest.mark.parametrize("law", [dmftopt.noise.Poisson(), dmftopt.noise.NoNoise()], ids=["Poisson", "none"])
-def test_one_linear_unit_is_least_squares(law):
+def test_one_linear_unit_is_least_squares():
     """The same random numbers, so the same numbers to rounding, which a chaotic step can magnify."""
-    options = {"samples": 512, "noise": law, "key": jax.random.key(0)}
+    options = {"samples": 512, "noise": dmftopt.noise.Poisson(), "key": jax.random.key(0)}
     single = dmftopt.solve(problem(tasks.LeastSquares(0.3), four_groups()), PROTOCOL, GRID, **options)
     unit = dmftopt.solve(problem(tasks.Committee(1, 1, "linear", label_noise=0.3), four_groups()), PROTOCOL, GRID, **options)
     for name in ("test_risk", "train_loss", "correlation", "norm", "teacher_overlap"):

@@ -32,7 +32,6 @@ NO_BATCH = set(VALUES) - {"batch_size"}
 WHOLE_NUMBERS = set(VALUES) - {"batch_size", "delta", "horizon"}
 CASES = [
     ("sign", dmftopt.noise.Brownian(), True, set(VALUES) - {"noise"}),
-    ("flipped", dmftopt.noise.Brownian(), False, set(VALUES)),
     ("sign", dmftopt.noise.NoNoise(), False, NO_BATCH - {"noise"}),
     ("flipped", dmftopt.noise.Poisson(), False, WHOLE_NUMBERS),
     ("least squares", dmftopt.noise.Bernoulli(0.3), False, NO_BATCH),

@@ -278,32 +278,23 @@ def test_traced_parameters_outside_their_domain_end_in_a_result_code(key, build)
     assert np.isnan(s.test_risk).all()
 
 
-@pytest.mark.parametrize(
-    "task, rate, steps, tolerance",
-    [
-        (tasks.Hinge("probit"), 1.0, 80, 0.004),
-        (tasks.PoissonRegression(), 1.0, 40, 0.002),
-    ],
-    ids=["hinge", "Poisson"],
-)
-def test_online_limit(key, task, rate, steps, tolerance):
-    p = problem(task, delta=1e6)
-    protocol, grid = dmftopt.Protocol(rate, 1.0, 0.1), dmftopt.TimeGrid.geometric(3.0, steps, ratio=5.0)
+def test_online_limit(key):
+    p = problem(tasks.PoissonRegression(), delta=1e6)
+    protocol, grid = dmftopt.Protocol(1.0, 1.0, 0.1), dmftopt.TimeGrid.geometric(3.0, 40, ratio=5.0)
     # At this delta a Poisson count is 0 for every sample.
     solution = dmftopt.solve(p, protocol, grid, noise=dmftopt.noise.Brownian(), samples=2**13, replicates=2, key=key)
     comparison = dmftopt.compare(solution, dmftopt.limits.online(p, protocol, grid))
     for name in ("test_risk", "student_overlap", "teacher_overlap", "correlation", "norm"):
-        assert comparison.differences[name].excess(2, tolerance) <= 0, f"\n{comparison}"
+        assert comparison.differences[name].excess(2, 0.002) <= 0, f"\n{comparison}"
 
 
 @pytest.mark.parametrize(
     "task, protocol, horizon, steps, changes",
     [
-        (tasks.Hinge("flipped", 0.1), dmftopt.Protocol(1.0, 1.0, 0.1), 3.0, 64, {}),
         (tasks.PhaseRetrieval(0.2), dmftopt.Protocol(0.05), 16.0, 48, {"initial_correlation": 0.4}),
         (tasks.Huber(0.5, "student", 1.5), dmftopt.Protocol(1.5, 1.0, 0.1), 3.0, 48, {}),
     ],
-    ids=["hinge", "phase retrieval", "heavy tails"],
+    ids=["phase retrieval", "heavy tails"],
 )
 def test_poisson_noise_is_sgd(task, protocol, horizon, steps, changes):
     """Many samples: cubic gradients and gradients that jump scatter more than replicates show at 8192. Gate: 3 combined standard

@@ -25,11 +25,11 @@ def check_problem(problem: Any) -> None:
         raise ValueError("teacher_scale must be > 0 in some group: there is no teacher. Give it a positive scale.")
 
 
-def check_single(problem: "Problem", route: str, *, correlated: bool = False) -> None:
-    """For routes with one student and one teacher field, who start uncorrelated unless `correlated`."""
+def check_single(problem: "Problem", route: str) -> None:
+    """For routes with one student and one teacher field, who start uncorrelated."""
     if problem.task.columns is not None or problem.task.teacher_columns is not None:
         raise ValueError(f"{route} takes tasks with a single field, not {type(problem.task).__name__}. Use solve without it.")
-    if problem.initial_correlation is not None and not correlated:
+    if problem.initial_correlation is not None:
         raise ValueError(f"{route} takes no initial_correlation. Use solve without it, or limits.online.")
 
 

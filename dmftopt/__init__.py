@@ -13,6 +13,14 @@ from . import simulate as simulate
 from . import tasks as tasks
 from .compare import Comparison as Comparison
 from .compare import compare as compare
+from .design import Budget as Budget
+from .design import Objective as Objective
+from .design import Plan as Plan
+from .design import Solve as Solve
+from .design import objectives as objectives
+from .design import pareto as pareto
+from .design import report as report
+from .design import sensitivity as sensitivity
 from .dmft import RESULTS as RESULTS
 from .dmft import CausalInnovations as CausalInnovations
 from .dmft import DiscreteStep as DiscreteStep
@@ -25,6 +33,7 @@ from .grid import TimeGrid as TimeGrid
 from .observables import Observables as Observables
 from .optimize import Optimized as Optimized
 from .optimize import baselines as baselines
+from .optimize import certify as certify
 from .optimize import optimize as optimize
 from .problem import Problem as Problem
 from .protocol import Protocol as Protocol
@@ -32,3 +41,5 @@ from .recipe import Recipe as Recipe
 from .recipe import recipe as recipe
 from .storage import load as load
 from .storage import save as save
+from .variables import above as above
+from .variables import between as between

@@ -10,6 +10,7 @@ from jaxtyping import Array
 
 from ._checks import as_number, check_real, is_concrete
 from .schedules import Constant
+from .variables import AbstractVariable, number
 
 
 class Momentum(eqx.Module):
@@ -33,8 +34,8 @@ class Momentum(eqx.Module):
 class Protocol(eqx.Module):
     """Learning rate, batch size, ridge and momentum as functions of time t = steps/d.
 
-    Each argument is a number, an array scalar, or a callable of t (a schedule). Plain Python numbers are held fixed by
-    `dmftopt.optimize`; JAX arrays, and the arrays inside schedules, are trainable.
+    Each argument is a number, an array scalar, a variable (`dmftopt.above`, `dmftopt.between`) or a callable of t (a schedule).
+    Plain Python numbers are held fixed by `dmftopt.optimize`; JAX arrays, variables, and those inside schedules, are tuned.
 
     - `learning_rate`: eta(t) >= 0, the rate of ordinary SGD on features of unit mean square norm.
     - `batch_size`: B(t) >= 1, samples per SGD step.
@@ -62,7 +63,7 @@ class Protocol(eqx.Module):
         self.ridge = _as_schedule("ridge", ridge, 0.0, "A negative ridge is unbounded below.")
         self.momentum = None if momentum is None else _as_schedule("momentum", momentum, 0.0, "It is a share of the last change.")
         if self.momentum is not None and not callable(momentum):
-            check_momentum(momentum)
+            check_momentum(number(momentum))
         if not isinstance(nesterov, bool) or (nesterov and momentum is None):
             raise ValueError(f"nesterov must be True or False, and True goes with a momentum, got {nesterov!r}.")
         self.nesterov = nesterov
@@ -97,7 +98,9 @@ def check_momentum(value: Any) -> None:
 def _as_schedule(name: str, value: Any, minimum: float, cure: str) -> Callable:
     if callable(value):
         return value
-    check_real(name, value, minimum=minimum, cure=cure)
+    check_real(name, number(value), minimum=minimum, cure=cure)
+    if isinstance(value, AbstractVariable):
+        return Constant(value)
     if np.shape(value) != ():
         raise ValueError(
             f"{name} must be a scalar or a callable of t, got an array of shape {np.shape(value)}. "

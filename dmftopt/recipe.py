@@ -15,6 +15,7 @@ import numpy as np
 from ._checks import check_count, check_instance, check_real
 from ._files import write_atomically
 from .protocol import Protocol
+from .quadrature import GAUSS_NODES, GAUSS_WEIGHTS
 
 _COLUMNS = ("learning_rate", "batch_size", "weight_decay", "momentum")
 
@@ -99,7 +100,8 @@ class Recipe(eqx.Module):
 
 
 def recipe(protocol: Protocol, *, horizon: float, dimension: int, delta: float, mean_square_norm: float = 1.0) -> Recipe:
-    """The steps of the run that `protocol` describes: read at t = step / `dimension`, as SGD does.
+    """The steps of the run that `protocol` describes, read at t = step / `dimension`, as SGD does; batch sizes are the means over
+    a step, so that all together they are d ∫B dt samples, to the nearest whole one.
 
     `mean_square_norm`: that of the raw features; `problem.data.mean_square_norm` for a problem made by `Problem.from_data`
     (whose centers are to be subtracted first). Batch sizes below 1 and other values outside their domain raise ValueError.
@@ -109,25 +111,28 @@ def recipe(protocol: Protocol, *, horizon: float, dimension: int, delta: float, 
     check_count("dimension", dimension)
     check_real("delta", delta, minimum=0.0, exclusive=True, cure="It is training samples / dimension.")
     check_real("mean_square_norm", mean_square_norm, minimum=0.0, exclusive=True)
-    steps, samples = round(float(horizon) * dimension), round(float(delta) * dimension)
+    horizon = float(horizon)
+    steps, samples = round(horizon * dimension), round(float(delta) * dimension)
     if steps < 1 or samples < 1:
         raise ValueError(f"dimension {dimension} leaves {steps} steps and {samples} samples. Raise dimension.")
-    times = jnp.arange(steps, dtype=float) / dimension
 
-    def read(name: str, minimum: float) -> np.ndarray:
-        value = np.asarray(getattr(protocol, name)(times), dtype=float)
+    def read(name: str, minimum: float, times: np.ndarray) -> np.ndarray:
+        value = np.asarray(getattr(protocol, name)(jnp.asarray(times)), dtype=float)
         check_real(name, value, minimum=minimum, cure="It must be so at every time.")
-        return np.broadcast_to(value, (steps,))
+        return np.broadcast_to(value, times.shape)
 
-    # Rounding of exp(log(1)) must not fail a batch size of 1.
-    planned = np.maximum(read("batch_size", 1 - 1e-6), 1.0)
-    spent = np.floor(np.cumsum(planned) + 0.5)
+    starts = np.arange(steps) / dimension
+    # Integrals over each step (three Gauss points), so that the sum is that of the schedule. Rounding of exp(log(1)) must not
+    # fail a batch size of 1.
+    nodes = (np.arange(steps)[:, None] + np.asarray(GAUSS_NODES)) * horizon / steps
+    planned = np.maximum(read("batch_size", 1 - 1e-6, nodes.ravel()).reshape(nodes.shape), 1.0) @ np.asarray(GAUSS_WEIGHTS)
+    spent = np.floor(np.cumsum(planned) * horizon * dimension / steps + 0.5)
     c = float(mean_square_norm)
     return Recipe(
-        learning_rate=read("learning_rate", 0.0) / c,
+        learning_rate=read("learning_rate", 0.0, starts) / c,
         batch_size=np.diff(spent, prepend=0.0).astype(int),
-        weight_decay=read("ridge", 0.0) * c / dimension,
-        momentum=np.zeros(steps) if protocol.momentum is None else read("momentum", 0.0),
+        weight_decay=read("ridge", 0.0, starts) * c / dimension,
+        momentum=np.zeros(steps) if protocol.momentum is None else read("momentum", 0.0, starts),
         dimension=dimension,
         samples=samples,
     )

@@ -1,8 +1,8 @@
 """Functions of time t with trainable leaves, and the way to and from optax.
 
 The map between optax's step count and time is t = step / d, written down here and nowhere else. Arrays in a schedule are
-trainable, Python numbers (horizons, exponents, fractions) are fixed; pass a JAX array to train one of those too. Peaks are
-stored as logarithms, so gradient steps are relative and a rate stays positive.
+trainable, Python numbers (horizons, exponents, fractions) are fixed; to train one of those too pass a JAX array, or a variable
+with bounds (`dmftopt.above`, `dmftopt.between`). Peaks are positive variables, so gradient steps are relative.
 """
 
 from collections.abc import Callable
@@ -13,79 +13,119 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ._checks import as_number, check_count, check_real, check_shape, is_concrete
+from ._checks import check_count, check_real, check_shape, is_concrete
+from .variables import AbstractVariable, Between, above, as_variable, number, within
 
 
 class Constant(eqx.Module):
-    """s(t) = value, or exp(value) with `log`."""
+    """s(t) = value."""
 
-    value: Any = eqx.field(converter=as_number)
-    log: bool = eqx.field(static=True, default=False)
+    value: Any = eqx.field(converter=as_variable)
 
     def __call__(self, t: Any) -> Float[Array, "..."]:
-        value = jnp.exp(self.value) if self.log else jnp.asarray(self.value, dtype=float)
-        return jnp.broadcast_to(value, jnp.shape(t))
+        return jnp.broadcast_to(jnp.asarray(number(self.value), dtype=float), jnp.shape(t))
 
 
 class PiecewiseLinear(eqx.Module):
     """Linear interpolation between `values` at `times`, constant outside; of exp(values) in log value with `log`."""
 
     times: tuple[float, ...] = eqx.field(static=True, converter=lambda times: tuple(float(t) for t in times))
-    values: Float[Array, " knot"] = eqx.field(converter=as_number)
+    values: Any = eqx.field(converter=as_variable)
     log: bool = eqx.field(static=True, default=False)
 
     def __check_init__(self):
         check_real("times", self.times)
-        check_real("values", self.values)
-        check_shape("values", self.values, ((len(self.times),),), "Give one value per knot time.")
+        check_real("values", number(self.values))
+        check_shape("values", number(self.values), ((len(self.times),),), "Give one value per knot time.")
         if np.any(np.diff(self.times) <= 0):
             raise ValueError(f"times must be increasing, got {self.times}. Sort the knots.")
 
     def __call__(self, t: Any) -> Float[Array, "..."]:
         t = jnp.asarray(t, dtype=float)
-        value = jnp.interp(t, jnp.asarray(self.times, dtype=t.dtype), self.values.astype(t.dtype))
+        value = jnp.interp(t, jnp.asarray(self.times, dtype=t.dtype), number(self.values).astype(t.dtype))
         return jnp.exp(value) if self.log else value
+
+
+class PiecewiseConstant(eqx.Module):
+    """`values` over equal pieces of [0, `horizon`), the last one beyond; exp(values) with `log`."""
+
+    values: Any = eqx.field(converter=as_variable)
+    horizon: float
+    log: bool = eqx.field(static=True, default=False)
+
+    def __call__(self, t: Any) -> Float[Array, "..."]:
+        values = number(self.values)
+        pieces = values.shape[0]
+        at = jnp.clip(jnp.floor(jnp.asarray(t, dtype=float) / self.horizon * pieces), 0, pieces - 1).astype(int)
+        return jnp.exp(values[at]) if self.log else values[at]
+
+
+class PerStep(eqx.Module):
+    """`values` of the steps k = 0, 1, ... of a run, at t = k / `dimension`; the last one beyond."""
+
+    values: Any = eqx.field(converter=as_variable)
+    dimension: int = eqx.field(static=True)
+
+    def __call__(self, t: Any) -> Float[Array, "..."]:
+        values = number(self.values)
+        # To the nearest step: t times dimension is whole only up to rounding.
+        at = jnp.clip(jnp.round(jnp.asarray(t, dtype=float) * self.dimension), 0, values.shape[0] - 1).astype(int)
+        return values[at]
 
 
 class Decay(eqx.Module):
     """s(t) = peak * (final + (1 - final) * shape(t / horizon)), shape falling from 1 at t = 0 to 0 at t = horizon."""
 
-    log_peak: Float[Array, ""]
-    horizon: Any = eqx.field(converter=as_number)
-    final: Any = eqx.field(converter=as_number)
+    peak: Any
+    horizon: Any = eqx.field(converter=as_variable)
+    final: Any = eqx.field(converter=as_variable)
     shape: str = eqx.field(static=True)
 
     def __call__(self, t: Any) -> Float[Array, "..."]:
-        u = jnp.minimum(jnp.asarray(t, dtype=float) / self.horizon, 1.0)
+        u = jnp.minimum(jnp.asarray(t, dtype=float) / number(self.horizon), 1.0)
         fall = 1.0 - u if self.shape == "linear" else 0.5 * (1.0 + jnp.cos(jnp.pi * u))
-        return jnp.exp(self.log_peak) * (self.final + (1.0 - self.final) * fall)
+        final = number(self.final)
+        return number(self.peak) * (final + (1.0 - final) * fall)
 
 
 class PowerLaw(eqx.Module):
     """s(t) = peak * (1 + t / timescale)^-exponent."""
 
-    log_peak: Float[Array, ""]
-    exponent: Any = eqx.field(converter=as_number)
-    timescale: Any = eqx.field(converter=as_number)
+    peak: Any
+    exponent: Any = eqx.field(converter=as_variable)
+    timescale: Any = eqx.field(converter=as_variable)
 
     def __call__(self, t: Any) -> Float[Array, "..."]:
-        return jnp.exp(self.log_peak) * (1.0 + jnp.asarray(t, dtype=float) / self.timescale) ** (-self.exponent)
+        return number(self.peak) * (1.0 + jnp.asarray(t, dtype=float) / number(self.timescale)) ** (-number(self.exponent))
 
 
 class WarmupStableDecay(eqx.Module):
     """Linear from 0 to peak until `warmup`, peak until horizon - `decay`, then linear to `final` * peak at `horizon`."""
 
-    log_peak: Float[Array, ""]
-    horizon: Any = eqx.field(converter=as_number)
-    warmup: Any = eqx.field(converter=as_number)
-    decay: Any = eqx.field(converter=as_number)
-    final: Any = eqx.field(converter=as_number)
+    peak: Any
+    horizon: Any = eqx.field(converter=as_variable)
+    warmup: Any = eqx.field(converter=as_variable)
+    decay: Any = eqx.field(converter=as_variable)
+    final: Any = eqx.field(converter=as_variable)
 
     def __call__(self, t: Any) -> Float[Array, "..."]:
         t = jnp.asarray(t, dtype=float)
-        up = jnp.minimum(t / self.warmup, 1.0)
-        remaining = jnp.minimum(jnp.maximum(self.horizon - t, 0.0) / self.decay, 1.0)
-        return jnp.exp(self.log_peak) * up * (self.final + (1.0 - self.final) * remaining)
+        up = jnp.minimum(t / number(self.warmup), 1.0)
+        remaining = jnp.minimum(jnp.maximum(number(self.horizon) - t, 0.0) / number(self.decay), 1.0)
+        final = number(self.final)
+        return number(self.peak) * up * (final + (1.0 - final) * remaining)
+
+
+class Scaled(eqx.Module):
+    """s(t) = offset + scale * schedule(t / horizon)."""
+
+    schedule: Callable
+    horizon: Any = 1.0
+    scale: Any = 1.0
+    offset: Any = 0.0
+
+    def __call__(self, t: Any) -> Float[Array, "..."]:
+        return self.offset + self.scale * self.schedule(jnp.asarray(t, dtype=float) / self.horizon)
 
 
 class FromOptax(eqx.Module):
@@ -99,23 +139,40 @@ class FromOptax(eqx.Module):
         return self.scale * jnp.asarray(self.schedule(jnp.asarray(t, dtype=float) * self.dimension), dtype=float)
 
 
-def constant(value: Any, *, log: bool = False) -> Constant:
-    """A trainable constant, positive and stored as its logarithm with `log`."""
+def constant(value: Any, *, log: bool = False, bounds: tuple[float, float | None] | None = None) -> Constant:
+    """A trainable constant: a variable, or a number; positive, with relative gradient steps, with `log`; within `bounds` (low,
+    high) if given."""
+    if isinstance(value, AbstractVariable):
+        return Constant(value)
+    if log and bounds is None:
+        bounds = (0.0, None)
     check_real("value", value, minimum=0.0 if log else None, exclusive=True, cure="A logarithm needs a positive value.")
-    value = jnp.asarray(value, dtype=float)
-    return Constant(jnp.log(value) if log else value, log)
+    return Constant(within("value", value, bounds))
 
 
-def piecewise_linear(horizon: float, knots: int, initial: Any, *, log: bool = False) -> PiecewiseLinear:
-    """`knots` equally spaced knots from 0 to `horizon`, all at `initial` (a number, one value per knot, or a schedule)."""
-    _check_positive("horizon", horizon)
+def piecewise_linear(
+    horizon: float, knots: int, initial: Any, *, log: bool = False, bounds: tuple[float, float | None] | None = None
+) -> PiecewiseLinear:
+    """`knots` equally spaced knots from 0 to `horizon`, all at `initial` (a number, one value per knot, or a schedule).
+
+    `log`: interpolate, and train, logarithms. `bounds`: (low, high), or (low, None): values stay in between (which they must at
+    the start, strictly), and so does the whole schedule.
+    """
     check_count("knots", knots, minimum=2, cure="Use dmftopt.schedules.constant for a single value.")
+    _check_positive("horizon", horizon)
     times = np.linspace(0.0, float(horizon), knots)
-    values = jnp.asarray(initial(jnp.asarray(times)) if callable(initial) else initial, dtype=float)
-    check_shape("initial", values, ((), (knots,)), "Give one number, or one per knot.")
-    check_real("initial", values, minimum=0.0 if log else None, exclusive=True, cure="A logarithm needs positive values.")
-    values = jnp.broadcast_to(values, (knots,))
-    return PiecewiseLinear(times, jnp.log(values) if log else values, log)
+    return PiecewiseLinear(times, _values(times, initial, log, bounds), log)
+
+
+def piecewise_constant(
+    horizon: float, pieces: int, initial: Any, *, log: bool = False, bounds: tuple[float, float | None] | None = None
+) -> PiecewiseConstant:
+    """A free value on each of `pieces` equal pieces of [0, `horizon`); with as many pieces as a uniform grid has steps, one per
+    step. `initial`, `log` and `bounds` as in `piecewise_linear` (a schedule is read in the middle of each piece)."""
+    check_count("pieces", pieces)
+    _check_positive("horizon", horizon)
+    middle = (np.arange(pieces) + 0.5) / pieces * float(horizon)
+    return PiecewiseConstant(_values(middle, initial, log, bounds), float(horizon), log)
 
 
 def linear_decay(peak: Any, horizon: float, final: Any = 0.0) -> Decay:
@@ -130,19 +187,22 @@ def cosine(peak: Any, horizon: float, final: Any = 0.0) -> Decay:
 
 def power_law(peak: Any, exponent: Any, timescale: Any = 1.0) -> PowerLaw:
     """peak * (1 + t / timescale)^-exponent."""
-    check_real("exponent", exponent)
+    check_real("exponent", number(exponent))
     _check_positive("timescale", timescale)
-    return PowerLaw(_log_peak(peak), exponent, timescale)
+    return PowerLaw(_peak(peak), exponent, timescale)
 
 
-def warmup_stable_decay(peak: Any, horizon: float, warmup: float, decay: float, final: Any = 0.0) -> WarmupStableDecay:
+def warmup_stable_decay(peak: Any, horizon: float, warmup: Any, decay: Any, final: Any = 0.0) -> WarmupStableDecay:
     """Linear warmup over `warmup`, then `peak`, then linear decay over the last `decay` units of time to `final * peak`."""
     for name, value in (("horizon", horizon), ("warmup", warmup), ("decay", decay)):
         _check_positive(name, value)
-    check_real("final", final, minimum=0.0)
-    if all(is_concrete(v) for v in (warmup, decay, horizon)) and warmup + decay > horizon:
-        raise ValueError(f"warmup + decay must be at most the horizon {horizon}, got {warmup} + {decay}. Shorten one of them.")
-    return WarmupStableDecay(_log_peak(peak), horizon, warmup, decay, final)
+    check_real("final", number(final), minimum=0.0)
+    longest = [v.high if isinstance(v, Between) else v for v in (warmup, decay)]
+    if all(is_concrete(v) and not isinstance(v, AbstractVariable) for v in (*longest, horizon)) and sum(longest) > horizon:
+        raise ValueError(
+            f"warmup + decay must be at most the horizon {horizon}, got {longest[0]} + {longest[1]}. Shorten one of them."
+        )
+    return WarmupStableDecay(_peak(peak), horizon, warmup, decay, final)
 
 
 def from_optax(schedule: Callable, dimension: int, scale: float = 1.0) -> FromOptax:
@@ -165,16 +225,32 @@ def to_optax(schedule: Callable, dimension: int, scale: float = 1.0) -> Callable
     return lambda step: scale * schedule(jnp.asarray(step, dtype=float) / dimension)
 
 
+def _values(times: np.ndarray, initial: Any, log: bool, bounds: Any) -> Any:
+    """Values at these times, or their logarithms, as an array or within bounds."""
+    values = jnp.asarray(initial(jnp.asarray(times)) if callable(initial) else initial, dtype=float)
+    check_shape("initial", values, ((), times.shape), "Give one number, or one per knot.")
+    check_real("initial", values, minimum=0.0 if log else None, exclusive=True, cure="A logarithm needs positive values.")
+    values = jnp.broadcast_to(values, times.shape)
+    if not log:
+        return within("initial", values, bounds)
+    if bounds is None:
+        return jnp.log(values)
+    low, high = bounds
+    if low is None or low <= 0:
+        raise ValueError(f"bounds: logarithms need a lower bound above 0, got {bounds!r}. Raise it, or drop log.")
+    return within("logarithms of initial", jnp.log(values), (np.log(low), None if high is None else np.log(high)))
+
+
 def _decay(peak: Any, horizon: Any, final: Any, shape: str) -> Decay:
     _check_positive("horizon", horizon)
-    check_real("final", final, minimum=0.0, cure="It is a fraction of the peak.")
-    return Decay(_log_peak(peak), horizon, final, shape)
+    check_real("final", number(final), minimum=0.0, cure="It is a fraction of the peak.")
+    return Decay(_peak(peak), horizon, final, shape)
 
 
-def _log_peak(peak: Any) -> Float[Array, ""]:
+def _peak(peak: Any) -> AbstractVariable:
     _check_positive("peak", peak)
-    return jnp.log(jnp.asarray(peak, dtype=float))
+    return peak if isinstance(peak, AbstractVariable) else above(peak)
 
 
 def _check_positive(name: str, value: Any) -> None:
-    check_real(name, value, minimum=0.0, exclusive=True)
+    check_real(name, number(value), minimum=0.0, exclusive=True)

@@ -21,31 +21,36 @@ import numpy as np
 from ._checks import is_concrete
 from ._dataset import version
 from ._files import write_atomically
+from .design import Plan, Report, Sensitivity
+from .design._report import Estimate, Row
 from .dmft import RESULTS, Solution
 from .dmft._solution import Statistics
 from .limits import Limit
 from .observables import Observables
-from .optimize import Optimized
+from .optimize import Certificate, Optimized
 from .optimize._optimize import Score
 from .protocol import Protocol
-from .schedules import Constant, Decay, PiecewiseLinear, PowerLaw, WarmupStableDecay
+from .schedules import Constant, Decay, PerStep, PiecewiseConstant, PiecewiseLinear, PowerLaw, Scaled, WarmupStableDecay
 from .simulate import Response, Simulation
+from .variables import Above, Between
 
 FORMAT = "dmftopt result"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 _HEADER = "header.json"
 # What zipfile, json and NumPy raise for damaged files.
 _UNREADABLE = (zipfile.BadZipFile, zlib.error, EOFError, LookupError, RuntimeError, TypeError, ValueError)
 
-_RESULTS = (Solution, Simulation, Limit, Response, Optimized)
-_PARTS = (Observables, Statistics, Score, Protocol, Constant, PiecewiseLinear, Decay, PowerLaw, WarmupStableDecay)
+_RESULTS = (Solution, Simulation, Limit, Response, Optimized, Report, Certificate, Sensitivity)
+_SCHEDULES = (Constant, PiecewiseLinear, PiecewiseConstant, PerStep, Decay, PowerLaw, WarmupStableDecay, Scaled)
+_PARTS = (Observables, Statistics, Score, Protocol, Plan, Estimate, Row, Above, Between, *_SCHEDULES)
 # Names in files, which stay when a class moves.
 _CLASSES = {cls.__name__: cls for cls in (*_RESULTS, *_PARTS)}
 _MEMBERS = list(RESULTS._name_to_item)
 
 
 def save(path: str | os.PathLike, result: Any) -> None:
-    """Write a `Solution`, `Simulation`, `Limit`, `simulate.Response` or `Optimized` to the file `path`, say "solution.npz".
+    """Write a `Solution`, `Simulation`, `Limit`, `simulate.Response`, `Optimized`, `Report`, `Certificate` or `Sensitivity` to the
+    file `path`, say "solution.npz".
 
     The file appears whole or not at all: a write that is interrupted leaves what was there before. Folders are made. Raises
     TypeError for anything else, under `jit`, and for an `Optimized` whose protocol holds a function or a class of your own.

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ..grid import TimeGrid
+from ..quadrature import GAUSS_NODES, GAUSS_WEIGHTS
 
 
 class Factors(NamedTuple):
@@ -61,8 +62,8 @@ class ExponentialStep(AbstractStep):
 
     continuous: ClassVar[bool] = True
     order: ClassVar[int] = 2
-    nodes: ClassVar[tuple[float, ...]] = (0.5 - 0.15**0.5, 0.5, 0.5 + 0.15**0.5)
-    weights: ClassVar[tuple[float, ...]] = (5 / 18, 8 / 18, 5 / 18)
+    nodes: ClassVar[tuple[float, ...]] = GAUSS_NODES
+    weights: ClassVar[tuple[float, ...]] = GAUSS_WEIGHTS
 
     def ahead(self, now, last, ratio):
         return now + 0.5 * ratio * (now - last)

@@ -1,15 +1,16 @@
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
+import optimistix
 from jaxtyping import Array, PyTree
-from tqdm.auto import tqdm
 
-from .._checks import check_count, check_key
+from .._checks import check_count, check_key, check_real
+from ._descend import Descent, Settings, descend
+from ._staged import AbstractObjective, Gradient, Plain
 
 
 class Score(NamedTuple):
@@ -27,6 +28,7 @@ class Optimized(eqx.Module):
     - `history`: (steps + 1,) the objective at every iterate, NaN where it was not finite; the first is the initial protocol.
     - `report`: with a `key`, scores on fresh random numbers of "optimized", "initial" and every tuned baseline.
     - `tuned`: the tuned baselines, name -> protocol.
+    - `ends`: (start,) the value at the end of the descent from each start, the given one first; the rest is of the best.
     """
 
     protocol: PyTree
@@ -34,6 +36,7 @@ class Optimized(eqx.Module):
     history: np.ndarray
     scores: dict[str, Score] | None
     tuned: dict[str, PyTree]
+    ends: np.ndarray = eqx.field(default_factory=lambda: np.zeros(0))
 
     @property
     def report(self) -> dict[str, Score]:
@@ -56,59 +59,79 @@ def optimize(
     objective: Callable,
     protocol: PyTree,
     *,
-    optimizer: optax.GradientTransformation | None = None,
+    optimizer: optax.GradientTransformation | optimistix.AbstractMinimiser | None = None,
     steps: int = 100,
     key: Array | None = None,
+    refresh: bool = False,
+    stop: bool = True,
+    starts: int | Sequence[PyTree] = 1,
+    spread: float = 0.5,
     baselines: Mapping[str, PyTree] | None = None,
     trainable: Callable[[Any], bool] = eqx.is_inexact_array,
     fresh: int = 8,
     progress: bool = True,
 ) -> Optimized:
-    """Minimize a scalar function of a protocol with an optax optimizer.
+    """Minimize a scalar function of a protocol.
 
     - `objective(protocol)`, or `objective(protocol, key)` when a `key` is given: a scalar to minimize, differentiable in
-      reverse mode, typically `solve(...).test_risk[-1]`.
+      reverse mode: a `dmftopt.Objective`, or your own, typically `solve(...).test_risk[-1]`.
     - `protocol`: where to start. Its leaves that satisfy `trainable` are tuned (JAX arrays; plain Python numbers stay fixed).
-    - `optimizer`: default `optax.adam(0.1)`. `steps`: updates.
-    - `key`: random numbers. The same ones are used throughout, so that the objective is a smooth function; afterwards the
-      best iterate is scored on `fresh` independent keys, which is what `report` shows.
+    - `optimizer`: of optax, default `optax.adam(0.1)`, or `optimistix.LBFGS(rtol, atol)` or `BFGS`, which need fewer evaluations
+      where the objective is smooth. `steps`: updates, or evaluations of the latter.
+    - `key`: random numbers. The same ones are used throughout, so that the objective is a smooth function (`refresh=True`: new
+      ones at every step, and the mean of the last quarter of the iterates is the result; optax only). Afterwards the result
+      is scored on `fresh` independent keys, which is what `report` shows.
+    - `stop`: end once the gradient is smaller than its own standard error (looked at every 10 steps).
+    - `starts`: how many starting points (the others have normal deviates times `spread` added to what is tuned), or more
+      protocols to start from. The best end is the result.
     - `baselines`: protocols to tune in the same way and score beside it, for example `dmftopt.baselines(...)`.
     - `progress`: show a progress bar.
 
     An iterate whose objective or gradient is not finite is not kept: the run goes back to the one before and takes half the
-    update, again until it is finite. The best iterate is what is returned. Raises ValueError when the start itself is not
+    update, again until it is finite. The best iterate is what is returned. Raises ValueError when a start itself is not
     finite, when nothing is trainable, or when the objective is not a real scalar.
     """
     if not callable(objective):
         raise TypeError(f"objective must be a function of the protocol, got {objective!r}.")
     check_count("steps", steps, minimum=0)
     check_count("fresh", fresh, minimum=2, cure="A standard error needs two.")
-    if key is None:
-        if baselines is not None:
-            raise ValueError("baselines are scored on fresh random numbers: give a key and an objective(protocol, key).")
-
-        def keyed(protocol, key):
-            return objective(protocol)
-
-        train_key, fresh_keys = None, []
-    else:
-        check_key(key)
-        keyed = objective
-        train_key, *fresh_keys = jax.random.split(key, fresh + 1)
-    optimizer = optax.adam(0.1) if optimizer is None else optimizer
-
-    found, value, history, evaluate = _descend(keyed, protocol, optimizer, steps, train_key, trainable, progress, "optimize")
-    tuned, scores = {}, None
+    check_real("spread", spread, minimum=0.0)
+    quasi_newton = isinstance(optimizer, optimistix.AbstractMinimiser)
+    if quasi_newton and not isinstance(optimizer, (optimistix.AbstractBFGS, optimistix.AbstractLBFGS)):
+        raise TypeError(f"optimizer: of optimistix pass BFGS or LBFGS, got {type(optimizer).__name__}.")
+    if refresh and (key is None or quasi_newton):
+        raise ValueError("refresh draws new random numbers at every step: it needs a key, and an optax optimizer.")
+    staged = objective if isinstance(objective, AbstractObjective) else Plain(objective)
+    train_key, fresh_keys, start_key = None, [], jax.random.key(0)
     if key is not None:
-        scores = {name: _score(evaluate, p, fresh_keys) for name, p in {"optimized": found, "initial": protocol}.items()}
-        for name, start in (baselines or {}).items():
-            tuned[name], _, _, evaluate = _descend(keyed, start, optimizer, steps, train_key, trainable, progress, name)
-            scores[name] = _score(evaluate, tuned[name], fresh_keys)
-    return Optimized(found, value, history, scores, tuned)
+        check_key(key)
+        train_key, *fresh_keys = jax.random.split(key, fresh + 1)
+        start_key = jax.random.fold_in(train_key, 2)
+    elif baselines is not None:
+        raise ValueError("baselines are scored on fresh random numbers: give a key and an objective(protocol, key).")
+    settings = Settings(optax.adam(0.1) if optimizer is None else optimizer, steps, train_key, refresh, stop, trainable, progress)
+
+    def tune(start: PyTree, name: str, more: int | Sequence[PyTree]) -> tuple[Descent, np.ndarray]:
+        points = [start, *_starting_points(start, more, spread, trainable, start_key)]
+        ends = [descend(staged, point, settings, name + (f" {i}" if i else "")) for i, point in enumerate(points)]
+        return min(ends, key=lambda end: end.value), np.asarray([end.value for end in ends])
+
+    found, ends = tune(protocol, "optimize", starts)
+    if key is None:
+        return Optimized(*found, None, {}, ends)
+    compared = {"optimized": found.protocol, "initial": protocol}
+    tuned = {}
+    for name, start in (baselines or {}).items():
+        tuned[name] = tune(start, name, starts if isinstance(starts, int) else 1)[0].protocol
+    scores = {name: score(staged, p, fresh_keys, trainable) for name, p in (compared | tuned).items()}
+    return Optimized(*found, scores, tuned, ends)
 
 
-def _score(evaluate: Callable, protocol: PyTree, keys: list[Array]) -> Score:
-    values = np.asarray([float(evaluate(protocol, key)) for key in keys])
+def score(objective: AbstractObjective, protocol: PyTree, keys: list[Array], trainable: Callable[[Any], bool]) -> Score:
+    # With its gradient, because that is compiled: compiling the value alone takes longer than the gradients.
+    parameters, fixed = eqx.partition(protocol, trainable)
+    evaluate = Gradient(objective, parameters, fixed)
+    values = np.asarray([float(evaluate(parameters, key)[0]) for key in keys])
     finite = values[np.isfinite(values)]
     failures = values.size - finite.size
     if finite.size < 2:
@@ -116,66 +139,17 @@ def _score(evaluate: Callable, protocol: PyTree, keys: list[Array]) -> Score:
     return Score(float(finite.mean()), float(finite.std(ddof=1) / np.sqrt(finite.size)), failures)
 
 
-def _descend(objective, start, optimizer, steps, key, trainable, progress, description):
+def _starting_points(
+    start: PyTree, more: int | Sequence[PyTree], spread: float, trainable: Callable[[Any], bool], key: Array
+) -> Sequence[PyTree]:
+    if not isinstance(more, (int, np.integer)):
+        return list(more)
+    check_count("starts", more)
     parameters, fixed = eqx.partition(start, trainable)
-    if not jax.tree.leaves(parameters):
-        raise ValueError(
-            f"{description}: protocol has nothing to tune. Make a leaf a JAX array, for example with "
-            "dmftopt.schedules.piecewise_linear(...) or dmftopt.schedules.constant(..., log=True)."
-        )
-
-    @eqx.filter_jit
-    def value_and_gradient(parameters, key):
-        def evaluate(parameters):
-            out = objective(eqx.combine(parameters, fixed), key)
-            if jnp.shape(out) != () or not jnp.issubdtype(jnp.result_type(out), jnp.floating):
-                raise ValueError(
-                    f"objective must return a real scalar, got shape {jnp.shape(out)}. Take for example test_risk[-1]."
-                )
-            return out
-
-        value, gradient = jax.value_and_grad(evaluate)(parameters)
-        finite = jnp.isfinite(value) & jnp.all(jnp.asarray([jnp.all(jnp.isfinite(g)) for g in jax.tree.leaves(gradient)]))
-        return value, gradient, finite
-
-    @eqx.filter_jit
-    def update(gradient, state, parameters, fraction):
-        # optax itself mixes integer counts and floats.
-        with jax.numpy_dtype_promotion("standard"):
-            updates, new_state = optimizer.update(gradient, state, parameters)
-        updates = jax.tree.map(lambda u: fraction * u, updates)
-        return optax.apply_updates(parameters, updates), new_state
-
-    value, gradient, finite = value_and_gradient(parameters, key)
-    if not finite:
-        raise ValueError(
-            f"{description}: objective or gradient is not finite at the start ({float(value)}). "
-            "Start from a smaller learning rate, or evaluate the objective there to see the error."
-        )
-    state = optimizer.init(parameters)
-    # From here on `good` is the last finite iterate with its gradient and the optimizer state before the update.
-    best, best_value = parameters, float(value)
-    good, fraction = (parameters, gradient, state), 1.0
-    history = [float(value)]
-    with tqdm(total=steps, desc=description, disable=not progress, leave=False) as bar:
-        for _ in range(steps):
-            at, gradient, state = good
-            candidate, new_state = update(gradient, state, at, fraction)
-            value, new_gradient, finite = value_and_gradient(candidate, key)
-            if finite:
-                good, fraction = (candidate, new_gradient, new_state), min(1.0, 2 * fraction)
-                history.append(float(value))
-                if history[-1] < best_value:
-                    best, best_value = candidate, history[-1]
-            else:
-                fraction /= 2
-                history.append(float("nan"))
-            bar.set_postfix(value=f"{history[-1]:.5g}", best=f"{best_value:.5g}")
-            bar.update()
-    # With its gradient, because that is compiled: compiling the value alone takes longer than the gradients.
-    return (
-        eqx.combine(best, fixed),
-        best_value,
-        np.asarray(history),
-        lambda protocol, key: value_and_gradient(eqx.filter(protocol, trainable), key)[0],
-    )
+    leaves, structure = jax.tree.flatten(parameters)
+    points = []
+    for own in jax.random.split(key, max(int(more), 1))[1:]:
+        keys = jax.random.split(own, len(leaves))
+        moved = [leaf + spread * jax.random.normal(k, leaf.shape, leaf.dtype) for leaf, k in zip(leaves, keys, strict=True)]
+        points.append(eqx.combine(jax.tree.unflatten(structure, moved), fixed))
+    return points

@@ -1,0 +1,214 @@
+"""What was designed, predicted anew and put to the test in SGD."""
+
+import itertools
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+from tqdm.auto import tqdm
+
+from .. import simulate
+from .._checks import check_count, check_instance, check_key
+from ..protocol import Protocol
+from ..recipe import Recipe
+from ..schedules import PerStep
+from ._budget import Plan, Run
+from ._objective import Objective, Solve, Table
+
+# Runs are simulated in this many batches, of which differences between protocols have a standard error.
+_BATCHES = 8
+
+
+class Estimate(NamedTuple):
+    mean: float
+    standard_error: float
+
+
+class Row(NamedTuple):
+    """Of one protocol, for one problem.
+
+    - `predicted`: on fresh random numbers, finer than it was designed. - `rounded`: the same for batch sizes rounded to whole
+      numbers (None where the route cannot tell).
+    - `realized`: mean of SGD runs with these whole batch sizes; None if nothing was simulated.
+    - `horizon`: steps / d; `samples`: seen / d.
+    """
+
+    predicted: Estimate
+    rounded: Estimate | None
+    realized: Estimate | None
+    horizon: float
+    samples: float
+
+
+class Report(eqx.Module):
+    """`rows`: name -> one `Row` per problem. `batches`: the same, means over batches of SGD runs (None if not simulated)."""
+
+    rows: dict[str, list[Row]]
+    batches: dict[str, list[np.ndarray | None]]
+
+    def gain(self, name: str, over: str, which: int = 0) -> dict[str, Estimate]:
+        """By how much the objective is lower than that of the protocol `over`: "predicted", and "realized" if simulated. The two
+        share training sets and random numbers there, and so their difference is known better than each."""
+        mine, other = self.rows[name][which], self.rows[over][which]
+        error = float(np.hypot(mine.predicted.standard_error, other.predicted.standard_error))
+        gains = {"predicted": Estimate(other.predicted.mean - mine.predicted.mean, error)}
+        a, b = self.batches[name][which], self.batches[over][which]
+        if a is not None and b is not None:
+            gains["realized"] = _estimate(b - a)
+        return gains
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers, for JSON."""
+        return {
+            name: [{k: v._asdict() if isinstance(v, Estimate) else v for k, v in row._asdict().items()} for row in rows]
+            for name, rows in self.rows.items()
+        }
+
+    def __str__(self) -> str:
+        width = max(len(n) for n in self.rows)
+        lines = [f"{'':<{width}}  {'predicted':>20}  {'batches rounded':>20}  {'SGD':>20}  steps/d  samples/d"]
+        for name, rows in sorted(self.rows.items(), key=lambda item: np.mean([row.predicted.mean for row in item[1]])):
+            for row in rows:
+                cells = [f"{e.mean:.5g} ± {e.standard_error:.1g}" if e else "" for e in row[:3]]
+                lines.append(
+                    f"{name:<{width}}  " + "  ".join(f"{c:>20}" for c in cells) + f"  {row.horizon:>7.4g}  {row.samples:>9.4g}"
+                )
+        return "\n".join(lines)
+
+
+def report(
+    objective: Objective,
+    protocols: Mapping[str, Protocol | Plan],
+    *,
+    key: Array,
+    dimension: int | None = None,
+    runs: int = 32,
+    fresh: int = 4,
+    progress: bool = True,
+) -> Report:
+    """Judge protocols under an objective's budget: predicted on fresh random numbers, and realized by SGD.
+
+    - `objective`: by which to predict; often `objective.finer()` of the one that was optimized: half the steps, more samples, and
+      SGD's own Poisson noise. Predictions are means over `fresh` keys, with standard errors.
+    - `protocols`: by name, for example `{"optimized": found.protocol} | found.tuned`.
+    - `dimension`: of `runs` SGD runs of each with batch sizes rounded to whole numbers (`dmftopt.recipe`), on the same training
+      sets and batches for each protocol. None: no simulation.
+
+    The measure must be one that simulations have too. Raises ValueError where a prediction is not finite.
+    """
+    check_instance("objective", objective, Objective, "Build it with dmftopt.Objective(problem, budget).")
+    check_key(key)
+    check_count("fresh", fresh, minimum=2, cure="A standard error needs two.")
+    if dimension is not None:
+        check_count("dimension", dimension, minimum=2)
+        check_count("runs", runs, minimum=2 * 2, cure="Differences need several batches of runs.")
+    predict_key, simulate_key = jax.random.split(key)
+    keys = jax.random.split(predict_key, fresh)
+    problems = range(len(objective.problems))
+    made = {name: [objective.run(p, which) for which in problems] for name, p in protocols.items()}
+    recipes: dict[str, list[Recipe]] = {}
+    longest = 0
+    if dimension is not None:
+        for name, several in made.items():
+            pairs = zip(several, objective.problems, strict=True)
+            recipes[name] = [run.recipe(dimension=dimension, delta=float(problem.delta)) for run, problem in pairs]
+            longest = max([longest, *(len(r) for r in recipes[name])])
+    rows, batches = {}, {}
+    with tqdm(total=len(made) * (2 if recipes else 1), desc="report", disable=not progress, leave=False) as bar:
+        for name, protocol in protocols.items():
+            bar.set_postfix_str(f"{name}, predicted")
+            inputs = _prepared(objective, protocol)
+            predicted = _estimates(name, objective, inputs, keys)
+            bar.update()
+            rounded: list = [None] * len(predicted)
+            measured: list = [None] * len(predicted)
+            if dimension is not None:
+                bar.set_postfix_str(f"{name}, SGD")
+                if isinstance(objective.predict, Solve):
+                    whole = tuple(_rounded(i, r) for i, r in zip(inputs, recipes[name], strict=True))
+                    rounded = _estimates(name, objective, whole, keys)
+                cases = zip(made[name], recipes[name], problems, strict=True)
+                measured = [_simulated(objective, *case, runs, longest, simulate_key) for case in cases]
+                bar.update()
+            realized = [None if m is None else _estimate(m) for m in measured]
+            spent = [(float(run.horizon), float(run.samples)) for run in made[name]]
+            rows[name] = [Row(*a, *b) for *a, b in zip(predicted, rounded, realized, spent, strict=True)]
+            batches[name] = measured
+    return Report(rows, batches)
+
+
+@eqx.filter_jit
+def _prepared(objective: Objective, protocol):
+    return objective.prepare(protocol)
+
+
+@eqx.filter_jit
+def _evaluated(objective: Objective, inputs, key):
+    return objective.values_of(inputs, key)
+
+
+def _estimates(name: str, objective: Objective, inputs, keys: Array) -> list[Estimate]:
+    values = np.stack([np.asarray(_evaluated(objective, inputs, k), dtype=float) for k in keys])
+    if not np.all(np.isfinite(values)):
+        raise ValueError(f"the prediction of {name!r} is not finite: it is unstable at this finer resolution or with this noise.")
+    return [_estimate(v) for v in values.T]
+
+
+def _estimate(values: np.ndarray) -> Estimate:
+    return Estimate(float(values.mean()), float(values.std(ddof=1) / np.sqrt(values.size)))
+
+
+def _rounded(inputs: Any, recipe: Recipe) -> Any:
+    """Tabulated inputs with the recipe's whole batch sizes: in each step of the grid the B for which eta²/B is the mean over
+    SGD's steps there. (Where a step of the grid is shorter than one of SGD, its own.)"""
+    protocol, grid, spent = inputs
+    edges = np.searchsorted(np.arange(len(recipe)) / recipe.dimension, np.asarray(grid.times) - 1e-9 / recipe.dimension)
+    planned = np.asarray(protocol.batch_size.values).reshape(grid.steps, -1)
+    batch_size = planned.copy()
+    for j, (a, b) in enumerate(itertools.pairwise(edges)):
+        if b > a:
+            power = np.maximum(recipe.learning_rate[a:b] ** 2, 1e-300)
+            batch_size[j] = power.sum() / (power / recipe.batch_size[a:b]).sum()
+    table = Table(jnp.asarray(batch_size.ravel(), protocol.batch_size.values.dtype))
+    return eqx.tree_at(lambda p: p.batch_size, protocol, table), grid, spent
+
+
+def _simulated(objective: Objective, run: Run, recipe: Recipe, which: int, runs: int, longest: int, key: Array) -> np.ndarray:
+    """The measure in SGD, one value per batch of runs."""
+
+    def per_step(values):
+        # All of one length, so that all protocols share a compiled simulation.
+        return PerStep(jnp.asarray(np.pad(values, (0, longest - len(recipe)), mode="edge"), dtype=float), recipe.dimension)
+
+    d = recipe.dimension
+    momentum = per_step(recipe.momentum) if run.protocol.momentum is not None else None
+    protocol = Protocol(
+        per_step(recipe.learning_rate),
+        per_step(recipe.batch_size.astype(float)),
+        per_step(recipe.weight_decay * d),
+        momentum,
+        nesterov=run.protocol.nesterov,
+    )
+    steps = len(recipe)
+    # As many of the grid's times as whole steps allow.
+    at = np.unique(np.round(np.asarray(objective.grid.times, dtype=float) * steps).astype(int))
+    batches = min(_BATCHES, runs // 2)
+    values = []
+    for k in jax.random.split(key, batches):
+        result = simulate.sgd(
+            objective.problems[which],
+            protocol,
+            horizon=steps / d,
+            dimension=d,
+            runs=runs // batches,
+            key=k,
+            records=at / d,
+            metrics=objective.predict.metrics if isinstance(objective.predict, Solve) else None,
+        )
+        spent = result.times if objective.budget is None else objective.budget.spent(run, result.times)
+        values.append(float(objective.measure(result, spent)))
+    return np.asarray(values)

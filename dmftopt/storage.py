@@ -49,8 +49,8 @@ _MEMBERS = list(RESULTS._name_to_item)
 
 
 def save(path: str | os.PathLike, result: Any) -> None:
-    """Write a `Solution`, `Simulation`, `Limit`, `simulate.Response`, `Optimized`, `Report`, `Certificate` or `Sensitivity` to the
-    file `path`, say "solution.npz".
+    """Write a `Solution`, `Simulation`, `Limit`, `simulate.Response`, `Optimized`, `Report`, `Certificate` or `Sensitivity` to
+    the file `path`, say "solution.npz".
 
     The file appears whole or not at all: a write that is interrupted leaves what was there before. Folders are made. Raises
     TypeError for anything else, under `jit`, and for an `Optimized` whose protocol holds a function or a class of your own.

@@ -275,7 +275,7 @@ def gone(header):
 @pytest.mark.parametrize(
     "change, message",
     [
-        (newer, "format version 2.*reads version 1.*Use that version"),
+        (newer, "format version 3.*reads version 2.*Use that version"),
         (another, "no file of dmftopt.save.*spam"),
         (more, "Observables has no fisher"),
         (less, "Solution lacks times"),

@@ -54,7 +54,7 @@ def test_optimal_rate_of_online_least_squares():
     knots h apart misses by h²/8 max|y''|, and wastes at most T times the square of that, which is the margin an optimizer of
     such schedules deserves.
     """
-    horizon, knots, fine, sigma2 = 6.0, 7, 49, 0.25
+    horizon, knots, fine, sigma2 = 6.0, 5, 49, 0.25
     p = problem(LS(sigma2**0.5), teacher_scale=1.0, student_scale=0.5)
     start = 1.0**2 + 0.5**2
     times, coarse = (np.linspace(0, horizon, count) for count in (fine, knots))
@@ -98,7 +98,7 @@ def test_optimal_rate_of_online_least_squares():
 
     # What is found is between the optimum and its interpolation at the knots, which is a schedule of the same family.
     initial = dmftopt.Protocol(dmftopt.schedules.piecewise_linear(horizon, knots, 0.4, log=True))
-    (found,) = search(lambda protocol: limits.online(p, protocol, rough).test_risk[-1], [initial], steps=50, rate=0.2)
+    (found,) = search(lambda protocol: limits.online(p, protocol, rough).test_risk[-1], [initial], steps=100, rate=0.2)
     target = np.log(best(optimal(coarse)))
     interpolated = errors(np.interp(times, coarse, target), one)[-1]
     log_rates = np.asarray(found.protocol.learning_rate.values)

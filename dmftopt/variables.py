@@ -50,18 +50,12 @@ class Between(AbstractVariable):
 
 def above(value: Any, low: float = 0.0) -> Above:
     """A tuned number larger than `low`, starting at `value`. Gradient steps are relative to its distance from `low`."""
-    low = _bound("low", low)
-    value = _inside("value", value, low)
-    return Above(jnp.log(value - low), low)
+    return _above("value", value, low)
 
 
 def between(value: Any, low: float, high: float) -> Between:
     """A tuned number in the open interval (low, high), starting at `value`. Rounding may take it onto a bound, never beyond."""
-    low, high = _bound("low", low), _bound("high", high)
-    if not low < high:
-        raise ValueError(f"low must be below high, got {low:g} and {high:g}.")
-    value = _inside("value", value, low, high)
-    return Between(jnp.log(value - low) - jnp.log(high - value), low, high)
+    return _between("value", value, low, high)
 
 
 def number(value: Any) -> Any:
@@ -84,7 +78,20 @@ def within(name: str, value: Any, bounds: tuple[float | None, float | None] | No
         raise ValueError(f"bounds must be a pair (low, high), got {bounds!r}. For no upper bound pass (low, None).") from None
     if low is None:
         raise ValueError(f"bounds of {name} need a lower one, got {bounds!r}.")
-    return above(value, low) if high is None else between(value, low, high)
+    return _above(name, value, low) if high is None else _between(name, value, low, high)
+
+
+def _above(name: str, value: Any, low: Any) -> Above:
+    low = _bound("low", low)
+    return Above(jnp.log(_inside(name, value, low) - low), low)
+
+
+def _between(name: str, value: Any, low: Any, high: Any) -> Between:
+    low, high = _bound("low", low), _bound("high", high)
+    if not low < high:
+        raise ValueError(f"low must be below high, got {low:g} and {high:g}.")
+    value = _inside(name, value, low, high)
+    return Between(jnp.log(value - low) - jnp.log(high - value), low, high)
 
 
 def _bound(name: str, value: Any) -> float:

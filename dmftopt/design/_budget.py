@@ -118,7 +118,10 @@ class Budget(eqx.Module):
         mean = _mean(protocol.batch_size)
         if a.shape[0] == 1:
             horizon = total[0] / (a[0] + b[0] * mean)
-            _check(horizon > 0, "budget: the horizon must be > 0. Give a positive cost per step or per sample.")
+            _check(
+                (horizon > 0) & jnp.isfinite(horizon),
+                "budget: the horizon must be > 0. Give a cost per step or per sample.",
+            )
             return stretched(protocol, horizon)
         # Two linear equations for the horizon and for horizon * mean batch size.
         determinant = a[0] * b[1] - a[1] * b[0]

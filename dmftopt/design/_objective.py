@@ -54,8 +54,8 @@ class Solve(eqx.Module):
             return Table(jnp.broadcast_to(jnp.asarray(schedule(times), times.dtype), times.shape))
 
         momentum = None if protocol.momentum is None else read(protocol.momentum)
-        others = (read(s) for s in (protocol.learning_rate, protocol.batch_size, protocol.ridge))
-        return Protocol(*others, momentum, nesterov=protocol.nesterov)
+        rate, batch_size, ridge = (read(s) for s in (protocol.learning_rate, protocol.batch_size, protocol.ridge))
+        return Protocol(rate, batch_size, ridge, momentum, nesterov=protocol.nesterov)
 
 
 class Table(eqx.Module):
@@ -133,7 +133,7 @@ class Objective(AbstractObjective):
             raise TypeError("budget: without one pass a Plan(protocol, horizon=...), or give Objective a Budget.")
         return stretched(protocol.protocol, number(protocol.horizon))
 
-    def predict_run(self, protocol: Protocol | Plan, key: Array, which: int = 0, **options: Any) -> Any:
+    def predict_run(self, protocol: Protocol | Plan, key: Array | None = None, which: int = 0, **options: Any) -> Any:
         """What `predict` returns for this run."""
         run = self.run(protocol, which)
         return self.predict(self.problems[which], run.protocol, self._grid(run), key, **options)

@@ -51,11 +51,12 @@ class Report(eqx.Module):
     batches: dict[str, list[np.ndarray | None]]
 
     def gain(self, name: str, over: str, which: int = 0) -> dict[str, Estimate]:
-        """By how much the objective is lower than that of the protocol `over`: "predicted", and "realized" if simulated. The two
-        share training sets and random numbers there, and so their difference is known better than each."""
+        """By how much the objective is lower than that of the protocol `over`: "predicted", and if simulated "rounded" and
+        "realized". Simulations share training sets and random numbers, and so their difference is known better than each."""
         mine, other = self.rows[name][which], self.rows[over][which]
-        error = float(np.hypot(mine.predicted.standard_error, other.predicted.standard_error))
-        gains = {"predicted": Estimate(other.predicted.mean - mine.predicted.mean, error)}
+        gains = {"predicted": _difference(other.predicted, mine.predicted)}
+        if mine.rounded is not None and other.rounded is not None:
+            gains["rounded"] = _difference(other.rounded, mine.rounded)
         a, b = self.batches[name][which], self.batches[over][which]
         if a is not None and b is not None:
             gains["realized"] = _estimate(b - a)
@@ -136,7 +137,7 @@ def report(
                 bar.update()
             realized = [None if m is None else _estimate(m) for m in measured]
             spent = [(float(run.horizon), float(run.samples)) for run in made[name]]
-            rows[name] = [Row(*a, *b) for *a, b in zip(predicted, rounded, realized, spent, strict=True)]
+            rows[name] = [Row(p, r, m, *s) for p, r, m, s in zip(predicted, rounded, realized, spent, strict=True)]
             batches[name] = measured
     return Report(rows, batches)
 
@@ -160,6 +161,10 @@ def _estimates(name: str, objective: Objective, inputs, keys: Array) -> list[Est
 
 def _estimate(values: np.ndarray) -> Estimate:
     return Estimate(float(values.mean()), float(values.std(ddof=1) / np.sqrt(values.size)))
+
+
+def _difference(a: Estimate, b: Estimate) -> Estimate:
+    return Estimate(a.mean - b.mean, float(np.hypot(a.standard_error, b.standard_error)))
 
 
 def _rounded(inputs: Any, recipe: Recipe) -> Any:

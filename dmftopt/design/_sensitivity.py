@@ -48,7 +48,7 @@ def sensitivity(
     check_count("knots", knots, minimum=2)
     inner = protocol.protocol if isinstance(protocol, Plan) else protocol
     u = jnp.linspace(0.0, 1.0, 64)
-    shapes = {"learning_rate": (knots,), "batch_size": (knots,)}
+    shapes: dict[str, tuple[int, ...]] = {"learning_rate": (knots,), "batch_size": (knots,)}
     for name in ("ridge", "momentum"):
         schedule = getattr(inner, name)
         if schedule is not None and bool(jnp.any(schedule(u) > 0)):

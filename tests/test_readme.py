@@ -12,7 +12,7 @@ def test_python_blocks_run_as_printed(tmp_path):
     assert len(blocks) >= 3
     use = """
 task_problem = dmftopt.Problem(Huber(), dmftopt.features.isotropic(), delta=2.0)
-risk = dmftopt.solve(task_problem, protocol, rough, samples=256, key=jax.random.key(0)).test_risk
+risk = dmftopt.solve(task_problem, protocol, coarse, samples=256, key=jax.random.key(0)).test_risk
 assert solution.test_risk.shape == solution.times.shape == (41,) and solution.correlation.shape == (41, 41, 1, 1)
 assert found.report["optimized"].mean < found.report["initial"].mean
 assert 0 < float(risk[-1]) < float(risk[0])

@@ -32,9 +32,11 @@ TASKS = {"least squares": tasks.LeastSquares(label_noise=0.5), "logistic": tasks
 RULE = {"least squares": 1.0, "logistic": 4.0}
 # Lowest and highest rate of the diagram, and those tried in SGD: the last of least squares is beyond the critical rate.
 RATES = {"least squares": (0.03, 3.5), "logistic": (0.03, 8.0)}
-TRIED = {"least squares": [0.1, 0.5, 2.5], "logistic": [0.2, 1.5, 8.0]}
+TRIED = {"least squares": [0.1, 0.5, 2.3], "logistic": [0.2, 1.5, 8.0]}
 # Of the learning rates with which stability is measured; the clock is the integral of eta / B over a long run.
-UNSTABLE, CLOCK = (2.0, 3.2), 40.0
+UNSTABLE, CLOCK = (2.0, 2.6), 100.0
+# A risk so large has grown from a start below 1.
+GROWN = 2.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,10 +46,10 @@ class Settings:
     deltas: int = 12
     """Training samples / dimension: this many, log-spaced from 0.25 to 8."""
     rates: int = 40
-    """Learning rates per delta, log-spaced; as many again around the best."""
+    """Learning rates per delta, log-spaced; half as many again around the best. An even number."""
     horizon: float = 10.0
     """Steps / dimension."""
-    grid_steps: int = 48
+    grid_steps: int = 40
     samples: int = 2048
     dimension: int = 600
     """Of real SGD."""
@@ -95,55 +97,61 @@ def real_sgd(key, *, task, delta, batch, horizon, dimension, rates):
 def cell(task, delta, tried, batches, *, rates, horizon, grid_steps, samples, dimension, runs, seed) -> dict[str, Any]:
     """All of one task and delta: risks over the rates, the best rate, stability, and what real SGD says. JSON values.
 
-    At the rates `tried` SGD also runs with `batches`, at the same temperature and over as many samples."""
+    At the rates `tried` but the last SGD also runs with `batches`, at the same temperature and over as many samples."""
     jax.config.update("jax_enable_x64", True)
+    together = rates // 2
 
-    def predicted(rates, batch=1.0, horizon=horizon):
-        fixed = {"steps": grid_steps, "samples": samples, "seed": seed}
-        rates, delta_, batch, horizon = np.broadcast_arrays(rates, delta, batch, horizon)
+    def predicted(*arguments):
+        """Of learning rates, batch size and horizon, some multiple of `together` points: all in one compiled function."""
+        given = np.broadcast_arrays(arguments[0], delta, *arguments[1:])
         function = {"least squares": least_squares, "logistic": logistic}[task]
-        return [np.asarray(a) for a in _sweep.over_devices(function, rates, delta_, batch, horizon, **fixed)]
+        fixed = {"steps": grid_steps, "samples": samples, "seed": seed}
+        parts = [_sweep.over_devices(function, *g, **fixed) for g in zip(*(a.reshape(-1, together) for a in given), strict=True)]
+        return np.concatenate(parts, axis=1)
 
-    def trained(rates, batch=1):
-        """(run, rate)."""
+    def trained(temperatures, batch=1, dimension=dimension):
+        """(run, temperature). A few runs at a time: each has its own data."""
         fixed: Any = {"task": task, "delta": delta, "dimension": dimension, "batch": float(batch), "horizon": horizon / batch}
-        keys = jax.random.split(jax.random.key(seed + 1), runs)
-        fixed["rates"] = tuple(batch * r for r in rates)
-        # A few runs at a time: each has its own data.
+        fixed["rates"] = tuple(float(batch * t) for t in temperatures)
+        keys = jax.random.split(jax.random.fold_in(jax.random.key(seed + 1), round(1000 * delta) + dimension), runs)
         return np.concatenate([_sweep.over_devices(real_sgd, k, **fixed) for k in jnp.split(keys, max(1, runs // 8))])
 
     grid = np.geomspace(*RATES[task], rates)
-    risk, error, _ = predicted(grid)
+    risk, error, _ = predicted(grid, 1.0, horizon)
     i = int(np.nanargmin(risk))
-    # As many rates once more: the rule's, the tried ones, and the rest around the best, which near a minimum is dense enough.
-    given = [RULE[task], *tried]
-    values = np.append(given, np.geomspace(grid[max(i - 1, 0)], grid[min(i + 1, rates - 1)], rates - len(given)))
-    near, near_error, _ = predicted(values)
-    best = int(np.nanargmin(near[len(given) :])) + len(given)
-    shown = [*range(len(given)), best]
+    # The rule's, the tried ones, and the rest around the best: near a minimum that is dense enough.
+    values = np.array([RULE[task], *tried])
+    first = len(values)
+    values = np.append(values, np.geomspace(grid[max(i - 1, 0)], grid[min(i + 1, rates - 1)], together - first))
+    near, _, _ = predicted(values, 1.0, horizon)
+    best = int(np.nanargmin(near[first:])) + first
+    shown = [*range(first), best]
     final = trained(values[shown])
     gains = final[:, 0] - final[:, -1]
     result: dict[str, Any] = {
-        "rates": grid.tolist(),
+        "rates": grid,
         "risk": [a if np.isfinite(a) else None for a in risk.tolist()],
         "largest_standard_error": np.nanmax(error),
         "best": {"rate": values[best], "at_edge": i in (0, rates - 1), "predicted": near[best], "predicted_at_rule": near[0]},
         "gain": {"predicted": near[0] - near[best], "realized": np.mean(gains), "standard_error": standard_error(gains)},
-        "simulated": [compared(values[j], 1, near[j], near_error[j], final[:, k]) for k, j in enumerate(shown)],
+        "simulated": [],
     }
-    for batch in batches:
-        same, same_error, _ = predicted(batch * values, batch, horizon / batch)
-        result[f"largest_relative_change_with_batch_{batch}"] = np.nanmax(np.abs(same / near - 1))
-        for j, f in enumerate(trained(tried, batch).T, start=1):
-            result["simulated"].append(compared(values[j], batch, same[j], same_error[j], f))
+    for batch in (1, *batches):
+        same, same_error, _ = predicted(batch * values, float(batch), horizon / batch)
+        if batch > 1:
+            result[f"largest_relative_change_with_batch_{batch}"] = np.nanmax(np.abs(same / near - 1))
+            shown, final = range(1, first - 1), trained(tried[:-1], batch)
+        for j, f in zip(shown, final.T, strict=True):
+            half = trained(values[j : j + 1], 1, dimension // 2)[:, 0] if same[j] > GROWN else None
+            result["simulated"].append({"temperature": values[j], "batch": batch, **compared(same[j], same_error[j], f, half)})
     if task == "least squares":
         problem = dmftopt.Problem(TASKS[task], dmftopt.features.isotropic(), delta, 1.0, 0.0)
         result["critical"] = limits.critical_learning_rate(problem, RIDGE)
         for batch in (1, *batches):
             temperature = np.linspace(*UNSTABLE, rates)
-            _, _, growth = predicted(batch * temperature, batch, CLOCK / (batch * temperature))
+            _, _, growth = predicted(batch * temperature, float(batch), CLOCK / (batch * temperature))
             result[f"measured_critical_batch_{batch}"] = vanishing(growth / (batch * temperature), temperature)
-    return jax.tree.map(lambda a: a if isinstance(a, (bool, int, str)) else float(a), result)
+    return jax.tree.map(lambda a: a if isinstance(a, (bool, int, str)) else np.asarray(a).tolist(), result)
 
 
 def vanishing(growth, temperature) -> float:
@@ -157,17 +165,18 @@ def standard_error(values) -> float:
     return np.std(values, ddof=1) / np.sqrt(len(values))
 
 
-def compared(temperature, batch, predicted, predicted_error, final) -> dict[str, Any]:
-    mean, error = np.mean(final), np.hypot(standard_error(final), predicted_error)
-    return {
-        "temperature": temperature,
-        "batch": batch,
-        "predicted": predicted,
-        "mean": mean,
-        "combined_standard_error": error,
-        "z": (mean - predicted) / error,
-        "agrees": bool(abs(mean - predicted) <= 2 * error + 0.01 * predicted),
-    }
+def compared(predicted, predicted_error, final, half) -> dict[str, Any]:
+    """`final`: risks of runs. Where they grew, so did their relative finite-size effects, of order 1/d: there the logarithm is
+    compared, extrapolated in 1/d with `half`, those at half the dimension."""
+    row = {"predicted": predicted, "mean": np.mean(final), "compared": "risk"}
+    reference, mean, error = predicted, row["mean"], np.hypot(standard_error(final), predicted_error)
+    if half is not None:
+        final, half = np.log(final), np.log(half)
+        reference, mean = np.log(predicted), 2 * np.mean(final) - np.mean(half)
+        error = np.hypot(2 * standard_error(final), standard_error(half))
+        row |= {"compared": "log risk, extrapolated to infinite d", "predicted_log": reference, "extrapolated_log": mean}
+    agrees = bool(abs(mean - reference) <= 2 * error + 0.01 * abs(reference))
+    return row | {"standard_error": error, "z": (mean - reference) / error, "agrees": agrees}
 
 
 def draw(results: dict[str, dict[float, dict]], path: Path) -> None:
@@ -204,7 +213,8 @@ def draw(results: dict[str, dict[float, dict]], path: Path) -> None:
             cuts.plot(rates, np.array(rows[d]["risk"], dtype=float), color=color, label=rf"$\delta$ = {d:.3g}")
             for p in rows[d]["simulated"]:
                 style = {"fmt": "o", "ms": 4} if p["batch"] == 1 else {"fmt": "s", "ms": 8, "mfc": "none"}
-                cuts.errorbar(p["temperature"], p["mean"], 2 * p["combined_standard_error"], color=color, **style)
+                error = 2 * p["standard_error"] if p["compared"] == "risk" else 0.0
+                cuts.errorbar(p["temperature"], p["mean"], error, color=color, **style)
         cuts.set(xscale="log", yscale="log", ylim=(0.9 * norm.vmin, 3 * norm.vmax), xlabel=r"temperature $\eta/B$")
         cuts.set(ylabel="test risk", title="theory (lines), SGD with 2 standard errors\n(squares: batches of 4)")
         cuts.legend(frameon=False)
@@ -225,22 +235,17 @@ def draw(results: dict[str, dict[float, dict]], path: Path) -> None:
 
 def main(s: Settings) -> None:
     if s.smoke:
-        tiny: Any = {"deltas": 3, "rates": 8, "grid_steps": 4, "samples": 128, "dimension": 30, "runs": 2}
+        tiny: Any = {"deltas": 1, "rates": 12, "grid_steps": 4, "samples": 64, "dimension": 30, "runs": 2}
         s = dataclasses.replace(s, out=s.out.with_name(s.out.name + "_smoke"), **tiny)
     deltas = np.geomspace(0.25, 8.0, s.deltas).tolist()
     # SGD is tried low, in the middle, where also in batches of 4, and high.
     middle = deltas[s.deltas // 2]
     tried = {deltas[s.deltas // 6], middle, deltas[-1 - s.deltas // 6]}
-    cells = {
-        f"{task}, delta={delta:.3g}": {
-            "task": task,
-            "delta": delta,
-            "tried": TRIED[task] if delta in tried else [],
-            "batches": [4] if delta == middle else [],
-        }
-        for task in TASKS
-        for delta in deltas
-    }
+    cells = {f"{task}, delta={delta:.3g}": {"task": task, "delta": delta} for task in TASKS for delta in deltas}
+    for c in cells.values():
+        c["tried"] = TRIED[c["task"]] if c["delta"] in tried else []
+        # Compilation is all that smoke takes.
+        c["batches"] = [4] if c["delta"] == middle and not (s.smoke and c["task"] == "logistic") else []
     shared = {k: v for k, v in dataclasses.asdict(s).items() if k not in ("deltas", "cluster", "smoke", "out")}
     done = _sweep.run(cell, cells, s.out / "cells", shared, s.cluster)
     results: dict[str, dict[float, dict]] = {
@@ -249,9 +254,8 @@ def main(s: Settings) -> None:
     _common.write_json(s.out / "result.json", {"settings": {**shared, "deltas": deltas, "ridge": RIDGE}, "results": results})
     draw(results, s.out / "figure.png")
     for task, rows in results.items():
-        print(
-            f"\n{task}\n{'delta':>7}{'best rate':>11}{'predicted':>11}{'gain over ' + str(RULE[task]):>15}{'realized':>20}{'z':>6}"
-        )
+        print(f"\n{task}: gain is over the rate {RULE[task]:g}")
+        print(f"{'delta':>7}{'best rate':>11}{'predicted':>11}{'gain':>10}{'realized':>20}{'z':>6}")
         for delta, row in rows.items():
             g = row["gain"]
             z = (g["realized"] - g["predicted"]) / g["standard_error"]
@@ -259,7 +263,7 @@ def main(s: Settings) -> None:
             edge = " (at the edge of the rates)" if row["best"]["at_edge"] else ""
             best = row["best"]
             print(
-                f"{delta:>7.3g}{best['rate']:>11.3g}{best['predicted']:>11.4f}{g['predicted']:>15.4f}{realized:>20}{z:>6.1f}{edge}"
+                f"{delta:>7.3g}{best['rate']:>11.3g}{best['predicted']:>11.4f}{g['predicted']:>10.4f}{realized:>20}{z:>6.1f}{edge}"
             )
         points = [p for row in rows.values() for p in row["simulated"]]
         print(f"{sum(p['agrees'] for p in points)} of {len(points)} runs of SGD agree to 2 standard errors + 1%")

@@ -1,4 +1,4 @@
-"""Independent cells of an experiment: in this process or on a Dask cluster, kept on disk one by one, resumed where they stopped."""
+"""Independent cells of an experiment: in this process or on a Dask cluster, kept on disk one by one, resumed after a stop."""
 
 import contextlib
 import functools

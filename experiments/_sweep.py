@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import json
+import operator
 import pickle
 import sys
 import time
@@ -96,10 +97,11 @@ def _outcomes(function, calls: dict[str, dict], cluster: str | None) -> Iterator
             client = stack.enter_context(distributed.Client(stack.enter_context(local)))
         else:
             client = stack.enter_context(distributed.Client(cluster))
-        # Unpickled once per worker, as a result like any other: with every call it would be a new function, compiled again.
-        # Not pure: a key drawn at random, or another experiment on this scheduler could be given results of this one.
-        shipped = client.submit(pickle.loads, cloudpickle.dumps(function), pure=False)
-        futures = {client.submit(_timed, shipped, arguments, pure=False): name for name, arguments in calls.items()}
+        # By cloudpickle itself, for distributed prefers pickle, by reference. Unpickled once per worker, as a result like any
+        # other: with every call it would be a new function, which JAX compiles again. Not pure, that is under random keys: no
+        # other client of the scheduler is given these results.
+        shipped = client.submit(pickle.loads, cloudpickle.dumps(functools.partial(_timed, function)), pure=False)
+        futures = {client.submit(operator.call, shipped, arguments, pure=False): name for name, arguments in calls.items()}
         for future in distributed.as_completed(futures):
             yield futures[future], future.result
 

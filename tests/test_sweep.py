@@ -13,6 +13,9 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "experiments"))
 
 import _sweep
 
+# Workers get this path, and must do without.
+del sys.path[0]
+
 CELLS = {"one": {"x": 1}, "two/half": {"x": 2}, "three": {"x": 3}}
 OFFSET = 10
 

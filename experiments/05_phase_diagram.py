@@ -46,7 +46,7 @@ class Settings:
     deltas: int = 12
     """Training samples / dimension: this many, log-spaced from 0.25 to 8."""
     rates: int = 40
-    """Learning rates per delta, log-spaced; half as many again around the best. An even number."""
+    """Learning rates per delta, log-spaced; half as many again around the best."""
     horizon: float = 10.0
     """Steps / dimension."""
     grid_steps: int = 40
@@ -114,15 +114,15 @@ def cell(task, delta, tried, batches, *, rates, horizon, grid_steps, samples, di
         fixed: Any = {"task": task, "delta": delta, "dimension": dimension, "batch": float(batch), "horizon": horizon / batch}
         fixed["rates"] = tuple(float(batch * t) for t in temperatures)
         keys = jax.random.split(jax.random.fold_in(jax.random.key(seed + 1), round(1000 * delta) + dimension), runs)
-        return np.concatenate([_sweep.over_devices(real_sgd, k, **fixed) for k in jnp.split(keys, max(1, runs // 8))])
+        return np.concatenate([_sweep.over_devices(real_sgd, k, **fixed) for k in jnp.array_split(keys, max(1, runs // 8))])
 
-    grid = np.geomspace(*RATES[task], rates)
+    grid = np.geomspace(*RATES[task], 2 * together)
     risk, error, _ = predicted(grid, 1.0, horizon)
     i = int(np.nanargmin(risk))
     # The rule's, the tried ones, and the rest around the best: near a minimum that is dense enough.
     values = np.array([RULE[task], *tried])
     first = len(values)
-    values = np.append(values, np.geomspace(grid[max(i - 1, 0)], grid[min(i + 1, rates - 1)], together - first))
+    values = np.append(values, np.geomspace(grid[max(i - 1, 0)], grid[min(i + 1, len(grid) - 1)], together - first))
     near, _, _ = predicted(values, 1.0, horizon)
     best = int(np.nanargmin(near[first:])) + first
     shown = [*range(first), best]
@@ -132,7 +132,7 @@ def cell(task, delta, tried, batches, *, rates, horizon, grid_steps, samples, di
         "rates": grid,
         "risk": [a if np.isfinite(a) else None for a in risk.tolist()],
         "largest_standard_error": np.nanmax(error),
-        "best": {"rate": values[best], "at_edge": i in (0, rates - 1), "predicted": near[best], "predicted_at_rule": near[0]},
+        "best": {"rate": values[best], "at_edge": i in (0, len(grid) - 1), "predicted": near[best], "predicted_at_rule": near[0]},
         "gain": {"predicted": near[0] - near[best], "realized": np.mean(gains), "standard_error": standard_error(gains)},
         "simulated": [],
     }
@@ -148,7 +148,7 @@ def cell(task, delta, tried, batches, *, rates, horizon, grid_steps, samples, di
         problem = dmftopt.Problem(TASKS[task], dmftopt.features.isotropic(), delta, 1.0, 0.0)
         result["critical"] = limits.critical_learning_rate(problem, RIDGE)
         for batch in (1, *batches):
-            temperature = np.linspace(*UNSTABLE, rates)
+            temperature = np.linspace(*UNSTABLE, 2 * together)
             _, _, growth = predicted(batch * temperature, float(batch), CLOCK / (batch * temperature))
             result[f"measured_critical_batch_{batch}"] = vanishing(growth / (batch * temperature), temperature)
     return jax.tree.map(lambda a: a if isinstance(a, (bool, int, str)) else np.asarray(a).tolist(), result)
@@ -184,51 +184,51 @@ def draw(results: dict[str, dict[float, dict]], path: Path) -> None:
     for (task, rows), (heat, cuts, gain) in zip(results.items(), axes, strict=True):
         deltas, rates = np.array(list(rows)), np.array(next(iter(rows.values()))["rates"])
         risk = np.array([row["risk"] for row in rows.values()], dtype=float)
-        # Colors up to twice the risk of the student at zero; what is above, or infinite, is beyond the color bar.
-        zero = {"least squares": 0.5 * (1 + 0.5**2), "logistic": np.log(2)}[task]
-        norm, colors = LogNorm(np.nanmin(risk), 2 * zero), plt.get_cmap("viridis").with_extremes(over="0.85", bad="0.85")
-        mesh = heat.pcolormesh(deltas, rates, risk.T, norm=norm, cmap=colors, shading="nearest", rasterized=True)
-        bar = figure.colorbar(mesh, ax=heat, extend="max", label="test risk after the last step")
-        ticks = [t for t in (0.2, 0.3, 0.4, 0.5, 0.7, 1.0, 1.4) if norm.vmin <= t <= norm.vmax]
+        # Colors up to twice the risk of a student at zero; what is above, or infinite, is beyond the color bar.
+        low, high = np.nanmin(risk), {"least squares": 1 + 0.5**2, "logistic": 2 * np.log(2)}[task]
+        colors = {"norm": LogNorm(low, high), "cmap": plt.get_cmap("viridis").with_extremes(over="0.85", bad="0.85")}
+        mesh = heat.pcolormesh(deltas, rates, risk.T, shading="nearest", rasterized=True, **colors)
+        bar = figure.colorbar(mesh, ax=heat, extend="max", label="test risk after the last step (gray: above)")
+        ticks = [t for t in (0.2, 0.3, 0.4, 0.5, 0.7, 1.0, 1.4) if low <= t <= high]
         bar.set_ticks(ticks, labels=[f"{t:g}" for t in ticks])
         bar.minorticks_off()
-        heat.plot(deltas, [r["best"]["rate"] for r in rows.values()], "-", color="white", lw=2.5, label="best rate")
+        heat.plot(deltas, [r["best"]["rate"] for r in rows.values()], color="white", lw=2.5, label="best rate")
         heat.axhline(RULE[task], color="white", ls=":", lw=2, label=f"rule of thumb, {RULE[task]:g}")
         if task == "least squares":
             heat.plot(deltas, [r["critical"] for r in rows.values()], "r-", lw=2, label="critical rate, formula")
             measured = [r["measured_critical_batch_1"] for r in rows.values()]
-            heat.plot(deltas, measured, "rx", ms=7, label="critical rate, from growth of the loss")
-        for good, edge in ((True, "black"), (False, "magenta")):
-            points = [(d, p) for d, r in rows.items() for p in r["simulated"] if p["agrees"] == good and p["batch"] == 1]
-            if points:
-                xy = [(d, p["temperature"]) for d, p in points]
-                label = "SGD, its color; " + ("agrees" if good else "does not agree")
-                style: Any = {"c": [p["mean"] for _, p in points], "norm": norm, "cmap": colors, "edgecolors": edge}
-                heat.scatter(*np.transpose(xy), s=45, label=label, zorder=3, **style)
-        heat.set(xscale="log", yscale="log", xlabel=r"$\delta$ = training samples / dimension", title=task)
-        heat.set_ylabel(r"temperature $\eta/B$ = learning rate / batch size")
+            heat.plot(deltas, measured, "rx", ms=7, label="critical rate, from the loss's growth")
+        points = [(d, p) for d, r in rows.items() for p in r["simulated"] if p["batch"] == 1]
+        edges = ["black" if p["agrees"] else "magenta" for _, p in points]
+        x, y, c = zip(*((d, p["temperature"], p["mean"]) for d, p in points), strict=True)
+        heat.scatter(x, y, 45, c, edgecolors=edges, zorder=3, label="real SGD (magenta: disagrees)", **colors)
+        heat.set(title=task, ylabel=r"temperature $\eta/B$ = learning rate / batch size", yscale="log")
         heat.legend(fontsize=8, loc="lower right", facecolor="0.35", labelcolor="white", framealpha=0.9)
-        tried = [d for d, r in rows.items() if len(r["simulated"]) > 2]
-        for d, color in zip(tried, dmftopt.plot.COLORS, strict=False):
+
+        for d, color in zip([d for d, r in rows.items() if len(r["simulated"]) > 2], dmftopt.plot.COLORS, strict=False):
             cuts.plot(rates, np.array(rows[d]["risk"], dtype=float), color=color, label=rf"$\delta$ = {d:.3g}")
             for p in rows[d]["simulated"]:
-                style = {"fmt": "o", "ms": 4} if p["batch"] == 1 else {"fmt": "s", "ms": 8, "mfc": "none"}
-                error = 2 * p["standard_error"] if p["compared"] == "risk" else 0.0
+                style: Any = {"fmt": "o", "ms": 4} if p["batch"] == 1 else {"fmt": "s", "ms": 8, "mfc": "none"}
+                error = 2 * p["standard_error"] if p["compared"] == "risk" else None
                 cuts.errorbar(p["temperature"], p["mean"], error, color=color, **style)
-        cuts.set(xscale="log", yscale="log", ylim=(0.9 * norm.vmin, 3 * norm.vmax), xlabel=r"temperature $\eta/B$")
-        cuts.set(ylabel="test risk", title="theory (lines), SGD with 2 standard errors\n(squares: batches of 4)")
+        cuts.set(xscale="log", yscale="log", ylim=(0.9 * low, 1.5 * high), xlabel=r"temperature $\eta/B$", ylabel="test risk")
+        cuts.set_yticks(ticks, labels=[f"{t:g}" for t in ticks])
+        cuts.minorticks_off()
+        cuts.set_title("theory (lines), SGD with 2 standard errors\n(squares: batches of 4)", fontsize=11)
         cuts.legend(frameon=False)
-        gains = [r["gain"] for r in rows.values()]
-        gain.plot(deltas, [g["predicted"] for g in gains], color="0.3", label="predicted")
-        realized, errors = ([g[k] for g in gains] for k in ("realized", "standard_error"))
-        gain.errorbar(deltas, realized, 2 * np.array(errors), fmt="o", color=dmftopt.plot.COLORS[1], label="real SGD")
-        gain.axhline(0, color="0.8", zorder=0)
-        gain.set(xscale="log", xlabel=r"$\delta$ = training samples / dimension", ylabel="test risk saved")
-        gain.set_title(f"what the best rate saves over {RULE[task]:g}")
+
+        predicted, realized, errors = (
+            np.array([r["gain"][k] for r in rows.values()]) for k in ("predicted", "realized", "standard_error")
+        )
+        gain.plot(deltas, predicted, color="0.3", label="predicted")
+        gain.errorbar(deltas, realized, 2 * errors, fmt="o", color=dmftopt.plot.COLORS[1], label="real SGD, 2 standard errors")
+        gain.set(title=f"what the best rate saves over the rule's {RULE[task]:g}", ylabel="test risk saved")
+        gain.set_ylim(bottom=0)
         gain.legend(frameon=False)
-    for a in axes[:, [0, 2]].flat:
-        a.set_xticks([0.25, 0.5, 1, 2, 4, 8], labels=["1/4", "1/2", "1", "2", "4", "8"])
-        a.minorticks_off()
+        for a in (heat, gain):
+            a.set(xscale="log", xlabel=r"$\delta$ = training samples / dimension")
+            a.set_xticks([0.25, 0.5, 1, 2, 4, 8], labels=["1/4", "1/2", "1", "2", "4", "8"])
+            a.xaxis.minorticks_off()
     _common.write_figure(path, figure)
     plt.close(figure)
 
@@ -248,32 +248,23 @@ def main(s: Settings) -> None:
         c["batches"] = [4] if c["delta"] == middle and not (s.smoke and c["task"] == "logistic") else []
     shared = {k: v for k, v in dataclasses.asdict(s).items() if k not in ("deltas", "cluster", "smoke", "out")}
     done = _sweep.run(cell, cells, s.out / "cells", shared, s.cluster)
-    results: dict[str, dict[float, dict]] = {
-        task: {c["delta"]: done[name] for name, c in cells.items() if c["task"] == task} for task in TASKS
-    }
+    results: dict[str, Any] = {t: {c["delta"]: done[name] for name, c in cells.items() if c["task"] == t} for t in TASKS}
     _common.write_json(s.out / "result.json", {"settings": {**shared, "deltas": deltas, "ridge": RIDGE}, "results": results})
     draw(results, s.out / "figure.png")
     for task, rows in results.items():
         print(f"\n{task}: gain is over the rate {RULE[task]:g}")
         print(f"{'delta':>7}{'best rate':>11}{'predicted':>11}{'gain':>10}{'realized':>20}{'z':>6}")
         for delta, row in rows.items():
-            g = row["gain"]
-            z = (g["realized"] - g["predicted"]) / g["standard_error"]
-            realized = f"{g['realized']:.4f} ± {g['standard_error']:.4f}"
-            edge = " (at the edge of the rates)" if row["best"]["at_edge"] else ""
-            best = row["best"]
-            print(
-                f"{delta:>7.3g}{best['rate']:>11.3g}{best['predicted']:>11.4f}{g['predicted']:>10.4f}{realized:>20}{z:>6.1f}{edge}"
-            )
+            best, (gain, realized, error) = row["best"], row["gain"].values()
+            print(f"{delta:>7.3g}{best['rate']:>11.3g}{best['predicted']:>11.4f}{gain:>10.4f}", end="")
+            print(f"{f'{realized:.4f} ± {error:.4f}':>20}{(realized - gain) / error:>6.1f}", "(edge)" if best["at_edge"] else "")
         points = [p for row in rows.values() for p in row["simulated"]]
-        print(f"{sum(p['agrees'] for p in points)} of {len(points)} runs of SGD agree to 2 standard errors + 1%")
-        for row in rows.values():
-            print(*(f"{k} {v:.2g}" for k, v in row.items() if k.startswith("largest_relative")), sep="\n", end="")
-    measured = [(v, r["critical"]) for r in results["least squares"].values() for k, v in r.items() if k.startswith("measured")]
-    print(
-        f"\ncritical rate, growth of the loss against the formula: {max(abs(m / c - 1) for m, c in measured):.1e} apart at most"
-    )
-    print(f"wrote {s.out}")
+        print(f"{sum(p['agrees'] for p in points)} of {len(points)} simulated points agree within 2 standard errors + 1%")
+        for key, value in rows[middle].items():
+            if key.startswith("largest_relative"):
+                print(f"{key}: {value:.1e}")
+    apart = [abs(r[k] / r["critical"] - 1) for r in results["least squares"].values() for k in r if k.startswith("measured")]
+    print(f"\ncritical rate, growth of the loss against the formula: {max(apart):.1e} apart at most\nwrote {s.out}")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import pickle
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -78,7 +78,7 @@ def _mapped(function, fixed, *arrays):
     return jax.vmap(functools.partial(function, **dict(fixed)))(*arrays)
 
 
-def _outcomes(function, calls: dict[str, dict], cluster: str | None) -> Iterator[tuple[str, Callable[[], Any]]]:
+def _outcomes(function, calls: dict[str, dict], cluster: str | None) -> Generator[tuple[str, Callable[[], Any]]]:
     """Names of cells, as they finish, and what returns (result, seconds) or raises."""
     if cluster is None or not calls:
         for name, arguments in calls.items():
@@ -93,7 +93,8 @@ def _outcomes(function, calls: dict[str, dict], cluster: str | None) -> Iterator
             cloudpickle.register_pickle_by_value(module)
     with contextlib.ExitStack() as stack:
         if cluster == "local":
-            local = distributed.LocalCluster(threads_per_worker=1, memory_limit=None, dashboard_address=None)
+            options: Any = {"threads_per_worker": 1, "memory_limit": None, "dashboard_address": None}
+            local = distributed.LocalCluster(**options)
             client = stack.enter_context(distributed.Client(stack.enter_context(local)))
         else:
             client = stack.enter_context(distributed.Client(cluster))

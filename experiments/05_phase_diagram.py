@@ -180,30 +180,32 @@ def compared(predicted, predicted_error, final, half) -> dict[str, Any]:
 
 
 def draw(results: dict[str, dict[float, dict]], path: Path) -> None:
-    figure, axes = plt.subplots(2, 3, figsize=(15, 8.4), layout="constrained", width_ratios=(1.25, 1, 1))
+    figure, axes = plt.subplots(2, 3, figsize=(16, 9), layout="constrained", width_ratios=(1.25, 1, 1))
     for (task, rows), (heat, cuts, gain) in zip(results.items(), axes, strict=True):
         deltas, rates = np.array(list(rows)), np.array(next(iter(rows.values()))["rates"])
         risk = np.array([row["risk"] for row in rows.values()], dtype=float)
         # Colors up to twice the risk of a student at zero; what is above, or infinite, is beyond the color bar.
-        low, high = np.nanmin(risk), {"least squares": 1 + 0.5**2, "logistic": 2 * np.log(2)}[task]
+        low = np.nanmin(risk)
+        high = min(np.nanmax(risk), {"least squares": 1 + 0.5**2, "logistic": 2 * np.log(2)}[task])
         colors = {"norm": LogNorm(low, high), "cmap": plt.get_cmap("viridis").with_extremes(over="0.85", bad="0.85")}
         mesh = heat.pcolormesh(deltas, rates, risk.T, shading="nearest", rasterized=True, **colors)
         bar = figure.colorbar(mesh, ax=heat, extend="max", label="test risk after the last step (gray: above)")
-        ticks = [t for t in (0.2, 0.3, 0.4, 0.5, 0.7, 1.0, 1.4) if low <= t <= high]
+        ticks = [t for t in (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 1.0, 1.4) if low <= t <= high]
         bar.set_ticks(ticks, labels=[f"{t:g}" for t in ticks])
         bar.minorticks_off()
         heat.plot(deltas, [r["best"]["rate"] for r in rows.values()], color="white", lw=2.5, label="best rate")
-        heat.axhline(RULE[task], color="white", ls=":", lw=2, label=f"rule of thumb, {RULE[task]:g}")
+        heat.axhline(RULE[task], color="white", ls=":", lw=2, label=f"rule of thumb: {RULE[task]:g}")
         if task == "least squares":
-            heat.plot(deltas, [r["critical"] for r in rows.values()], "r-", lw=2, label="critical rate, formula")
+            heat.plot(deltas, [r["critical"] for r in rows.values()], "r-", lw=2, label="critical: formula")
             measured = [r["measured_critical_batch_1"] for r in rows.values()]
-            heat.plot(deltas, measured, "rx", ms=7, label="critical rate, from the loss's growth")
+            heat.plot(deltas, measured, "rx", ms=7, label="critical: growth of the loss")
         points = [(d, p) for d, r in rows.items() for p in r["simulated"] if p["batch"] == 1]
         edges = ["black" if p["agrees"] else "magenta" for _, p in points]
         x, y, c = zip(*((d, p["temperature"], p["mean"]) for d, p in points), strict=True)
-        heat.scatter(x, y, 45, c, edgecolors=edges, zorder=3, label="real SGD (magenta: disagrees)", **colors)
+        heat.scatter(x, y, 45, c, edgecolors=edges, zorder=3, label="SGD (magenta: disagrees)", **colors)
         heat.set(title=task, ylabel=r"temperature $\eta/B$ = learning rate / batch size", yscale="log")
-        heat.legend(fontsize=8, loc="lower right", facecolor="0.35", labelcolor="white", framealpha=0.9)
+        look: Any = {"facecolor": "0.35", "labelcolor": "white", "fontsize": 8, "columnspacing": 1.0}
+        heat.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=3, **look)
 
         for d, color in zip([d for d, r in rows.items() if len(r["simulated"]) > 2], dmftopt.plot.COLORS, strict=False):
             cuts.plot(rates, np.array(rows[d]["risk"], dtype=float), color=color, label=rf"$\delta$ = {d:.3g}")
@@ -211,7 +213,7 @@ def draw(results: dict[str, dict[float, dict]], path: Path) -> None:
                 style: Any = {"fmt": "o", "ms": 4} if p["batch"] == 1 else {"fmt": "s", "ms": 8, "mfc": "none"}
                 error = 2 * p["standard_error"] if p["compared"] == "risk" else None
                 cuts.errorbar(p["temperature"], p["mean"], error, color=color, **style)
-        cuts.set(xscale="log", yscale="log", ylim=(0.9 * low, 1.5 * high), xlabel=r"temperature $\eta/B$", ylabel="test risk")
+        cuts.set(xscale="log", yscale="log", ylim=(0.9 * low, 1.2 * high), xlabel=r"temperature $\eta/B$", ylabel="test risk")
         cuts.set_yticks(ticks, labels=[f"{t:g}" for t in ticks])
         cuts.minorticks_off()
         cuts.set_title("theory (lines), SGD with 2 standard errors\n(squares: batches of 4)", fontsize=11)
@@ -221,8 +223,8 @@ def draw(results: dict[str, dict[float, dict]], path: Path) -> None:
             np.array([r["gain"][k] for r in rows.values()]) for k in ("predicted", "realized", "standard_error")
         )
         gain.plot(deltas, predicted, color="0.3", label="predicted")
-        gain.errorbar(deltas, realized, 2 * errors, fmt="o", color=dmftopt.plot.COLORS[1], label="real SGD, 2 standard errors")
-        gain.set(title=f"what the best rate saves over the rule's {RULE[task]:g}", ylabel="test risk saved")
+        gain.errorbar(deltas, realized, 2 * errors, fmt="o", color=dmftopt.plot.COLORS[1], label="SGD, 2 standard errors")
+        gain.set(title=f"risk saved: best rate against {RULE[task]:g}", ylabel="test risk saved")
         gain.set_ylim(bottom=0)
         gain.legend(frameon=False)
         for a in (heat, gain):

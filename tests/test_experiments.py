@@ -17,3 +17,22 @@ def test_gallery(tmp_path):
     assert {f.name for f in out.iterdir()} == {"result.json", "gallery.png", "momentum_batches_of_n_5.png"}
     wrong = subprocess.run([*command, "no such model"], capture_output=True, text=True, timeout=600)
     assert wrong.returncode != 0 and "no such model" in wrong.stderr
+
+
+def test_phase_diagram(tmp_path):
+    command = [sys.executable, EXPERIMENTS / "05_phase_diagram.py", "--smoke", "--out", tmp_path / "diagram"]
+    subprocess.run(command, check=True, capture_output=True, timeout=600)
+    out = tmp_path / "diagram_smoke"
+    assert {f.name for f in out.iterdir()} == {"result.json", "figure.png", "cells"}
+    results = json.loads((out / "result.json").read_text())["results"]
+    (least_squares,), (logistic,) = (results[task].values() for task in ("least squares", "logistic"))
+    # Exact at any size: of the temperatures, not of the batch size; and stability by two routes.
+    assert least_squares["largest_relative_change_with_batch_4"] < 1e-8
+    for batch in (1, 4):
+        assert abs(least_squares[f"measured_critical_batch_{batch}"] / least_squares["critical"] - 1) < 1e-3
+    assert None in least_squares["risk"] or max(least_squares["risk"]) > 1e6
+    assert max(logistic["risk"]) < 10
+    # What is finished is not computed again.
+    before = {f: f.stat().st_mtime_ns for f in (out / "cells").iterdir()}
+    again = subprocess.run(command, check=True, capture_output=True, text=True, timeout=600)
+    assert {f: f.stat().st_mtime_ns for f in (out / "cells").iterdir()} == before and "critical rate" in again.stdout

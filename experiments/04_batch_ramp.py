@@ -1,0 +1,355 @@
+"""Batch ramp or learning-rate decay? What each is worth depends on what a step costs.
+
+(a) In high dimensions SGD depends on learning rate eta and batch size B only through the temperature eta / B as a function of
+the clock s = integral of eta over time. A decay (eta falls, B is constant) and a ramp (B grows, eta is constant) of the same
+temperature see the same number of samples and end at the same risk, but the ramp takes fewer steps. Shown for logistic regression
+with flipped labels at a large rate, where gradient flow with Gaussian noise (SGF) is visibly off but the equality is not; what
+breaks it are batches that are not small against the dimension, which `solve` predicts with one discrete update per batch.
+
+(b) A machine takes seconds_per_step for each step and seconds_per_sample for each sample in it. Under the same wall-clock budget
+a decay (constant batch size tuned too), a ramp (constant rate tuned too) and both together are optimized for least squares on
+power-law features against the exact solution, learning rates and batch sizes being bounded, and then realized in SGD with whole
+batch sizes. Writes results/04_batch_ramp/{figure.png,result.json}, and cells/: a second call goes on where the first stopped.
+"""
+
+import dataclasses
+import time
+from pathlib import Path
+from typing import Any
+
+import _common
+import _exact
+import _sweep
+import jax
+import jax.numpy as jnp
+import matplotlib.pyplot as plt
+import numpy as np
+import optax
+import tyro
+
+import dmftopt
+from dmftopt import limits, schedules
+
+plt.switch_backend("agg")
+TASKS = {
+    "logistic": dmftopt.tasks.Logistic("flipped", 0.1),
+    "least squares": dmftopt.tasks.LeastSquares(0.5),
+}
+# Largest learning rates of part (a), at batch size 1.
+PEAK = {"logistic": 4.0, "least squares": 1.0}
+# The temperature falls to this fraction; time of the decay, in steps / dimension.
+FINAL, HORIZON = 0.1, 4.0
+# Part (b): bounds of rates and batch sizes; what the budget would pay for in steps of one sample.
+RATES, BATCHES, SINGLE = (0.01, 4.0), (1.0, 32.0), 8.0
+MODES = ("decay, B = 1", "decay", "ramp", "both")
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """Batch ramp against learning-rate decay."""
+
+    ratios: tuple[float, ...] = (0.1, 1.0, 10.0, 100.0, 1000.0)
+    """Seconds per step / seconds per sample."""
+    updates: tuple[float, ...] = (1 / 32, 1 / 8, 1 / 4, 1 / 2, 1.0)
+    """Batch size / dimension of the coarser and coarser runs at the same temperature; dividing the horizon."""
+    delta: float = 2.0
+    """Training samples / dimension."""
+    exponent: float = 1.25
+    """Of the spectrum in part (b)."""
+    spectrum: int = 200
+    """Its eigenvalues; must divide the dimension."""
+    knots: int = 9
+    steps: int = 80
+    """Of the optimizer, from each start."""
+    grid_steps: int = 64
+    """Of the predictions by `solve`."""
+    predict_samples: int = 8192
+    dimension: int = 400
+    runs: int = 64
+    equality_runs: int = 256
+    """Of part (a)."""
+    seed: int = 0
+    cluster: str | None = None
+    """None: in this process; "local": worker processes; "tcp://host:port": an existing Dask scheduler."""
+    smoke: bool = False
+    """Tiny sizes: shows that everything works, agrees with nothing."""
+    out: Path = Path("results/04_batch_ramp")
+
+
+def twins(peak: float) -> dict[str, tuple[dmftopt.Protocol, Any, float]]:
+    """Decay and ramp of the same temperature: protocol, time as a function of the share v of the clock that has passed, and the
+    horizon. For a linear decay the temperature is peak * sqrt(1 - (1 - FINAL²) v)."""
+
+    def cooled(v):
+        return jnp.sqrt(jnp.maximum(1 - (1 - FINAL**2) * v, FINAL**2))
+
+    horizon = HORIZON * 0.5 * (1 + FINAL)
+    decay = dmftopt.Protocol(schedules.linear_decay(peak, HORIZON, FINAL))
+    ramp = dmftopt.Protocol(peak, lambda t: 1 / cooled(t / horizon))
+    return {
+        "decay": (decay, lambda v: HORIZON * (1 - cooled(v)) / (1 - FINAL), HORIZON),
+        "ramp": (ramp, lambda v: horizon * v, horizon),
+    }
+
+
+def equality(task: str, **s) -> dict[str, Any]:
+    """Risks of the twins over the clock, by theory and SGD, and what is left of their equality as batches grow."""
+    problem = dmftopt.Problem(TASKS[task], dmftopt.features.isotropic(), s["delta"], 1.0, 0.0)
+    v = np.linspace(0.0, 1.0, s["grid_steps"] + 1)
+    shown = v[:: max(1, s["grid_steps"] // 16)]
+    key, pairs = jax.random.key(s["seed"]), twins(PEAK[task])
+    result: dict[str, Any] = {"v": v.tolist(), "shown": shown.tolist(), "clock": PEAK[task] * HORIZON * 0.5 * (1 + FINAL)}
+    noises = {"Poisson": dmftopt.noise.Poisson(), "Brownian": dmftopt.noise.Brownian()}
+    for name, (protocol, time_of, horizon) in pairs.items():
+        grid, rows = dmftopt.TimeGrid(jnp.asarray(time_of(v)).at[0].set(0.0)), {}
+        if task == "least squares":
+            rows["exact"] = {"mean": np.asarray(limits.least_squares(problem, protocol, grid).test_risk).tolist()}
+        for noise_name, noise in noises.items():
+            options: Any = {"noise": noise, "samples": s["predict_samples"], "replicates": 4, "key": key}
+            rows[noise_name] = curve(dmftopt.solve(problem, protocol, grid, **options))
+        at = np.round(np.asarray(time_of(shown)) * s["dimension"]) / s["dimension"]
+        at[-1] = round(horizon * s["dimension"]) / s["dimension"]
+        risks = trained(problem, protocol, at, key, s)
+        rows["SGD"] = {"mean": risks.mean(axis=0).tolist(), "standard_error": standard_error(risks).tolist()}
+        result[name] = {**rows, "final": risks[:, -1].tolist(), "steps": horizon}
+    ends = [np.array(result[name]["final"]) for name in pairs]
+    result["difference"] = {
+        "solve": [result["ramp"][n]["mean"][-1] - result["decay"][n]["mean"][-1] for n in noises],
+        "SGD": {"mean": float(np.mean(ends[1] - ends[0])), "standard_error": float(standard_error(ends[1] - ends[0]))},
+    }
+    # The decay with rate and batch size `size * dimension` times as large, in as many fewer steps: one update per `size` of time.
+    decay, result["coarse"] = pairs["decay"][0], []
+    for size in s["updates"]:
+        step, factor = dmftopt.DiscreteStep(), size * s["dimension"]
+        grid = dmftopt.TimeGrid.uniform(HORIZON, round(HORIZON / size))
+        options = {"noise": noises["Poisson"], "samples": s["predict_samples"], "replicates": 4, "key": key, "throw": False}
+        predicted = dmftopt.solve(problem, decay, grid, step=step, **options)
+        large = dmftopt.Protocol(schedules.Scaled(decay.learning_rate, 1 / factor, factor), factor)
+        point: dict[str, Any] = {"size": size, "predicted": None, "SGD": None}
+        if bool(jnp.isfinite(predicted.test_risk[-1])):
+            point["predicted"] = {k: row[-1] for k, row in curve(predicted).items()}
+            risks = trained(problem, large, np.array([0.0, HORIZON / factor]), key, s)[:, -1]
+            point["SGD"] = {"mean": float(risks.mean()), "standard_error": float(standard_error(risks))}
+        result["coarse"].append(point)
+    return result
+
+
+def curve(solution) -> dict[str, list[float]]:
+    error = solution.standard_error.test_risk
+    return {"mean": np.asarray(solution.test_risk).tolist(), "standard_error": np.asarray(error).tolist()}
+
+
+def trained(problem, protocol, records, key, s) -> np.ndarray:
+    """Test risks of SGD, (batch of runs, time); the same training sets for every protocol."""
+    options: Any = {"horizon": float(records[-1]), "dimension": s["dimension"], "runs": max(1, s["equality_runs"] // 16)}
+    keys = jax.random.split(key, 16)
+    return np.stack([dmftopt.simulate.sgd(problem, protocol, key=k, records=records, **options).test_risk for k in keys])
+
+
+def standard_error(values) -> np.ndarray:
+    return np.std(values, axis=0, ddof=1) / np.sqrt(len(values))
+
+
+def build(ratio: float, mode: str, s: dict[str, Any]) -> tuple[dmftopt.Objective, dmftopt.Protocol]:
+    """What is minimized, and where the search starts. The budget pays for the same number of steps of a single sample at every
+    ratio of the costs."""
+    features = dmftopt.features.power_law(s["exponent"], dimension=s["spectrum"])
+    problem = dmftopt.Problem(TASKS["least squares"], features, s["delta"], 1.0, 0.0)
+    costs = {"seconds_per_step": ratio / (1 + ratio), "seconds_per_sample": 1 / (1 + ratio)}
+    budget = dmftopt.Budget(seconds=SINGLE, **costs)
+    objective = dmftopt.Objective(problem, budget, grid=dmftopt.TimeGrid.uniform(1.0, 1), predict=_exact.Exact())
+    free: Any = {"horizon": 1.0, "knots": s["knots"], "log": True}
+    rate = (
+        schedules.constant(0.5, bounds=RATES) if mode == "ramp" else schedules.piecewise_linear(initial=0.5, bounds=RATES, **free)
+    )
+    batch: Any = schedules.constant(2.0, bounds=BATCHES)
+    if mode in ("ramp", "both"):
+        batch = schedules.piecewise_linear(initial=2.0, bounds=BATCHES, **free)
+    return objective, dmftopt.Protocol(rate, 1.0 if mode == "decay, B = 1" else batch)
+
+
+def wall_clock(ratio: float, **s) -> dict[str, Any]:
+    """The best of each mode at this ratio of the costs."""
+    found, seconds, ends = {}, {}, {}
+    for mode in MODES:
+        objective, protocol = build(ratio, mode, s)
+        # What both together can do includes what each can do: start there too.
+        more = [opened(found[m], s) for m in ("decay", "ramp")] if mode == "both" else 1
+        started = time.perf_counter()
+        optimizer = optax.adam(optax.cosine_decay_schedule(0.2, s["steps"], 0.05))
+        options: Any = {"key": jax.random.key(s["seed"]), "steps": s["steps"], "optimizer": optimizer, "progress": False}
+        best = dmftopt.optimize(objective, protocol, starts=more, fresh=2, **options)
+        found[mode], ends[mode], seconds[mode] = best.protocol, best.ends.tolist(), time.perf_counter() - started
+    objective, _ = build(ratio, "both", s)
+    certificate = dmftopt.certify(objective, found["both"], key=jax.random.key(1), keys=2, hessian_keys=1)
+    judge = dmftopt.Objective(
+        objective.problems[0],
+        objective.budget,
+        grid=dmftopt.TimeGrid.geometric(1.0, s["grid_steps"], 10.0),
+        predict=dmftopt.Solve(dmftopt.noise.Poisson(), s["predict_samples"], replicates=2),
+    )
+    report = dmftopt.report(
+        judge, found, key=jax.random.key(s["seed"] + 1), dimension=s["dimension"], runs=s["runs"], fresh=2, progress=False
+    )
+    u, rows = np.linspace(0.0, 1.0, 129), {}
+    for mode, protocol in found.items():
+        run = objective.run(protocol)
+        row = report.rows[mode][0]
+        rows[mode] = {
+            "rate": np.asarray(protocol.learning_rate(u)).tolist(),
+            "batch": np.broadcast_to(np.asarray(protocol.batch_size(u)), u.shape).tolist(),
+            "steps": float(run.horizon),
+            "samples": float(run.samples),
+            "exact": float(objective(protocol, jax.random.key(0))),
+            "solve": row.predicted._asdict(),
+            "solve_whole_batches": row.rounded._asdict() if row.rounded else None,
+            "SGD": row.realized._asdict() if row.realized else None,
+            "SGD_less_both": report.gain("both", mode)["realized"]._asdict(),
+            "SGD_less_decay": report.gain("decay", mode)["realized"]._asdict(),
+            "design_seconds": seconds[mode],
+            "ends": ends[mode],
+        }
+    return {"modes": rows, "certificate": {"gradient": certificate.gradient_norm, "possible_gain": certificate.possible_gain}}
+
+
+def opened(protocol: dmftopt.Protocol, s: dict[str, Any]) -> dmftopt.Protocol:
+    """The same with both schedules free. What is at a bound starts a little inside, where it can move."""
+
+    def free(schedule, bounds):
+        low, high = np.log(bounds)
+        margin = 0.02 * (high - low)
+        values = np.log(np.broadcast_to(np.asarray(schedule(np.linspace(0.0, 1.0, s["knots"]))), s["knots"]))
+        inside = np.exp(np.clip(values, low + margin, high - margin))
+        return schedules.piecewise_linear(1.0, s["knots"], inside, log=True, bounds=bounds)
+
+    return dmftopt.Protocol(free(protocol.learning_rate, RATES), free(protocol.batch_size, BATCHES))
+
+
+def cell(part: str, **arguments) -> dict[str, Any]:
+    return {"equality": equality, "wall clock": wall_clock}[part](**arguments)
+
+
+def draw(results: dict[str, dict], s: dict[str, Any], path: Path) -> None:
+    figure, axes = plt.subplots(2, 3, figsize=(15, 8.4), layout="constrained")
+    blue, orange, green, pink = dmftopt.plot.COLORS[:4]
+    twin, coarse, cost, saved, rates, batches = axes.flat
+    logistic = results["logistic"]
+    v, clock = np.array(logistic["v"]), logistic["clock"]
+    for name, color, style in (("decay", blue, "-"), ("ramp", orange, "--")):
+        r = logistic[name]
+        twin.plot(clock * v, r["Poisson"]["mean"], style, color=color, lw=2, label=f"{name}, theory (Poisson)")
+        mean, error = (np.array(r["SGD"][k]) for k in ("mean", "standard_error"))
+        options: Any = {"fmt": "o" if name == "decay" else "s", "ms": 4, "color": color}
+        label = f"{name}, SGD, {r['steps']:.2g} d steps"
+        twin.errorbar(clock * np.array(logistic["shown"]), mean, 2 * error, label=label, **options)
+    twin.plot(clock * v, logistic["decay"]["Brownian"]["mean"], ":", color="0.4", label="both, SGF (Brownian)")
+    twin.set(
+        xlabel=r"clock $s = \int \eta\, dt$", ylabel="test risk", title=r"logistic: equal $\eta/B$ as a function of the clock"
+    )
+    twin.legend(frameon=False, fontsize=8)
+    for task, color in zip(TASKS, (green, pink), strict=True):
+        limit = results[task]["decay"]["Poisson"]["mean"][-1]
+        points = [p for p in results[task]["coarse"] if p["predicted"]]
+        sizes = np.array([p["size"] for p in points])
+        for kind, style in (("predicted", "-"), ("SGD", "o")):
+            mean, error = (np.array([p[kind][k] for p in points]) for k in ("mean", "standard_error"))
+            options = {"fmt": style, "color": color, "ms": 4, "label": f"{task}, {'theory' if kind == 'predicted' else 'SGD'}"}
+            coarse.errorbar(sizes, 100 * (mean / limit - 1), 200 * error / limit, **options)
+    coarse.axhline(0, color="0.8", zorder=0)
+    coarse.set(
+        xscale="log", xlabel=r"batch size / dimension at the same $\eta/B$", ylabel="final risk over that of small batches, %"
+    )
+    coarse.set(title="where the equality ends")
+    coarse.set_yscale("symlog", linthresh=2.0)
+    coarse.set_yticks(ticks := [0, 1, 2, 5, 10, 20, 50, 100], [str(t) for t in ticks])
+    coarse.legend(frameon=False, fontsize=9)
+    done = [results[f"ratio {ratio:g}"]["modes"] for ratio in s["ratios"]]
+    floor = 0.5 * TASKS["least squares"].label_noise ** 2
+    colors = dict(zip(MODES, ("0.6", blue, orange, "black"), strict=True))
+    shifts = dict(zip(MODES, (0.9, 0.95, 1.05, 1.1), strict=True))
+    for mode, color in colors.items():
+        rows = [modes[mode] for modes in done]
+        cost.plot(s["ratios"], [r["exact"] - floor for r in rows], color=color, label=mode)
+        mean, error = (np.array([r["SGD"][k] for r in rows]) for k in ("mean", "standard_error"))
+        cost.errorbar(shifts[mode] * np.array(s["ratios"]), mean - floor, 2 * error, fmt="o", ms=4, color=color)
+        if mode in ("ramp", "both"):
+            less = np.array([modes["decay"]["exact"] - modes[mode]["exact"] for modes in done])
+            scale = 100 / np.array([modes["decay"]["exact"] - floor for modes in done])
+            saved.plot(s["ratios"], scale * less, color=color, label=mode)
+            mean, error = (np.array([r["SGD_less_decay"][k] for r in rows]) for k in ("mean", "standard_error"))
+            # Of the decay over this mode: its sign turned.
+            options = {"fmt": "o", "ms": 4, "color": color}
+            saved.errorbar(shifts[mode] * np.array(s["ratios"]), -scale * mean, 2 * scale * error, **options)
+    cost.set(ylabel="test risk above the noise floor", title="same wall-clock budget (lines: exact; points: SGD, 2 s.e.)")
+    cost.set_yscale("log")
+    cost.minorticks_off()
+    low, high = cost.get_ylim()
+    ticks = [t for t in (0.03, 0.04, 0.05, 0.06, 0.07, 0.08, 0.1) if low <= t <= high]
+    cost.set_yticks(ticks, [f"{t:g}" for t in ticks])
+    saved.axhline(0, color=blue, zorder=0)
+    saved.set(ylabel="lower risk above the floor, %", title="gain over the best decay of constant batch size")
+    for a in (cost, saved):
+        a.set(xscale="log", xlabel="seconds per step / seconds per sample")
+        a.legend(frameon=False, fontsize=9)
+    shown = min(s["ratios"], key=lambda ratio: abs(np.log10(ratio / 10)))
+    for mode, color in colors.items():
+        row = results[f"ratio {shown:g}"]["modes"][mode]
+        t = row["steps"] * np.linspace(0, 1, len(row["rate"]))
+        rates.plot(t, row["rate"], color=color, label=mode)
+        batches.plot(t, row["batch"], color=color, label=mode)
+    for a, name, bounds in ((rates, r"learning rate $\eta$", RATES), (batches, "batch size $B$", BATCHES)):
+        a.set(yscale="log", xlabel="time t = SGD steps / d", ylabel=name)
+        a.set_title(f"optimized, a step costs {shown:g} samples")
+        a.axhline(bounds[1], color="0.8", ls=":", zorder=0)
+    rates.set_ylim(bottom=0.02)
+    batches.legend(frameon=False, fontsize=9)
+    _common.write_figure(path, figure)
+    plt.close(figure)
+
+
+def main(s: Settings) -> None:
+    if s.smoke:
+        tiny: Any = {"ratios": (1.0,), "updates": (1.0,), "steps": 1, "knots": 3, "spectrum": 8, "exponent": 0.5}
+        tiny |= {"grid_steps": 4, "predict_samples": 64, "dimension": 16, "runs": 16, "equality_runs": 16}
+        s = dataclasses.replace(s, out=s.out.with_name(s.out.name + "_smoke"), **tiny)
+    cells: dict[str, dict[str, Any]] = {task: {"part": "equality", "task": task} for task in TASKS}
+    cells |= {f"ratio {ratio:g}": {"part": "wall clock", "ratio": ratio} for ratio in s.ratios}
+    shared = {k: v for k, v in dataclasses.asdict(s).items() if k not in ("ratios", "cluster", "smoke", "out")}
+    results = _sweep.run(cell, cells, s.out / "cells", shared, s.cluster)
+    settings = dataclasses.asdict(s) | {"out": None, "peak": PEAK, "final": FINAL, "horizon": HORIZON}
+    settings |= {"bounds": {"learning_rate": RATES, "batch_size": BATCHES}, "seconds": SINGLE}
+    _common.write_json(s.out / "result.json", {"settings": settings, "results": results})
+    draw(results, settings, s.out / "figure.png")
+    for task in TASKS:
+        r = results[task]
+        print(f"\n{task}: final risks at equal temperature")
+        for name in ("decay", "ramp"):
+            for route in ("exact", "Poisson", "Brownian", "SGD"):
+                if route in r[name]:
+                    error = r[name][route].get("standard_error", [0.0])[-1]
+                    print(f"  {name:<6}{route:<9}{r[name][route]['mean'][-1]:.5f} ± {error:.5f}")
+        print(f"  ramp less decay in SGD: {r['difference']['SGD']['mean']:.5f} ± {r['difference']['SGD']['standard_error']:.5f}")
+        limit = r["decay"]["Poisson"]["mean"][-1]
+        for p in r["coarse"]:
+            if p["predicted"]:
+                pair = [(100 * (p[k]["mean"] / limit - 1), 100 * p[k]["standard_error"] / limit) for k in ("predicted", "SGD")]
+                text = [f"{change:.2f} ± {error:.2f} %" for change, error in pair]
+                print(f"  batch size / dimension {p['size']:g}: predicted {text[0]}, SGD {text[1]}")
+    for ratio in s.ratios:
+        c = results[f"ratio {ratio:g}"]
+        print(f"\nseconds per step / per sample: {ratio:g}; possible gain {c['certificate']['possible_gain']:.1e}")
+        names = f"{'solve, whole B':>20}{'SGD':>20}{'less both, exact':>18}{'in SGD':>21}{'design':>9}"
+        print(f"{'':<14}{'steps/d':>8}{'samples/d':>10}{'exact':>9}{names}")
+        for mode, r in c["modes"].items():
+            estimates = (r["solve_whole_batches"], r["SGD"], r["SGD_less_both"])
+            whole, sgd, less = (f"{e['mean']:.5f} ± {e['standard_error']:.5f}" for e in estimates)
+            more = r["exact"] - c["modes"]["both"]["exact"]
+            print(
+                f"{mode:<14}{r['steps']:>8.3g}{r['samples']:>10.3g}{r['exact']:>9.5f}{whole:>20}{sgd:>20}{more:>18.5f}{less:>21}"
+                f"{r['design_seconds']:>7.0f} s"
+            )
+    print(f"wrote {s.out}")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Settings))

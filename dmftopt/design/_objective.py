@@ -78,9 +78,10 @@ class Objective(AbstractObjective):
     - `measure`: see `dmftopt.objectives`; default the final test risk.
     - `grid`: in relative time; default `TimeGrid.uniform(1.0, 20)`.
     - `predict`: how runs are predicted. `Solve(noise, samples, ...)`, or any function of (problem, protocol, grid, key), for
-      example `lambda problem, protocol, grid, key: dmftopt.limits.least_squares(problem, protocol, grid)`. The default is
-      solve with Brownian noise, which is differentiable in batch size and horizon too; where those are fixed
-      `Solve(Poisson())` is SGD itself.
+      example `lambda problem, protocol, grid, key: dmftopt.limits.least_squares(problem, protocol, grid)`. Where it has a
+      method `tabulated(protocol, grid)`, it is given what that returns in place of the protocol: of one structure for all
+      schedules, so that it is compiled once. The default is solve with Brownian noise, which is differentiable in batch size
+      and horizon too; where those are fixed `Solve(Poisson())` is SGD itself.
 
     `run(protocol)`: the run in time t (of problem number `which`); `predict_run(protocol, key)`: its predicted observables.
     Pure, works under jit, grad and vmap; NaN where the prediction failed.
@@ -138,6 +139,11 @@ class Objective(AbstractObjective):
         run = self.run(protocol, which)
         return self.predict(self.problems[which], run.protocol, self._grid(run), key, **options)
 
+    @property
+    def evaluator(self):
+        # The budget has done its part in `prepare`: objectives of other budgets share the compiled program.
+        return eqx.tree_at(lambda o: o.budget, self, None, is_leaf=lambda x: x is None)
+
     def values(self, protocol: Protocol | Plan, key: Array | None = None) -> Float[Array, " problem"]:
         """The measure for each problem."""
         return self.values_of(self.prepare(protocol), key)
@@ -148,7 +154,7 @@ class Objective(AbstractObjective):
             run = self.run(protocol, which)
             grid = self._grid(run)
             spent = grid.times if self.budget is None else self.budget.spent(run, grid.times)
-            read = self.predict.tabulated(run.protocol, grid) if isinstance(self.predict, Solve) else run.protocol
+            read = self.predict.tabulated(run.protocol, grid) if hasattr(self.predict, "tabulated") else run.protocol
             inputs.append((read, grid, spent))
         return tuple(inputs)
 

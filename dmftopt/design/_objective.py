@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from .._checks import check_count, check_instance, numbers_to_arrays
+from .._checks import check_count, check_instance, check_real, check_shape, numbers_to_arrays
 from .._measure import check_metrics
 from ..dmft import AbstractStep, DiscreteStep, ExponentialStep, solve
 from ..grid import TimeGrid
@@ -74,6 +74,9 @@ class Objective(AbstractObjective):
 
     - `problem`: one, or a sequence over which the schedule is to be good on average (`across="mean"`) or in the worst case
       (`across="worst"`): a range of noise levels, delta, spectra.
+      What is averaged, or of which the worst counts, is weight * (measure - offset) with `weights` and `offsets`, one number per
+      problem or one for all, default 1 and 0: problems of which some are harder than others are compared by regret (offsets:
+      what the best protocol for each alone reaches) or by ratio (weights: one over that). `values` are the measures themselves.
     - `budget`: a `Budget`; without one, protocols come as a `Plan` with a horizon of their own.
     - `measure`: see `dmftopt.objectives`; default the final test risk.
     - `grid`: in relative time; default `TimeGrid.uniform(1.0, 20)`.
@@ -93,6 +96,8 @@ class Objective(AbstractObjective):
     grid: TimeGrid
     predict: Callable
     across: str = eqx.field(static=True)
+    weights: Float[Array, " problem"]
+    offsets: Float[Array, " problem"]
 
     def __init__(
         self,
@@ -103,6 +108,8 @@ class Objective(AbstractObjective):
         grid: TimeGrid | None = None,
         predict: Callable = Solve(),
         across: str = "mean",
+        weights: Any = 1.0,
+        offsets: Any = 0.0,
     ):
         problems = (problem,) if isinstance(problem, Problem) else tuple(problem)
         if not problems:
@@ -125,6 +132,11 @@ class Objective(AbstractObjective):
         self.problems, self.budget, self.grid, self.predict = numbers_to_arrays((problems, budget, grid, predict))
         self.measure = numbers_to_arrays(measure)
         self.across = across
+        check_real("weights", weights, minimum=0.0, exclusive=True)
+        check_real("offsets", offsets)
+        for name, value in (("weights", weights), ("offsets", offsets)):
+            check_shape(name, value, ((), (len(problems),)), "Give one number per problem, or one for all.")
+        self.weights, self.offsets = (jnp.broadcast_to(jnp.asarray(v, dtype=float), len(problems)) for v in (weights, offsets))
 
     def run(self, protocol: Protocol | Plan, which: int = 0) -> Run:
         """The run of this protocol that spends the budget: a protocol in time t, and its horizon."""
@@ -159,7 +171,7 @@ class Objective(AbstractObjective):
         return tuple(inputs)
 
     def evaluate(self, inputs, key):
-        values = self.values_of(inputs, key)
+        values = self.weights * (self.values_of(inputs, key) - self.offsets)
         return jnp.max(values) if self.across == "worst" else jnp.mean(values)
 
     def explain(self, protocol, key):

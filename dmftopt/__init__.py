@@ -14,6 +14,7 @@ from . import tasks as tasks
 from .compare import Comparison as Comparison
 from .compare import compare as compare
 from .design import Budget as Budget
+from .design import Exact as Exact
 from .design import Objective as Objective
 from .design import Plan as Plan
 from .design import Solve as Solve

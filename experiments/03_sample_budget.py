@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import _common
-import _exact
 import _sweep
 import equinox as eqx
 import jax
@@ -78,7 +77,9 @@ def build(delta, samples, s: dict[str, Any]) -> tuple[dmftopt.Objective, dmftopt
     features = dmftopt.features.power_law(s["exponent"], dimension=s["spectrum"])
     problem = dmftopt.Problem(dmftopt.tasks.LeastSquares(s["label_noise"]), features, delta, 1.0, 0.0)
     grid = dmftopt.TimeGrid.uniform(1.0, 1)
-    objective = dmftopt.Objective(problem, dmftopt.Budget(samples=samples), grid=grid, predict=_exact.Exact())
+    objective = dmftopt.Objective(
+        problem, dmftopt.Budget(samples=samples), grid=grid, predict=dmftopt.Exact(limits.least_squares)
+    )
     return objective, dmftopt.Protocol(schedules.piecewise_linear(1.0, s["knots"], s["peak"], log=True))
 
 
@@ -135,7 +136,7 @@ def judged(objective: dmftopt.Objective, protocols: dict[str, dmftopt.Protocol],
     online = float(objective.problems[0].delta) == ONLINE
     exact = {name: float(objective(p, key)) for name, p in protocols.items()}
     if online:
-        other: Any = _exact.Exact(limits.online)
+        other: Any = dmftopt.Exact(limits.online)
         grid = objective.grid
     else:
         other = dmftopt.Solve(dmftopt.noise.Poisson(), s["predict_samples"], replicates=4)

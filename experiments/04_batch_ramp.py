@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import _common
-import _exact
 import _sweep
 import jax
 import jax.numpy as jnp
@@ -157,7 +156,9 @@ def build(ratio: float, mode: str, s: dict[str, Any]) -> tuple[dmftopt.Objective
     problem = dmftopt.Problem(TASKS["least squares"], features, s["delta"], 1.0, 0.0)
     costs = {"seconds_per_step": ratio / (1 + ratio), "seconds_per_sample": 1 / (1 + ratio)}
     budget = dmftopt.Budget(seconds=SINGLE, **costs)
-    objective = dmftopt.Objective(problem, budget, grid=dmftopt.TimeGrid.uniform(1.0, 1), predict=_exact.Exact())
+    objective = dmftopt.Objective(
+        problem, budget, grid=dmftopt.TimeGrid.uniform(1.0, 1), predict=dmftopt.Exact(limits.least_squares)
+    )
     free: Any = {"horizon": 1.0, "knots": s["knots"], "log": True}
     rate = (
         schedules.constant(0.5, bounds=RATES) if mode == "ramp" else schedules.piecewise_linear(initial=0.5, bounds=RATES, **free)

@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import equinox as eqx
+
 from dmftopt._files import write_atomically
 
 
@@ -18,3 +20,8 @@ def write_text(path: Path, text: str) -> None:
 
 def write_figure(path: Path, figure: Any) -> None:
     write_atomically(path, lambda file: figure.savefig(file, dpi=150, format=path.suffix[1:]))
+
+
+def observed(objective: Any, protocol: Any, grid: Any) -> Any:
+    """What an objective predicts for a run, at all of the relative times `grid`."""
+    return eqx.tree_at(lambda o: o.grid, objective, grid).predict_run(protocol)

@@ -5,8 +5,10 @@ from ._budget import Budget as Budget
 from ._budget import Plan as Plan
 from ._budget import Run as Run
 from ._objective import Objective as Objective
-from ._objective import Solve as Solve
 from ._pareto import pareto as pareto
+from ._predict import AbstractPrediction as AbstractPrediction
+from ._predict import Exact as Exact
+from ._predict import Solve as Solve
 from ._report import Report as Report
 from ._report import report as report
 from ._sensitivity import Sensitivity as Sensitivity

@@ -6,65 +6,17 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from .._checks import check_count, check_instance, numbers_to_arrays
+from .._checks import check_instance, check_real, check_shape, numbers_to_arrays
 from .._measure import check_metrics
-from ..dmft import AbstractStep, DiscreteStep, ExponentialStep, solve
 from ..grid import TimeGrid
-from ..noise import AbstractNoise, Brownian, Poisson
+from ..noise import AbstractNoise, Poisson
 from ..optimize import AbstractObjective
 from ..problem import Problem, check_problem
 from ..protocol import Protocol
 from ..variables import number
 from . import objectives
 from ._budget import Budget, Plan, Run, stretched
-
-
-class Solve(eqx.Module):
-    """Prediction by `dmftopt.solve`, with these of its arguments."""
-
-    noise: AbstractNoise = Brownian()
-    samples: int = eqx.field(static=True, default=2048)
-    replicates: int = eqx.field(static=True, default=1)
-    step: AbstractStep | None = None
-    metrics: Any = None
-
-    def __check_init__(self):
-        check_count("samples", self.samples, minimum=4)
-
-    def __call__(self, problem: Problem, protocol: Protocol, grid: TimeGrid, key: Array, throw: bool = False) -> Any:
-        return solve(
-            problem,
-            protocol,
-            grid,
-            key=key,
-            noise=self.noise,
-            samples=self.samples,
-            replicates=self.replicates,
-            step=self.step,
-            metrics=self.metrics,
-            throw=throw,
-        )
-
-    def tabulated(self, protocol: Protocol, grid: TimeGrid) -> Protocol:
-        """The protocol as its values at the times at which `solve` reads it: arrays of the same shape for all schedules."""
-        step = self.step or (DiscreteStep() if self.noise.discrete else ExponentialStep())
-        times = step.evaluation_times(grid).ravel()
-
-        def read(schedule):
-            return Table(jnp.broadcast_to(jnp.asarray(schedule(times), times.dtype), times.shape))
-
-        momentum = None if protocol.momentum is None else read(protocol.momentum)
-        rate, batch_size, ridge = (read(s) for s in (protocol.learning_rate, protocol.batch_size, protocol.ridge))
-        return Protocol(rate, batch_size, ridge, momentum, nesterov=protocol.nesterov)
-
-
-class Table(eqx.Module):
-    """What a schedule is at the times at which it will be read."""
-
-    values: Float[Array, " time"]
-
-    def __call__(self, t: Any) -> Array:
-        return self.values
+from ._predict import AbstractPrediction, Solve
 
 
 class Objective(AbstractObjective):
@@ -74,14 +26,15 @@ class Objective(AbstractObjective):
 
     - `problem`: one, or a sequence over which the schedule is to be good on average (`across="mean"`) or in the worst case
       (`across="worst"`): a range of noise levels, delta, spectra.
+      What is averaged, or of which the worst counts, is weight * (measure - offset) with `weights` and `offsets`, one number per
+      problem or one for all, default 1 and 0: problems of which some are harder than others are compared by regret (offsets:
+      what the best protocol for each alone reaches) or by ratio (weights: one over that). `values` are the measures themselves.
     - `budget`: a `Budget`; without one, protocols come as a `Plan` with a horizon of their own.
     - `measure`: see `dmftopt.objectives`; default the final test risk.
     - `grid`: in relative time; default `TimeGrid.uniform(1.0, 20)`.
-    - `predict`: how runs are predicted. `Solve(noise, samples, ...)`, or any function of (problem, protocol, grid, key), for
-      example `lambda problem, protocol, grid, key: dmftopt.limits.least_squares(problem, protocol, grid)`. Where it has a
-      method `tabulated(protocol, grid)`, it is given what that returns in place of the protocol: of one structure for all
-      schedules, so that it is compiled once. The default is solve with Brownian noise, which is differentiable in batch size
-      and horizon too; where those are fixed `Solve(Poisson())` is SGD itself.
+    - `predict`: how runs are predicted. `Solve(noise, samples, ...)`; `Exact(dmftopt.limits.least_squares)`, or another limit; or
+      any function of (problem, protocol, grid, key). The default is solve with Brownian noise, which is differentiable in batch
+      size and horizon too; where those are fixed `Solve(Poisson())` is SGD itself.
 
     `run(protocol)`: the run in time t (of problem number `which`); `predict_run(protocol, key)`: its predicted observables.
     Pure, works under jit, grad and vmap; NaN where the prediction failed.
@@ -93,6 +46,8 @@ class Objective(AbstractObjective):
     grid: TimeGrid
     predict: Callable
     across: str = eqx.field(static=True)
+    weights: Float[Array, " problem"]
+    offsets: Float[Array, " problem"]
 
     def __init__(
         self,
@@ -103,6 +58,8 @@ class Objective(AbstractObjective):
         grid: TimeGrid | None = None,
         predict: Callable = Solve(),
         across: str = "mean",
+        weights: Any = 1.0,
+        offsets: Any = 0.0,
     ):
         problems = (problem,) if isinstance(problem, Problem) else tuple(problem)
         if not problems:
@@ -125,6 +82,11 @@ class Objective(AbstractObjective):
         self.problems, self.budget, self.grid, self.predict = numbers_to_arrays((problems, budget, grid, predict))
         self.measure = numbers_to_arrays(measure)
         self.across = across
+        check_real("weights", weights, minimum=0.0, exclusive=True)
+        check_real("offsets", offsets)
+        for name, value in (("weights", weights), ("offsets", offsets)):
+            check_shape(name, value, ((), (len(problems),)), "Give one number per problem, or one for all.")
+        self.weights, self.offsets = (jnp.broadcast_to(jnp.asarray(v, dtype=float), len(problems)) for v in (weights, offsets))
 
     def run(self, protocol: Protocol | Plan, which: int = 0) -> Run:
         """The run of this protocol that spends the budget: a protocol in time t, and its horizon."""
@@ -134,10 +96,10 @@ class Objective(AbstractObjective):
             raise TypeError("budget: without one pass a Plan(protocol, horizon=...), or give Objective a Budget.")
         return stretched(protocol.protocol, number(protocol.horizon))
 
-    def predict_run(self, protocol: Protocol | Plan, key: Array | None = None, which: int = 0, **options: Any) -> Any:
+    def predict_run(self, protocol: Protocol | Plan, key: Array | None = None, which: int = 0) -> Any:
         """What `predict` returns for this run."""
-        run = self.run(protocol, which)
-        return self.predict(self.problems[which], run.protocol, self._grid(run), key, **options)
+        read, grid, _ = self.prepare(protocol)[which]
+        return self.predict(self.problems[which], read, grid, key)
 
     @property
     def evaluator(self):
@@ -154,18 +116,19 @@ class Objective(AbstractObjective):
             run = self.run(protocol, which)
             grid = self._grid(run)
             spent = grid.times if self.budget is None else self.budget.spent(run, grid.times)
-            read = self.predict.tabulated(run.protocol, grid) if hasattr(self.predict, "tabulated") else run.protocol
+            read = self.predict.tabulated(run.protocol, grid) if isinstance(self.predict, AbstractPrediction) else run.protocol
             inputs.append((read, grid, spent))
         return tuple(inputs)
 
     def evaluate(self, inputs, key):
-        values = self.values_of(inputs, key)
+        values = self.weights * (self.values_of(inputs, key) - self.offsets)
         return jnp.max(values) if self.across == "worst" else jnp.mean(values)
 
     def explain(self, protocol, key):
-        for which in range(len(self.problems)):
+        # Not in jit, where nothing could be raised.
+        for problem, (read, grid, _) in zip(self.problems, self.prepare(protocol), strict=True):
             options = {"throw": True} if isinstance(self.predict, Solve) else {}
-            self.predict_run(protocol, key, which, **options)
+            self.predict(problem, read, grid, key, **options)
 
     def finer(self, *, samples: int = 4, replicates: int = 4, noise: AbstractNoise | None = Poisson()) -> "Objective":
         """The same with every time step halved, and for `Solve` with `samples` times as many samples, `replicates` and this

@@ -17,7 +17,8 @@ from ..protocol import Protocol
 from ..recipe import Recipe
 from ..schedules import PerStep
 from ._budget import Plan, Run
-from ._objective import Objective, Solve, Table
+from ._objective import Objective
+from ._predict import Solve, Table
 
 # Runs are simulated in this many batches, of which differences between protocols have a standard error.
 _BATCHES = 8

@@ -1,0 +1,287 @@
+"""Two-layer networks linger on a plateau before their hidden units specialize: which learning rates get them off it soonest?
+
+A committee of two erf units learns another one from noisy labels, every sample seen once (Saad and Solla's model). Each student
+unit starts out leaning toward a teacher unit, visibly: from a symmetric start the plateau lasts forever, its length grows with
+the logarithm of one over the lean. For several horizons a free schedule and the usual ones are tuned for the least final test
+risk, and for the least time to a risk below the plateau's, by the ordinary differential equations of the online limit, which
+have no sampling error. Real SGD in finite dimension, on fresh samples and from the same overlaps, is the second route.
+
+Batches: in this limit a run in batches of B at the rate B eta(t) makes, after as many samples, exactly what eta(t) makes in
+batches of one, so a batch size can only spend samples in fewer steps. SGD shows up to where that holds in finite dimension.
+Globally optimal rates of such networks: Saad and Rattray, Phys. Rev. Lett. 79 (1997) 2578. Writes
+results/07_plateau_escape/{figure.png,result.json}, and cells/: a second call goes on where the first stopped.
+"""
+
+import dataclasses
+import functools
+import time
+from pathlib import Path
+from typing import Any
+
+import _common
+import _sweep
+import jax
+import jax.numpy as jnp
+import matplotlib.pyplot as plt
+import numpy as np
+import optax
+import tyro
+
+import dmftopt
+from dmftopt import limits, schedules
+
+plt.switch_backend("agg")
+UNITS = 2
+# Samples between two records of SGD; batch sizes divide it.
+CHUNK = 256
+FREE = "free"
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """The plateau of a committee machine, and the schedules that leave it."""
+
+    horizons: tuple[float, ...] = (50.0, 100.0, 200.0)
+    """Samples / dimension = steps / dimension: the free schedule and the usual ones are tuned for each."""
+    escape: float = 100.0
+    """The horizon at which the time to the target is tuned too, and batches are tried."""
+    target: float = 0.005
+    """Excess test risk, below that of the plateau."""
+    batches: tuple[int, ...] = (1, 4, 16, 64, 256)
+    lean: float = 0.2
+    """Initial correlation of student unit a with teacher unit a."""
+    student_scale: float = 0.3
+    label_noise: float = 0.1
+    knots: int = 17
+    peak: float = 0.8
+    """Learning rate at which every search starts."""
+    steps: int = 80
+    """Of the optimizer."""
+    dimension: int = 512
+    """Of real SGD."""
+    runs: int = 32
+    seed: int = 0
+    cluster: str | None = None
+    """None: in this process; "local": worker processes; "tcp://host:port": an existing Dask scheduler."""
+    smoke: bool = False
+    """Tiny sizes: shows that everything works, agrees with nothing."""
+    out: Path = Path("results/07_plateau_escape")
+
+
+def build(horizon, lean, student_scale, label_noise, knots, peak, measure=None) -> tuple[dmftopt.Objective, dict]:
+    """What is minimized, and the families of learning rates, from where. Batches of one."""
+    correlation = np.eye(2 * UNITS)
+    for a in range(UNITS):
+        correlation[a, UNITS + a] = correlation[UNITS + a, a] = lean
+    task = dmftopt.tasks.Committee(UNITS, UNITS, "erf", label_noise=label_noise)
+    # The online limit knows no delta.
+    isotropic = dmftopt.features.isotropic()
+    problem = dmftopt.Problem(task, isotropic, 1.0, 1.0, student_scale, initial_correlation=correlation)
+    objective = dmftopt.Objective(
+        problem,
+        dmftopt.Budget(steps=horizon),
+        measure=measure or dmftopt.objectives.final(),
+        # Stepped adaptively, starting anew at each time of observation: the time to a target wants to see many.
+        grid=dmftopt.TimeGrid.uniform(1.0, 50 if measure else 1),
+        predict=dmftopt.Exact(limits.online),
+    )
+    free = dmftopt.Protocol(schedules.piecewise_linear(1.0, knots, peak, log=True))
+    return objective, {**dmftopt.baselines(free, peak=peak), FREE: free}
+
+
+@functools.partial(jax.jit, static_argnames=("batches", "dimension", "runs"))
+def real_sgd(initial, task, rates, key, *, batches, dimension, runs):
+    """SGD of committees on fresh samples, all protocols on the same ones: excess test risk (run, protocol, record). Overlaps are at
+    first exactly those of `initial`. `rates`: (protocol, record, CHUNK), one per sample; `batches`: one per protocol."""
+
+    def gradient(theta, x, noise, teacher):
+        """(protocol, m, d), of batches x (protocol or 1, batch, d)."""
+        fields = jnp.einsum("pmd,bd->pbm", theta, x)
+        difference = (
+            jnp.sum(jax.lax.erf(fields / 2**0.5), axis=-1) - noise - jnp.sum(jax.lax.erf(x @ teacher.T / 2**0.5), axis=-1)
+        )
+        slopes = (2 / jnp.pi) ** 0.5 * jnp.exp(-(fields**2) / 2)
+        return jnp.einsum("pbm,bd->pmd", difference[..., None] * slopes, x) / x.shape[0]
+
+    def one(key):
+        key_start, key_samples = jax.random.split(key)
+        frame = jnp.linalg.qr(jax.random.normal(key_start, (dimension, 2 * UNITS)))[0] * dimension**0.5
+        teacher, student = jnp.split(initial @ frame.T, 2)
+
+        def record(theta, inputs):
+            key, rates = inputs
+            key_x, key_noise = jax.random.split(key)
+            x = jax.random.normal(key_x, (CHUNK, dimension)) / dimension**0.5
+            noise = task.label_noise * jax.random.normal(key_noise, (CHUNK,))
+            moved = []
+            for size in sorted(set(batches)):
+                members = np.flatnonzero(np.array(batches) == size)
+                split = [a.reshape(CHUNK // size, size, *a.shape[1:]) for a in (x, noise)]
+
+                def step(theta, inputs):
+                    x, noise, rate = inputs
+                    return theta - rate[:, None, None] * gradient(theta, x, noise, teacher), None
+
+                each = rates[members].reshape(members.size, -1, size)[:, :, 0].T
+                moved.append((members, jax.lax.scan(step, theta[members], (*split, each))[0]))
+            for members, values in moved:
+                theta = theta.at[members].set(values)
+            Q, O = theta @ jnp.swapaxes(theta, 1, 2), theta @ teacher.T
+            risk = jax.vmap(lambda Q, O: task.test_risk(Q, O, teacher @ teacher.T / dimension))(Q / dimension, O / dimension)
+            return theta, risk
+
+        start = jnp.broadcast_to(student, (len(batches), *student.shape))
+        _, risk = jax.lax.scan(record, start, (jax.random.split(key_samples, rates.shape[1]), jnp.swapaxes(rates, 0, 1)))
+        return risk.T - 0.5 * task.label_noise**2
+
+    return jax.lax.map(one, jax.random.split(key, runs), batch_size=8)
+
+
+def value(objective, protocol):
+    return dmftopt.optimize(objective, protocol, steps=0, progress=False).value
+
+
+def time_to(target, times, excess):
+    """When each of the rows of `excess` (..., time) first falls to the target, NaN for one that never does."""
+    k = np.argmax(excess <= target, axis=-1)[..., None]
+    above, below = (np.take_along_axis(excess, np.maximum(i, 0), axis=-1) for i in (k - 1, k))
+    crossing = times[k] - (times[1] - times[0]) * (target - below) / np.maximum(above - below, 1e-12)
+    return np.where(np.any(excess <= target, axis=-1), crossing[..., 0], np.nan)
+
+
+def mean_and_error(values):
+    return {"mean": float(np.mean(values)), "standard_error": float(np.std(values, ddof=1) / np.sqrt(len(values)))}
+
+
+def cell(horizon, escape, target, batches, *, lean, student_scale, label_noise, knots, peak, steps, dimension, runs, seed):
+    """All schedules of one horizon. JSON values."""
+    settings: Any = (horizon, lean, student_scale, label_noise, knots, peak)
+    objective, starts = build(*settings)
+    floor = 0.5 * label_noise**2
+    optimizer = optax.adam(optax.cosine_decay_schedule(0.1, steps))
+    options: Any = {"optimizer": optimizer, "steps": steps, "progress": False}
+    found, batch_of, began = {}, {}, time.perf_counter()
+    for name, start in starts.items():
+        # The free schedule also starts from the best of the others (with an end above 0): each moment of escape is a valley.
+        more = [min(found.values(), key=lambda p: float(value(objective, p)))] if name == FREE else []
+        more = [schedules.piecewise_linear(1.0, knots, lambda u, p=p: p.learning_rate(u) + 0.02, log=True) for p in more]
+        found[name] = dmftopt.optimize(objective, start, starts=list(map(dmftopt.Protocol, more)), **options).protocol
+    if escape:
+        soonest, _ = build(*settings, dmftopt.objectives.time_to(target=target + floor))
+        start = {"constant": found["constant"], FREE: starts[FREE]}
+        for name, protocol in start.items():
+            found[f"{name}, soonest"] = dmftopt.optimize(soonest, protocol, **options).protocol
+    seconds = time.perf_counter() - began
+    batch_of = dict.fromkeys(found, 1)
+    for size in batches if escape else []:
+        found[f"batches of {size}"], batch_of[f"batches of {size}"] = found[f"{FREE}, soonest"], size
+    records = round(horizon * dimension / CHUNK)
+    # In batches of B the step that ends with sample k takes B times the rate of its first sample.
+    samples = np.arange(records * CHUNK) / dimension
+    rates = []
+    for name, protocol in found.items():
+        first = samples // (batch_of[name] / dimension) * (batch_of[name] / dimension)
+        rates.append(batch_of[name] * np.asarray(objective.run(protocol).protocol.learning_rate(jnp.asarray(first))))
+    task, rates = objective.problems[0].task, jnp.asarray(np.stack(rates)).reshape(len(found), records, CHUNK)
+    key = jax.random.key(seed + 1)
+    sizes = tuple(batch_of.values())
+    excess = np.asarray(
+        real_sgd(objective.problems[0].initial[0], task, rates, key, batches=sizes, dimension=dimension, runs=runs), dtype=float
+    )
+    times = (np.arange(records) + 1) * CHUNK / dimension
+    rows, names = {}, list(found)
+    for j, (name, protocol) in enumerate(found.items()):
+        path = _common.observed(objective, protocol, dmftopt.TimeGrid.uniform(1.0, 100))
+        predicted, at = np.asarray(path.test_risk, dtype=float) - floor, np.asarray(path.times, dtype=float)
+        here, base = excess[:, j], excess[:, names.index("constant")]
+        waits = time_to(target, times, here)
+        shown = slice(None, None, max(1, records // 40))
+        rows[name] = {
+            "batch_size": batch_of[name],
+            "predicted": float(predicted[-1]),
+            "realized": mean_and_error(here[:, -1]),
+            "realized_gain_over_constant": mean_and_error(base[:, -1] - here[:, -1]),
+            "predicted_wait": float(np.nan_to_num(time_to(target, at, predicted), nan=-1.0)),
+            "realized_wait": mean_and_error(waits) if np.all(np.isfinite(waits)) else None,
+            "never": int(np.sum(np.isnan(waits))),
+            "times": at.tolist(),
+            "excess": predicted.tolist(),
+            "rates": np.asarray(objective.run(protocol).protocol.learning_rate(path.times), dtype=float).tolist(),
+            "sgd_times": times[shown].tolist(),
+            "sgd_mean": here.mean(axis=0)[shown].tolist(),
+            "sgd_error": (here.std(axis=0, ddof=1) / np.sqrt(runs))[shown].tolist(),
+        }
+    return {"horizon": horizon, "seconds": seconds, "arms": rows}
+
+
+def draw(cells: list[dict[str, Any]], settings: dict[str, Any], path: Path) -> None:
+    figure, ((paths, rates), (longer, batches)) = plt.subplots(2, 2, figsize=(13, 9.6), layout="constrained")
+    middle = next(c for c in cells if any("soonest" in name for name in c["arms"]))
+    shown = ["constant", "cosine", "power law", "warmup-stable-decay", FREE, f"{FREE}, soonest"]
+    for name, color in zip(shown, dmftopt.plot.COLORS, strict=True):
+        a = middle["arms"][name]
+        paths.plot(a["times"], a["excess"], color=color, label=name)
+        style: Any = {"fmt": "o", "ms": 3, "lw": 1, "color": color}
+        paths.errorbar(a["sgd_times"], a["sgd_mean"], 2 * np.array(a["sgd_error"]), **style)
+        rates.plot(a["times"], a["rates"], color=color)
+    paths.axhline(settings["target"], color="0.6", ls=":", label="target")
+    paths.set(yscale="log", ylabel="excess test risk", ylim=(0.5 * min(middle["arms"][FREE]["excess"]), 0.1))
+    paths.set_title("online limit (lines), SGD with 2 standard errors (points)", fontsize=10)
+    paths.legend(fontsize=8, frameon=False, ncols=2)
+    rates.set(ylabel=r"learning rate $\eta(t)$", yscale="log", ylim=(0.02, 3))
+    rates.set_title("the schedules", fontsize=10)
+    time_label = r"time $t$ = samples seen / $d$"
+    for axes in (paths, rates):
+        axes.set_xlabel(time_label)
+    for c, color in zip(cells, dmftopt.plot.COLORS, strict=False):
+        a = c["arms"][FREE]
+        longer.plot(a["times"], a["rates"], color=color, label=f"horizon {c['horizon']:g}")
+    longer.set(xscale="log", yscale="log", xlabel=time_label, ylabel=r"learning rate $\eta(t)$", xlim=(1, None), ylim=(0.02, 3))
+    longer.set_title("free schedules for the least final risk", fontsize=10)
+    longer.legend(frameon=False)
+    tried = [(a["batch_size"], a) for name, a in middle["arms"].items() if name.startswith("batches of")]
+    sizes = [b for b, _ in tried]
+    waits = [(b, a["realized_wait"]) for b, a in tried if a["realized_wait"]]
+    batches.axhline(tried[0][1]["predicted_wait"], color="0.3", label="online limit")
+    style = {"fmt": "o", "color": dmftopt.plot.COLORS[1], "label": f"SGD, $d$ = {settings['dimension']}, 2 standard errors"}
+    batches.errorbar([b for b, _ in waits], [w["mean"] for _, w in waits], [2 * w["standard_error"] for _, w in waits], **style)
+    batches.set(
+        xscale="log", xlabel="batch size $B$, at the rate $B$ times that of $B = 1$", ylabel="samples / $d$ to the target"
+    )
+    batches.set_xticks(sizes, labels=[str(b) for b in sizes])
+    batches.minorticks_off()
+    batches.set_title(f"wait for an excess risk of {settings['target']:g}", fontsize=10)
+    batches.legend(frameon=False)
+    _common.write_figure(path, figure)
+    plt.close(figure)
+
+
+def main(s: Settings) -> None:
+    if s.smoke:
+        tiny: Any = {"horizons": (16.0,), "escape": 16.0, "knots": 3, "steps": 1, "dimension": 32, "runs": 2, "target": 0.02}
+        tiny["batches"] = (1, 16)
+        s = dataclasses.replace(s, out=s.out.with_name(s.out.name + "_smoke"), **tiny)
+    own = ("horizons", "escape", "target", "batches", "cluster", "smoke", "out")
+    shared = {k: v for k, v in dataclasses.asdict(s).items() if k not in own}
+    cells = {
+        f"horizon={h:g}": {"horizon": h, "escape": h == s.escape, "target": s.target, "batches": list(s.batches)}
+        for h in s.horizons
+    }
+    results = list(_sweep.run(cell, cells, s.out / "cells", shared, s.cluster).values())
+    settings = {**shared, "target": s.target, "escape": s.escape}
+    _common.write_json(s.out / "result.json", {"settings": settings, "results": results})
+    draw(results, settings, s.out / "figure.png")
+    for c in results:
+        print(f"\nhorizon {c['horizon']:g} (designed in {c['seconds']:.0f} s)")
+        print(f"{'':<24}{'excess':>10}{'SGD':>22}{'gain over constant, SGD':>38}{'wait':>8}{'SGD':>16}{'never':>6}")
+        for name, a in c["arms"].items():
+            r, g, w = a["realized"], a["realized_gain_over_constant"], a["realized_wait"]
+            gain = f"{c['arms']['constant']['predicted'] - a['predicted']:.5f}, {g['mean']:.5f} ± {g['standard_error']:.5f}"
+            wait = f"{w['mean']:.2f} ± {w['standard_error']:.2f}" if w else ""
+            sgd = f"{r['mean']:.5f} ± {r['standard_error']:.5f}"
+            print(f"{name:<24}{a['predicted']:>10.5f}{sgd:>22}{gain:>38}{a['predicted_wait']:>8.2f}{wait:>16}{a['never']:>6}")
+    print(f"\nwrote {s.out}")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Settings))

@@ -1,0 +1,218 @@
+"""One schedule for an unknown level of label noise: what does it cost not to know, and who guards against it best?
+
+Least squares on isotropic features, several passes over a training set, batches of one; learning rates at free knots and a ridge.
+Tuned for one level of noise and used at another, schedules lose: little noise wants rates that stay high and no ridge, much noise
+the opposite. The robust ones are tuned for all levels at once: for the least mean risk, the least worst regret (excess risk
+above that of the schedule tuned for that level, the oracle), or the least worst ratio to it. Bare risks cannot be
+compared across levels: the worst is always that of the most noise, whatever the schedule.
+
+The prediction is exact (Volterra equation), real SGD is the second route. That the worst cases are minimal is checked by
+their gradients: some mixture of those of the levels that are worst must vanish. Writes
+results/08_robust/{figure.png,result.json}.
+"""
+
+import dataclasses
+import time
+from pathlib import Path
+from typing import Any
+
+import _common
+import jax
+import jax.numpy as jnp
+import matplotlib.pyplot as plt
+import numpy as np
+import optax
+import tyro
+from scipy.optimize import nnls
+from tqdm.auto import tqdm
+
+import dmftopt
+from dmftopt import limits, schedules
+
+plt.switch_backend("agg")
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """Schedules that are good at every level of label noise."""
+
+    noises: tuple[float, ...] = (0.125, 0.25, 0.5, 1.0, 2.0)
+    """Standard deviations of label noise, where labels without it have variance 1."""
+    delta: float = 2.0
+    """Training samples / dimension."""
+    epochs: float = 6.0
+    """Passes over the training set."""
+    knots: int = 7
+    steps: int = 150
+    """Of the optimizer."""
+    dimension: int = 500
+    """Of real SGD."""
+    runs: int = 64
+    seed: int = 0
+    smoke: bool = False
+    """Tiny sizes: shows that everything works, agrees with nothing."""
+    out: Path = Path("results/08_robust")
+
+
+def build(noises, delta, epochs, knots, **across) -> tuple[dmftopt.Objective, dmftopt.Protocol]:
+    """What is minimized over these levels of noise, and where the search starts."""
+    problems = [
+        dmftopt.Problem(dmftopt.tasks.LeastSquares(noise), dmftopt.features.isotropic(), delta, 1.0, 0.0) for noise in noises
+    ]
+    # The equations are stepped adaptively: the grid only says when to observe.
+    grid, predict = dmftopt.TimeGrid.uniform(1.0, 1), dmftopt.Exact(limits.least_squares)
+    objective = dmftopt.Objective(problems, dmftopt.Budget(epochs=epochs), grid=grid, predict=predict, **across)
+    rates = schedules.piecewise_linear(1.0, knots, schedules.linear_decay(0.5, 1.0, 0.2), log=True)
+    return objective, dmftopt.Protocol(rates, ridge=dmftopt.above(0.1))
+
+
+def stationary(gradients: np.ndarray) -> tuple[np.ndarray, float]:
+    """The mixture of the rows (shares >= 0 that add up to 1) that is shortest, and its length over that of the longest row."""
+    longest = np.max(np.linalg.norm(gradients, axis=1))
+    heavy = 1e4 * longest
+    shares, _ = nnls(np.vstack([gradients.T, np.full(len(gradients), heavy)]), np.append(np.zeros(gradients.shape[1]), heavy))
+    shares /= shares.sum()
+    return shares, float(np.linalg.norm(shares @ gradients) / longest)
+
+
+def design(s: Settings) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Protocols by name, and what is known of them. Those tuned for one level come first."""
+    settings: Any = (s.delta, s.epochs, s.knots)
+    options: Any = {"optimizer": optax.adam(optax.cosine_decay_schedule(0.2, s.steps)), "steps": s.steps, "progress": False}
+    found, seconds = {}, {}
+    floors = 0.5 * np.array(s.noises) ** 2
+    alone = [build([noise], *settings) for noise in s.noises]
+
+    def tune(name, objective, start, **more):
+        began = time.perf_counter()
+        best = dmftopt.optimize(objective, start, **more, **options)
+        found[name], seconds[name] = best.protocol, time.perf_counter() - began
+        bar.update()
+        return best.value
+
+    with tqdm(total=len(s.noises) + 4, desc="design") as bar:
+        oracle = np.array([tune(f"noise {noise:g}", *one) for noise, one in zip(s.noises, alone, strict=True)])
+        ratio: Any = {"offsets": floors, "weights": 1 / (oracle - floors)}
+        # (In the mean, regret and risk differ by a constant.)
+        kinds: dict[str, Any] = {
+            "mean risk": {"across": "mean"},
+            "mean ratio": {"across": "mean", **ratio},
+            "worst regret": {"across": "worst", "offsets": oracle},
+            "worst ratio": {"across": "worst", **ratio},
+        }
+        values = {}
+        for name, across in kinds.items():
+            objective, start = build(s.noises, *settings, **across)
+            if across["across"] == "worst":
+                # Kinks, where the worst level changes, slow the descent down: start close.
+                start = found["mean ratio"]
+            values[name] = tune(name, objective, start)
+    checks = {}
+    for name in ("worst regret", "worst ratio"):
+        across = kinds[name]
+        weights, offsets = np.broadcast_to(across.get("weights", 1.0), oracle.shape), across["offsets"]
+        levels = [float(one.values(found[name])[0]) for one, _ in alone]
+        each = weights * (np.array(levels) - offsets)
+        active = np.flatnonzero(each > each.max() - 0.02 * (each.max() - (1 if name == "worst ratio" else 0)))
+        gradients = [weights[k] * dmftopt.certify(alone[k][0], found[name]).gradient for k in active]
+        shares, length = stationary(np.array(gradients))
+        checks[name] = {"worst": [s.noises[k] for k in active], "shares": shares.tolist(), "shortest_gradient": length}
+    return found, {"oracle_excess": (oracle - floors).tolist(), "seconds": seconds, "values": values, "checks": checks}
+
+
+def judge(s: Settings, found: dict[str, Any], floors: np.ndarray) -> dict[str, Any]:
+    """Excess risk and regret of every protocol at every level, predicted and in SGD."""
+    objective, _ = build(s.noises, s.delta, s.epochs, s.knots)
+    key = jax.random.key(s.seed)
+    report = dmftopt.report(objective, found, key=key, dimension=s.dimension, runs=s.runs, fresh=2)
+    rows = {}
+    for name, levels in report.rows.items():
+        gains = [report.gain(name, f"noise {noise:g}", k) for k, noise in enumerate(s.noises)]
+        run = objective.run(found[name])
+        times = run.horizon * np.linspace(0.0, 1.0, 61)
+        rows[name] = {
+            "excess": [row.predicted.mean - f for row, f in zip(levels, floors, strict=True)],
+            "realized_excess": [row.realized.mean - f for row, f in zip(levels, floors, strict=True)],
+            "standard_error": [row.realized.standard_error for row in levels],
+            "regret": [-g["predicted"].mean for g in gains],
+            "realized_regret": [-g["realized"].mean for g in gains],
+            "regret_error": [g["realized"].standard_error for g in gains],
+            "times": times.tolist(),
+            "rates": np.asarray(run.protocol.learning_rate(jnp.asarray(times)), dtype=float).tolist(),
+            "ridge": float(run.protocol.ridge(0.0)),
+        }
+    return rows
+
+
+def draw(s: Settings, rows: dict[str, Any], known: dict[str, Any], path: Path) -> None:
+    figure, (ratios, regrets, rates) = plt.subplots(1, 3, figsize=(16, 5.2), layout="constrained")
+    oracle = np.array(known["oracle_excess"])
+    tuned = [name for name in rows if name.startswith("noise")]
+    shades = plt.get_cmap("Greys")(np.linspace(0.3, 0.8, len(tuned)))
+    colors = dict(zip(tuned, shades, strict=True)) | dict(
+        zip([n for n in rows if n not in tuned], dmftopt.plot.COLORS, strict=False)
+    )
+    for k, (name, row) in enumerate(rows.items()):
+        width, label = (1.2, f"tuned for {name}") if name in tuned else (2.2, name)
+        shift = np.array(s.noises) * 1.015 ** (k - len(rows) / 2)
+        style: Any = {"color": colors[name], "fmt": "o", "ms": 3.5, "lw": 1}
+        ratios.plot(s.noises, np.array(row["excess"]) / oracle, color=colors[name], lw=width, label=label)
+        realized, error = np.array(row["realized_regret"]), 2 * np.array(row["regret_error"])
+        ratios.errorbar(shift, 1 + realized / oracle, error / oracle, **style)
+        regrets.plot(s.noises, row["regret"], color=colors[name], lw=width)
+        regrets.errorbar(shift, realized, error, **style)
+        rates.plot(row["times"], row["rates"], color=colors[name], lw=width, label=f"{label}: {row['ridge']:.3g}")
+    ratios.set(yscale="log", ylabel="excess test risk / that of the schedule tuned for this level")
+    ticks = [1, 1.2, 1.5, 2, 3, 5, 10, 20, 50]
+    ratios.set_yticks(ticks, labels=[f"{x:g}" for x in ticks])
+    ratios.set_ylim(0.95, 1.15 * max(max(np.array(r["excess"]) / oracle) for r in rows.values()))
+    ratios.legend(fontsize=8, frameon=False)
+    regrets.set(yscale="symlog", ylabel="regret: test risk above that of the schedule tuned for this level")
+    regrets.set_yscale("symlog", linthresh=0.01)
+    for axes in (ratios, regrets):
+        axes.set(xscale="log", xlabel="standard deviation of label noise")
+        axes.set_xticks(s.noises, labels=[f"{x:g}" for x in s.noises])
+        axes.minorticks_off()
+        axes.set_title("exact (lines), SGD with 2 standard errors (points)", fontsize=10)
+    rates.set(yscale="log", xlabel=r"time $t$ = SGD steps / $d$", ylabel=r"learning rate $\eta(t)$", title="schedules")
+    rates.legend(fontsize=8, frameon=False, title="ridge", title_fontsize=8)
+    _common.write_figure(path, figure)
+    plt.close(figure)
+
+
+def main(s: Settings) -> None:
+    if s.smoke:
+        tiny: Any = {"noises": (0.5, 2.0), "epochs": 1.0, "knots": 3, "steps": 2, "dimension": 20, "runs": 4}
+        s = dataclasses.replace(s, out=s.out.with_name(s.out.name + "_smoke"), **tiny)
+    began = time.perf_counter()
+    found, known = design(s)
+    rows = judge(s, found, 0.5 * np.array(s.noises) ** 2)
+    settings = {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(s).items() if k not in ("smoke", "out")}
+    _common.write_json(s.out / "result.json", {"settings": settings, "rows": rows, **known})
+    draw(s, rows, known, s.out / "figure.png")
+    oracle = np.array(known["oracle_excess"])
+    print(
+        f"{'excess risk / oracle at noise':<30}"
+        + "".join(f"{x:>22g}" for x in s.noises)
+        + f"{'worst':>9}{'worst regret, SGD':>27}"
+    )
+    for name, row in rows.items():
+        exact, realized, error = (np.array(row[k]) for k in ("regret", "realized_regret", "regret_error"))
+        cells = [
+            f"{1 + a:.3f} ({1 + b:.3f}±{c:.3f})"
+            for a, b, c in zip(exact / oracle, realized / oracle, error / oracle, strict=True)
+        ]
+        k = int(np.argmax(exact))
+        worst = f"{exact[k]:.4f}, {realized[k]:.4f} ± {error[k]:.4f}"
+        print(f"{name:<30}" + "".join(f"{c:>22}" for c in cells) + f"{1 + max(exact / oracle):>9.3f}{worst:>27}")
+    print(f"exact (SGD ± standard error); oracles: {', '.join(f'{x:.4f}' for x in oracle)}")
+    for name, check in known["checks"].items():
+        shares = ", ".join(f"{x:.2f} of noise {n:g}" for x, n in zip(check["shares"], check["worst"], strict=True))
+        print(
+            f"{name}: {known['values'][name]:.4f}; gradients of the worst levels mix ({shares}) to {check['shortest_gradient']:.2g}"
+        )
+    print(f"wrote {s.out} after {time.perf_counter() - began:.0f} s")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Settings))

@@ -34,12 +34,15 @@ class Designed(NamedTuple):
 def design(objective: dmftopt.Objective, protocol: Any, **options: Any) -> Designed:
     """`dmftopt.optimize`, twice: first with compilation, then timed."""
     jax.clear_caches()
-    seconds = []
-    for _ in range(2):
+
+    def timed() -> tuple[dmftopt.Optimized, float]:
         started = time.perf_counter()
         found = dmftopt.optimize(objective, protocol, **options)
-        seconds.append(time.perf_counter() - started)
-    return Designed(found, seconds[1], seconds[0])
+        return found, time.perf_counter() - started
+
+    _, first_seconds = timed()
+    found, seconds = timed()
+    return Designed(found, seconds, first_seconds)
 
 
 def search(
@@ -74,24 +77,16 @@ def search(
     if len(objective.problems) != 1:
         raise ValueError("search takes an objective of one problem.")
     problem = objective.problems[0]
-    parameters, fixed = eqx.partition(protocol, eqx.is_inexact_array)
-    start, unravel = ravel_pytree(parameters)
-    start = np.asarray(start, dtype=float)
-    best, _ = ravel_pytree(eqx.filter(designed.found.protocol, eqx.is_inexact_array))
+    start, best = flat(protocol), flat(designed.found.protocol)
     judge = objective.finer() if judge is None else judge
-    judge_keys = jax.random.split(jax.random.key(seed + 1000), 2)
     key = jax.random.key(seed)
 
-    def protocol_of(point) -> Any:
-        return eqx.combine(unravel(jnp.asarray(point, dtype=float)), fixed)
-
     def judged(point) -> float:
-        inputs = _prepared(judge, protocol_of(point))
-        return float(np.mean([float(_evaluated(judge, inputs, k)) for k in judge_keys]))
+        return risk(judge, protocol_of(protocol, point), jax.random.key(seed + 1000))
 
     def simulated(point) -> float:
         try:
-            run = objective.run(protocol_of(point))
+            run = objective.run(protocol_of(protocol, point))
             recipe = run.recipe(dimension=dimension, delta=float(problem.delta))
             # Padded to few different lengths: each is compiled anew.
             value = realized(objective, run, recipe, runs, key, length=1 << (len(recipe) - 1).bit_length())
@@ -108,6 +103,7 @@ def search(
     study.enqueue_trial(dict(zip(space, start.tolist(), strict=True)))
     spent, compilation, simulating, trials, least = 0.0, 0.0, 0.0, 0, float("inf")
     trace: list[dict[str, float]] = []
+    incumbent = start.tolist()
     with tqdm(total=round(seconds), desc=f"{sampler}, {start.size} numbers", unit="s", disable=not progress, leave=False) as bar:
         while spent < seconds:
             began = time.perf_counter()
@@ -122,7 +118,7 @@ def search(
             spent += time.perf_counter() - began - compiling
             compilation, trials = compilation + compiling, trials + 1
             if value < least:
-                least = value
+                least, incumbent = value, point.tolist()
                 trace.append({"seconds": spent, "trial": trials, "observed": value, "predicted": judged(point)})
                 bar.set_postfix_str(f"gap {trace[-1]['predicted'] - design_value:.4f} of {start_value - design_value:.4f}")
                 if trace[-1]["predicted"] <= target:
@@ -138,7 +134,7 @@ def search(
         "runs": runs,
         "width": width,
         "tolerance": tolerance,
-        "design_within_width": bool(np.all(np.abs(np.asarray(best) - start) <= width)),
+        "design_within_width": bool(np.all(np.abs(best - start) <= width)),
         "start": start_value,
         "design": design_value,
         "target": target,
@@ -148,6 +144,7 @@ def search(
         "seconds_with_compilation": spent + compilation,
         "trials": trials,
         "trace": trace,
+        "incumbent": incumbent,
         "design_seconds": designed.seconds,
         "design_seconds_to_target": to_target if np.isfinite(to_target) else None,
         "design_seconds_with_compilation": designed.first_seconds,
@@ -157,12 +154,32 @@ def search(
     }
 
 
+def flat(protocol: Any) -> np.ndarray:
+    """Its tuned numbers as they are stored."""
+    return np.asarray(ravel_pytree(eqx.filter(protocol, eqx.is_inexact_array))[0], dtype=float)
+
+
+def protocol_of(protocol: Any, point: Any) -> Any:
+    """`protocol` with these tuned numbers."""
+    parameters, fixed = eqx.partition(protocol, eqx.is_inexact_array)
+    return eqx.combine(ravel_pytree(parameters)[1](jnp.asarray(point, dtype=float)), fixed)
+
+
+def risk(objective: dmftopt.Objective, protocol: Any, key: jax.Array, draws: int = 2) -> float:
+    """The objective on fresh random numbers, a mean over `draws`."""
+    inputs = _prepared(objective, protocol)
+    return float(np.mean([float(_evaluated(objective, inputs, k)) for k in jax.random.split(key, draws)]))
+
+
 def _sampler(name: str, seed: int) -> optuna.samplers.BaseSampler:
     if name not in SAMPLERS:
         raise ValueError(f"sampler must be one of {SAMPLERS}, got {name!r}.")
-    # Multivariate: neighboring knots go together. It found lower risks here than the default, independent one. Still experimental.
-    warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-    return optuna.samplers.TPESampler(seed=seed, multivariate=True) if name == "tpe" else optuna.samplers.RandomSampler(seed=seed)
+    if name == "random":
+        return optuna.samplers.RandomSampler(seed=seed)
+    with warnings.catch_warnings():
+        # Multivariate is experimental, but found lower risks here than the default: neighboring knots go together.
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        return optuna.samplers.TPESampler(seed=seed, multivariate=True)
 
 
 class _Compilation:
@@ -176,9 +193,9 @@ class _Compilation:
     def __exit__(self, *_):
         jax.monitoring.unregister_event_duration_listener(self._add)
 
-    def _add(self, event: str, seconds: float, **_: Any) -> None:
+    def _add(self, event: str, duration_secs: float, **_: Any) -> None:
         if event.startswith("/jax/core/compile/"):
-            self.seconds += seconds
+            self.seconds += duration_secs
 
 
 @eqx.filter_jit

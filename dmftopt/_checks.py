@@ -31,6 +31,11 @@ def as_number(value: Any) -> Any:
     return value
 
 
+def padded(times: np.ndarray) -> np.ndarray:
+    """With the last one repeated up to the next power of two: what is compiled for one length then serves others too."""
+    return np.pad(times, (0, (1 << (times.size - 1).bit_length()) - times.size), mode="edge")
+
+
 def is_concrete(value: Any) -> bool:
     return not isinstance(value, Tracer)
 

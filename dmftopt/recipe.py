@@ -12,7 +12,7 @@ import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 
-from ._checks import check_count, check_instance, check_real
+from ._checks import check_count, check_instance, check_real, padded
 from ._files import write_atomically
 from .protocol import Protocol
 from .quadrature import GAUSS_NODES, GAUSS_WEIGHTS
@@ -117,9 +117,10 @@ def recipe(protocol: Protocol, *, horizon: float, dimension: int, delta: float, 
         raise ValueError(f"dimension {dimension} leaves {steps} steps and {samples} samples. Raise dimension.")
 
     def read(name: str, minimum: float, times: np.ndarray) -> np.ndarray:
-        value = np.asarray(getattr(protocol, name)(jnp.asarray(times)), dtype=float)
+        longer = padded(times)
+        value = np.asarray(getattr(protocol, name)(jnp.asarray(longer)), dtype=float)
         check_real(name, value, minimum=minimum, cure="It must be so at every time.")
-        return np.broadcast_to(value, times.shape)
+        return np.broadcast_to(value, longer.shape)[: times.size]
 
     starts = np.arange(steps) / dimension
     # Integrals over each step (three Gauss points), so that the sum is that of the schedule. Rounding of exp(log(1)) must not

@@ -185,12 +185,21 @@ def _rounded(inputs: Any, recipe: Recipe) -> Any:
 
 def _simulated(objective: Objective, run: Run, recipe: Recipe, which: int, runs: int, longest: int, key: Array) -> np.ndarray:
     """The measure in SGD, one value per batch of runs."""
+    batches = min(_BATCHES, runs // 2)
+    keys = jax.random.split(key, batches)
+    return np.asarray([realized(objective, run, recipe, runs // batches, k, which=which, length=longest) for k in keys])
+
+
+def realized(
+    objective: Objective, run: Run, recipe: Recipe, runs: int, key: Array, *, which: int = 0, length: int | None = None
+) -> float:
+    """The measure of `runs` runs of SGD that follow a recipe, in its dimension. Recipes padded to the same `length` share a
+    compiled simulation. Raises FloatingPointError where SGD diverged."""
+    steps, d = len(recipe), recipe.dimension
 
     def per_step(values):
-        # All of one length, so that all protocols share a compiled simulation.
-        return PerStep(jnp.asarray(np.pad(values, (0, longest - len(recipe)), mode="edge"), dtype=float), recipe.dimension)
+        return PerStep(jnp.asarray(np.pad(values, (0, max(0, (length or steps) - steps)), mode="edge"), dtype=float), d)
 
-    d = recipe.dimension
     momentum = per_step(recipe.momentum) if run.protocol.momentum is not None else None
     protocol = Protocol(
         per_step(recipe.learning_rate),
@@ -199,22 +208,17 @@ def _simulated(objective: Objective, run: Run, recipe: Recipe, which: int, runs:
         momentum,
         nesterov=run.protocol.nesterov,
     )
-    steps = len(recipe)
     # As many of the grid's times as whole steps allow.
     at = np.unique(np.round(np.asarray(objective.grid.times, dtype=float) * steps).astype(int))
-    batches = min(_BATCHES, runs // 2)
-    values = []
-    for k in jax.random.split(key, batches):
-        result = simulate.sgd(
-            objective.problems[which],
-            protocol,
-            horizon=steps / d,
-            dimension=d,
-            runs=runs // batches,
-            key=k,
-            records=at / d,
-            metrics=objective.predict.metrics if isinstance(objective.predict, Solve) else None,
-        )
-        spent = result.times if objective.budget is None else objective.budget.spent(run, result.times)
-        values.append(float(objective.measure(result, spent)))
-    return np.asarray(values)
+    result = simulate.sgd(
+        objective.problems[which],
+        protocol,
+        horizon=steps / d,
+        dimension=d,
+        runs=runs,
+        key=key,
+        records=at / d,
+        metrics=objective.predict.metrics if isinstance(objective.predict, Solve) else None,
+    )
+    spent = result.times if objective.budget is None else objective.budget.spent(run, result.times)
+    return float(objective.measure(result, spent))

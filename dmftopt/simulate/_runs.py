@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from .._checks import check_count, check_instance, check_key, check_real, is_concrete, numbers_to_arrays
+from .._checks import check_count, check_instance, check_key, check_real, is_concrete, numbers_to_arrays, padded
 from .._measure import check_metrics
 from ..grid import TimeGrid, record_steps
 from ..metrics import AbstractFieldMetric, AbstractWeightMetric
@@ -110,7 +110,7 @@ def recorded(problem, protocol, horizon, dimension, runs, key, records) -> tuple
     """Checked arguments of SGD: group sizes, training samples, and after how many steps to observe."""
     sizes, samples = _check(problem, protocol, dimension, runs, key)
     at = record_steps(records, horizon, dimension)
-    _check_protocol(protocol, np.arange(at[-1]) / dimension)
+    _check_protocol(protocol, padded(np.arange(at[-1]) / dimension))
     return sizes, samples, at
 
 

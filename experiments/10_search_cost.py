@@ -1,0 +1,213 @@
+"""What does a schedule cost that is designed from the theory, and what one that is searched by running SGD?
+
+Logistic regression on sign labels, power-law features, as many samples as four passes over the training set. 5 to 40 numbers
+are tuned: knots of the learning rate and of the batch size, and the ridge. `dmftopt.optimize` descends the prediction's gradient;
+Optuna's tree-structured Parzen estimator (TPE) and random search run SGD, in as small a dimension and as few runs as still lead
+to the same place, and are given every advantage named in _search.py. Each search ends when its best trial keeps all but 5% of
+the gain that the design has over the common start, or when it has taken `times` as long as the design.
+
+Compilation is apart: on one problem it takes longer than the design itself. In the end, designs and searched schedules run
+in SGD of a larger dimension. In this limit only the temperature eta / B matters, so that rate and batch knots overlap, for all
+three alike. Writes results/10_search_cost/{figure.png,result.json}, and cells/: a second call goes on where the first stopped.
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import _common
+import _search
+import _sweep
+import jax
+import matplotlib.pyplot as plt
+import numpy as np
+import optax
+import tyro
+
+import dmftopt
+from dmftopt import schedules
+from dmftopt.design._report import realized
+
+plt.switch_backend("agg")
+RATE, BATCH, RIDGE, DELTA = 1.0, 2.0, 0.01, 2.0
+NAMES = {"tpe": "TPE (Optuna)", "random": "random search"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """Cost of a design against searches that simulate."""
+
+    hyperparameters: tuple[int, ...] = (5, 10, 20, 40)
+    passes: float = 4.0
+    """Over the training set of 2 d samples."""
+    optimizer_steps: int = 25
+    grid_steps: int = 16
+    samples: int = 1024
+    """Of the design; judged with half the steps, four times the samples, four replicates and SGD's own noise."""
+    times: float = 60.0
+    """A search is given up after this many times what the design took."""
+    dimension: int = 100
+    """Of the searches' trials."""
+    runs: int = 16
+    """Of SGD in each trial."""
+    check_dimension: int = 400
+    check_runs: int = 64
+    seed: int = 0
+    smoke: bool = False
+    """Tiny sizes: shows that everything works, says nothing."""
+    out: Path = Path("results/10_search_cost")
+
+
+def tunable(count: int) -> dmftopt.Protocol:
+    """`count` numbers: the ridge, a third of the others for the batch size, the rest for the rate."""
+    batch = max(2, (count - 1) // 3)
+    return dmftopt.Protocol(
+        learning_rate=schedules.piecewise_linear(1.0, count - 1 - batch, RATE, log=True),
+        batch_size=schedules.piecewise_linear(1.0, batch, BATCH, bounds=(1.0, 32.0)),
+        ridge=dmftopt.above(RIDGE),
+    )
+
+
+def the_objective(passes, grid_steps, samples) -> dmftopt.Objective:
+    # 50 eigenvalues in 12 groups, so that small dimensions can hold them.
+    features = dmftopt.features.power_law(1.0, dimension=50, groups=12)
+    problem = dmftopt.Problem(dmftopt.tasks.Logistic("sign"), features, DELTA, 1.0, 0.0)
+    grid = dmftopt.TimeGrid.uniform(1.0, grid_steps)
+    return dmftopt.Objective(problem, dmftopt.Budget(epochs=passes), grid=grid, predict=dmftopt.Solve(samples=samples))
+
+
+def adam(steps: int) -> Any:
+    return optax.adam(optax.cosine_decay_schedule(0.3, steps, 0.02))
+
+
+def cell(
+    count, *, passes, grid_steps, samples, optimizer_steps, times, dimension, runs, check_dimension, check_runs, seed
+) -> dict[str, Any]:
+    """The design of `count` numbers, both searches, and all of them in SGD. JSON values."""
+    objective, protocol = the_objective(passes, grid_steps, samples), tunable(count)
+    options: Any = {"steps": optimizer_steps, "optimizer": adam(optimizer_steps), "fresh": 2, "progress": False}
+    designed = _search.design(objective, protocol, key=jax.random.key(seed), **options)
+    finer = objective.finer()
+    result: dict[str, Any] = {}
+    protocols = {"start": protocol, "design": designed.found.protocol}
+    for sampler in _search.SAMPLERS:
+        result[sampler] = _search.search(
+            objective,
+            protocol,
+            designed,
+            dimension=dimension,
+            runs=runs,
+            seconds=times * designed.seconds,
+            seed=seed,
+            sampler=sampler,
+            judge=finer,
+        )
+        protocols[sampler] = _search.protocol_of(protocol, result[sampler]["incumbent"])
+    # What tuning two numbers gives, peak and ridge.
+    simple = dmftopt.baselines(dmftopt.Protocol(RATE, BATCH, dmftopt.above(RIDGE)), peak=RATE)
+    for name in ("constant", "linear decay"):
+        protocols[name] = dmftopt.optimize(objective, simple[name], key=jax.random.key(seed), **options).protocol
+    keys = jax.random.split(jax.random.key(seed + 2), 8)
+    # Recipes padded to the longest possible one, batches of 1: all share a compiled simulation.
+    length = round(passes * DELTA * check_dimension)
+    measured = {}
+    for name, p in protocols.items():
+        run = objective.run(p)
+        recipe = run.recipe(dimension=check_dimension, delta=DELTA)
+        measured[name] = [realized(objective, run, recipe, max(1, check_runs // 8), k, length=length) for k in keys]
+    base = np.asarray(measured["start"])
+    for name, p in protocols.items():
+        values = np.asarray(measured[name])
+        result.setdefault("check", {})[name] = {
+            "predicted": _search.risk(finer, p, jax.random.key(seed + 1000)),
+            "realized": mean_and_error(values),
+            "gain over start": mean_and_error(base - values),
+            "design's gain over it": mean_and_error(values - np.asarray(measured["design"])),
+        }
+    return result
+
+
+def mean_and_error(values) -> list[float]:
+    return [float(np.mean(values)), float(np.std(values, ddof=1) / np.sqrt(len(values)))]
+
+
+def draw(results: dict[int, dict], path: Path) -> None:
+    figure, axes = plt.subplot_mosaic([["0", "1", "s"], ["2", "3", "s"]], figsize=(13.5, 7), layout="constrained")
+    for ax, (count, r) in zip((axes[i] for i in "0123"), results.items(), strict=False):
+        tpe = r["tpe"]
+        gain = tpe["start"] - tpe["design"]
+        for color, sampler in zip(("C0", "C2"), _search.SAMPLERS, strict=True):
+            s = r[sampler]
+            seconds = [t["seconds"] for t in s["trace"]] + [s["seconds"]]
+            gaps = [max((t["predicted"] - s["design"]) / gain, 0.01) for t in s["trace"]]
+            ax.step(seconds, [*gaps, gaps[-1]], where="post", color=color, label=NAMES[sampler])
+            if s["reached"]:
+                ax.plot(seconds[-1], gaps[-1], "o", color=color)
+        reached = tpe["design_seconds_to_target"]
+        if reached is not None:
+            ax.plot(reached, tpe["tolerance"], "*", ms=14, color="C1", label="design, at the same risk")
+        ax.axvline(tpe["design_seconds"], color="C1", label="design, all of it")
+        ax.axhline(tpe["tolerance"], color="0.5", ls="--", lw=1, label="5% of the gain missing")
+        for name, ls in (("constant", ":"), ("linear decay", "-.")):
+            gap = (r["check"][name]["predicted"] - tpe["design"]) / gain
+            ax.axhline(max(gap, 0.01), color="0.6", ls=ls, lw=1, label=f"best {name} (peak and ridge)")
+        ax.set(xscale="log", yscale="log", ylim=(0.02, 1.4), title=f"{count} hyperparameters")
+        ax.set_yticks(ticks := [0.02, 0.05, 0.1, 0.2, 0.5, 1.0], [f"{t:.0%}" for t in ticks])
+        ax.set(xlabel="seconds, without compilation", ylabel="share of the gain still missing")
+        ax.minorticks_off()
+    axes["0"].legend(fontsize=7.5, loc="lower left")
+    ax = axes["s"]
+    counts = list(results)
+    for key, style, label in (
+        ("design_seconds", "C1o-", "design"),
+        ("design_seconds_to_target", "C1*--", "design, at the same risk"),
+        ("design_seconds_with_compilation", "C1o:", "design, with compilation"),
+    ):
+        ax.plot(counts, [r["tpe"][key] if r["tpe"][key] is not None else np.nan for r in results.values()], style, label=label)
+    for color, sampler in zip(("C0", "C2"), _search.SAMPLERS, strict=True):
+        seconds = [r[sampler]["seconds"] for r in results.values()]
+        ax.plot(counts, seconds, color=color, marker="o", label=NAMES[sampler])
+        for c, s, r in zip(counts, seconds, results.values(), strict=True):
+            if not r[sampler]["reached"]:
+                ax.annotate("", (c, 1.7 * s), (c, s), arrowprops={"arrowstyle": "->", "color": color})
+    ax.set(xscale="log", yscale="log", xlabel="hyperparameters", ylabel="seconds", title="arrows: given up, not as good")
+    ax.set_xticks(counts, [str(c) for c in counts])
+    ax.minorticks_off()
+    ax.legend(fontsize=8, loc="center left")
+    _common.write_figure(path, figure)
+    plt.close(figure)
+
+
+def main(s: Settings) -> None:
+    if s.smoke:
+        tiny: Any = {"hyperparameters": (5,), "optimizer_steps": 2, "grid_steps": 4, "samples": 64, "times": 1.0}
+        tiny |= {"dimension": 50, "runs": 2, "check_dimension": 50, "check_runs": 8}
+        s = dataclasses.replace(s, out=s.out.with_name(s.out.name + "_smoke"), **tiny)
+    cells = {f"{count} hyperparameters": {"count": count} for count in s.hyperparameters}
+    shared = {k: v for k, v in dataclasses.asdict(s).items() if k not in ("hyperparameters", "smoke", "out")}
+    done = _sweep.run(cell, cells, s.out / "cells", shared)
+    results = {c["count"]: done[name] for name, c in cells.items()}
+    _common.write_json(s.out / "result.json", {"settings": shared, "results": results})
+    draw(results, s.out / "figure.png")
+    header = f"{'numbers':>7}  {'search':<7}{'trials':>7}{'seconds':>9}{'design':>8}{'ratio':>9}{'same risk':>11}"
+    print(header + f"{'with compilation':>18}{'missing':>9}{'risk in SGD less that of the design':>38}")
+    for count, r in results.items():
+        for sampler in _search.SAMPLERS:
+            a = r[sampler]
+            more = "" if a["reached"] else ">"
+            gap = (a["trace"][-1]["predicted"] - a["design"]) / (a["start"] - a["design"])
+            same = f"{more}{a['ratio_to_target']:.0f}" if a["ratio_to_target"] is not None else "-"
+            mean, error = r["check"][sampler]["design's gain over it"]
+            print(
+                f"{count:>7}  {sampler:<7}{a['trials']:>7}{a['seconds']:>9.1f}{a['design_seconds']:>8.2f}"
+                f"{more + format(a['ratio'], '.1f'):>9}{same:>11}{more + format(a['ratio_with_compilation'], '.1f'):>18}"
+                f"{gap:>9.1%}{f'{mean:.4f} ± {error:.4f}':>38}"
+            )
+    for name, row in results[max(results)]["check"].items():
+        mean, error = row["realized"]
+        print(f"{name:<13} predicted {row['predicted']:.4f}, SGD {mean:.4f} ± {error:.4f} (d = {s.check_dimension})")
+    print(f"wrote {s.out}")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Settings))

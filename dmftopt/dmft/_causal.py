@@ -85,9 +85,9 @@ class CausalInnovations(AbstractSolver):
         if self.particles & (self.particles - 1):
             raise ValueError(f"particles must be a power of two, got {self.particles}. Use {1 << self.particles.bit_length()}.")
 
-    def _particles(self, problem) -> int:
+    def _particles(self, linear_weights: bool) -> int:
         """0 where the weights are exact."""
-        return self.particles if self.sample_weights or not problem.linear_weights else 0
+        return self.particles if self.sample_weights or not linear_weights else 0
 
     def check(self, problem, samples, steps, noise):
         if samples & (samples - 1):
@@ -96,15 +96,15 @@ class CausalInnovations(AbstractSolver):
         if dimensions > MAX_DIMENSION:
             raise ValueError(f"steps: {steps} need {dimensions} Sobol dimensions, of at most {MAX_DIMENSION}. Use fewer steps.")
         needed = 8 * problem.m * _points.zeta_parts(noise) * (steps + 1)
-        if 0 < self._particles(problem) < needed:
+        if 0 < self._particles(problem.linear_weights) < needed:
             raise ValueError(
                 f"particles must be at least {needed}, 8 for each direction of a gradient, got {self.particles}. Pass "
                 f"solver=CausalInnovations(particles={1 << (needed - 1).bit_length()}), or use fewer steps."
             )
 
-    def draw(self, key, samples, problem, grid, noise, rate, shards=1):
-        particles = self._particles(problem)
-        return _points.draw(key, samples, grid, noise, rate, shards, problem.m, problem.m_star, particles)
+    def draw(self, key, sizes, grid, noise, rate):
+        particles = self._particles(sizes.linear_weights)
+        return _points.draw(key, sizes.samples, grid, noise, rate, sizes.shards, sizes.m, sizes.m_star, particles)
 
     def run(self, problem, noise, step, inputs, points, metrics):
         times, m = inputs.drift.shape[0] + 1, problem.m

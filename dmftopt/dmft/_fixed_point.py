@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import lineax
 import numpy as np
 import optimistix
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from .._checks import as_number, check_count, check_real, check_shape, is_concrete
 from .._measure import Measured, coordinate_nodes, field_sums, linear_values, weight_means
@@ -34,8 +34,8 @@ class Draws(eqx.Module):
     normals: Float[Array, "time sample"]
     multipliers: Float[Array, "step sample"]
 
-    def half(self, which: int) -> "Draws":
-        return jax.tree.map(lambda a: jnp.split(a, 2, axis=-1)[which], self)
+    def half(self, which: Int[Array, ""]) -> "Draws":
+        return jax.tree.map(lambda a: a.reshape(*a.shape[:-1], 2, -1)[..., which, :], self)
 
     def coarsened(self, fine: TimeGrid, noise: AbstractNoise, rate: Float[Array, " step"]) -> "Draws":
         """Sums over pairs of steps, normalized. The normal of time 0 belongs to the initial student."""
@@ -128,7 +128,7 @@ class FixedPoint(AbstractSolver):
         if samples % 2:
             raise ValueError(f"samples must be even (the bias is estimated from halves), got {samples}. Use {samples + 1}.")
 
-    def draw(self, key, samples, problem, grid, noise, rate, shards=1):
+    def draw(self, key, sizes, grid, noise, rate):
         dtype = grid.times.dtype
         edge = float(jnp.finfo(dtype).eps)
         key_field, key_normals, key_multipliers = jax.random.split(key, 3)
@@ -136,10 +136,10 @@ class FixedPoint(AbstractSolver):
         def uniforms(key, shape):
             return jax.random.uniform(key, shape, dtype, minval=edge, maxval=1 - edge)
 
-        teacher, label = uniforms(key_field, (2, samples))
-        normals = jax.random.normal(key_normals, (grid.steps + 1, samples), dtype)
+        teacher, label = uniforms(key_field, (2, sizes.samples))
+        normals = jax.random.normal(key_normals, (grid.steps + 1, sizes.samples), dtype)
         unrotated = jnp.eye(grid.steps, dtype=dtype)
-        multipliers = noise.standardized(uniforms(key_multipliers, (grid.steps, samples)), unrotated, rate)
+        multipliers = noise.standardized(uniforms(key_multipliers, (grid.steps, sizes.samples)), unrotated, rate)
         return Draws(teacher, label, normals, multipliers)
 
     def run(self, problem, noise, step, inputs, points, metrics):

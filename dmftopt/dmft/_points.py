@@ -4,7 +4,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax.scipy.special import ndtri
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from ..grid import TimeGrid
 from ..noise import AbstractNoise
@@ -32,7 +32,7 @@ class Points(eqx.Module):
     zetas: Float[Array, "step+1 zeta particle"] | None = None
     shards: int = eqx.field(static=True, default=1)
 
-    def half(self, which: int) -> "Points":
+    def half(self, which: Int[Array, ""]) -> "Points":
         """The first (0) or second (1) half of the samples: each is a Sobol set of its own."""
 
         def select(a):

@@ -5,7 +5,7 @@ from functools import lru_cache
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, UInt32
 from scipy.stats import qmc
 
 MAX_DIMENSION = qmc.Sobol.MAXDIM
@@ -47,14 +47,19 @@ def scrambled_sobol(key: Array, dimension: int, samples: int, shards: int = 1) -
     matrix = (jax.random.bits(key_matrix, (_BITS, dimension), jnp.uint32) & above[:, None]) | diagonal[:, None]
     parity = jax.lax.population_count(matrix[None] & directions[:, None]) & 1
     directions = jnp.sum(parity << jnp.asarray(_BITS - 1 - position, jnp.uint32)[:, None], axis=1, dtype=jnp.uint32)
-    points = jax.random.bits(key_shift, (dimension, 1), jnp.uint32) >> (32 - _BITS)
-    for k in range(log_samples - log_shards):
-        points = jnp.concatenate([points, points ^ directions[k][:, None]], axis=1)
+    shift = jax.random.bits(key_shift, (dimension, 1), jnp.uint32) >> (32 - _BITS)
     # Every device makes these by itself, and from them its own shard.
-    offsets = jnp.zeros((dimension, 1), jnp.uint32)
-    for k in range(log_samples - log_shards, log_samples):
-        offsets = jnp.concatenate([offsets, offsets ^ directions[k][:, None]], axis=1)
+    local = log_samples - (log_shards or log_samples // 2)
+    offsets, points = _combinations(directions[local:]), shift ^ _combinations(directions[:local])
     points = (offsets[:, :, None] ^ points[:, None, :]).reshape(dimension, samples)
     dtype = jnp.zeros(()).dtype
     kept = min(_BITS, jnp.finfo(dtype).nmant)  # so that the largest point stays below 1 after rounding
     return ((points >> (_BITS - kept)).astype(dtype) + 0.5) * 2.0**-kept
+
+
+def _combinations(directions: UInt32[Array, "k dimension"]) -> UInt32[Array, "dimension 2**k"]:
+    """Exclusive or of every subset of the rows: entry i has row k where bit k of i is set."""
+    count = directions.shape[0]
+    chosen = (np.arange(1 << count) >> np.arange(count)[:, None, None]) & 1 == 1
+    rows = jnp.where(chosen, directions[:, :, None], jnp.uint32(0))
+    return jax.lax.reduce(rows, jnp.uint32(0), jax.lax.bitwise_xor, (0,))

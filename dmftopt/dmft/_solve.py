@@ -19,8 +19,11 @@ from ..quadrature import safe_sqrt
 from ._causal import CausalInnovations
 from ._mesh import REPLICATES, SAMPLES, axis_size, check_mesh, constrained, replicated
 from ._solution import RESULTS, Solution, SolveError, Statistics, blank, judge
-from ._solver import AbstractSolver, Inputs
+from ._solver import AbstractSolver, Inputs, Randomness, Sizes
 from ._step import AbstractStep, DiscreteStep
+
+# Some accelerators multiply float32 matrices in 10 bits by default; orthogonality would not survive that.
+_PRECISION = "highest"
 
 
 class _Values(eqx.Module):
@@ -102,9 +105,13 @@ def solve(
     grids = (grid, grid.refined()) if richardson else (grid,)
     values = tuple(_read(protocol, g, step, noise) for g in grids)
     settings = Statistics(samples, replicates, grid.steps, richardson)
-    given = (problem, noise, step, solver, grids, values, asked, key)
-    problem, noise, step, solver, grids, values, asked, key = replicated(given, mesh)
-    solution = _solve(problem, noise, step, solver, grids, values, asked, key, settings, estimate_bias, mesh)
+    given = (problem, noise, step, solver, grids, values, asked, jax.random.split(key, replicates))
+    problem, noise, step, solver, grids, values, asked, keys = replicated(given, mesh)
+    drawn = None
+    if replicates == 1:
+        # By a program of its own, which other tasks and gradients share.
+        drawn = _drawn(problem, noise, solver, grids[-1], values[-1], keys[0], samples, mesh)
+    solution = _solve(problem, noise, step, solver, grids, values, asked, keys, drawn, settings, estimate_bias, mesh)
     code = solution.result._value
     if throw and is_concrete(code) and np.ndim(code) == 0 and bool(solution.result != RESULTS.successful):
         failed = solution.times[int(jnp.argmin(jnp.isfinite(solution.test_risk)))]
@@ -112,16 +119,30 @@ def solve(
     return solution
 
 
+def _drawn(problem, noise, solver, grid, value, key, samples, mesh) -> Randomness:
+    """The random numbers of one replicate."""
+    sizes = Sizes(samples, problem.m, problem.m_star, problem.linear_weights, axis_size(mesh, SAMPLES))
+    return _draw(solver, key, sizes, grid, noise, value.batch_size, problem.delta, mesh)
+
+
+@eqx.filter_jit
+def _draw(solver, key, sizes: Sizes, grid, noise, batch_size, delta, mesh) -> Randomness:
+    with jax.default_matmul_precision(_PRECISION):
+        return constrained(solver.draw(key, sizes, grid, noise, batch_size * grid.step_sizes / delta), mesh, SAMPLES)
+
+
 @eqx.filter_jit
 def _solve(
-    problem, noise, step, solver, grids, values, metrics, key, settings: Statistics, estimate_bias: bool, mesh: Mesh | None
+    problem, noise, step, solver, grids, values, metrics, keys, drawn, settings: Statistics, estimate_bias, mesh: Mesh | None
 ) -> Solution:
-    keys = jax.random.split(key, settings.replicates)
+    """`drawn`: the random numbers of the only replicate, None where there are more: those take turns in the memory."""
 
     def replicate(key):
-        # Some accelerators multiply float32 matrices in 10 bits by default; orthogonality would not survive that.
-        with jax.default_matmul_precision("highest"):
-            return _replicate(problem, noise, step, solver, grids, values, metrics, key, settings.samples, estimate_bias, mesh)
+        points = drawn
+        if points is None:
+            points = _drawn(problem, noise, solver, grids[-1], values[-1], key, settings.samples, mesh)
+        with jax.default_matmul_precision(_PRECISION):
+            return _replicate(problem, noise, step, solver, grids, values, metrics, points, estimate_bias)
 
     parts = axis_size(mesh, REPLICATES)
     if settings.replicates == 1:
@@ -144,12 +165,11 @@ def _solve(
     return constrained(solution, mesh)
 
 
-def _replicate(problem, noise, step, solver, grids, values, metrics, key, samples, estimate_bias, mesh):
+def _replicate(problem, noise, step, solver, grids, values, metrics, drawn, estimate_bias):
     """Observables, their difference to half the samples' (or None), and whether the solver converged."""
     rates = [v.batch_size * g.step_sizes / problem.delta for g, v in zip(grids, values, strict=True)]
     # Drawn on the finest grid; a coarser level uses the same randomness, summed over pairs of steps.
-    drawn = solver.draw(key, samples, problem, grids[-1], noise, rates[-1], axis_size(mesh, SAMPLES))
-    points = [constrained(drawn, mesh, SAMPLES)]
+    points = [drawn]
     if len(grids) == 2:
         points.insert(0, points[0].coarsened(grids[1], noise, rates[1]))
 
@@ -170,8 +190,8 @@ def _replicate(problem, noise, step, solver, grids, values, metrics, key, sample
     full, converged = extrapolated(lambda p: p)
     if not estimate_bias:
         return full, None, converged
-    halves = [extrapolated(lambda p, h=half: p.half(h))[0] for half in (0, 1)]
-    return full, jax.tree.map(lambda a, b: 0.5 * (a + b), *halves), converged
+    halves = jax.lax.map(lambda which: extrapolated(lambda p: p.half(which))[0], jnp.arange(2))
+    return full, jax.tree.map(lambda a: jnp.mean(a, axis=0), halves), converged
 
 
 def _richardson(coarse: Observables, fine: Observables, order: int) -> Observables:

@@ -5,7 +5,7 @@ from typing import ClassVar, NamedTuple
 from typing import Protocol as Structure
 
 import equinox as eqx
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from .._measure import Metrics
 from ..grid import TimeGrid
@@ -28,10 +28,21 @@ class Inputs(NamedTuple):
     momentum: Momentum | None
 
 
+class Sizes(NamedTuple):
+    """All that the random numbers know of the problem: problems that share it share the program that draws them. `shards`: the
+    number of devices that share the samples, if more than one the last axis of every array of random numbers."""
+
+    samples: int
+    m: int
+    m_star: int
+    linear_weights: bool
+    shards: int
+
+
 class Randomness(Structure):
     """The random numbers of one replicate."""
 
-    def half(self, which: int) -> "Randomness":
+    def half(self, which: Int[Array, ""]) -> "Randomness":
         """Those of the first (0) or second (1) half of the samples."""
         ...
 
@@ -49,18 +60,8 @@ class AbstractSolver(eqx.Module):
         """Raise ValueError for problems and sizes that this solver cannot take; `steps` on its finest grid."""
 
     @abc.abstractmethod
-    def draw(
-        self,
-        key: Array,
-        samples: int,
-        problem: Problem,
-        grid: TimeGrid,
-        noise: AbstractNoise,
-        rate: Float[Array, " step"],
-        shards: int = 1,
-    ) -> Randomness:
-        """The random numbers of one replicate. `rate` = B D / delta: mean visits of a sample in each step. `shards`: the number
-        of devices that share the samples, if more than one the last axis of every array here."""
+    def draw(self, key: Array, sizes: Sizes, grid: TimeGrid, noise: AbstractNoise, rate: Float[Array, " step"]) -> Randomness:
+        """The random numbers of one replicate. `rate` = B D / delta: mean visits of a sample in each step."""
 
     @abc.abstractmethod
     def run(

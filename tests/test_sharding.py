@@ -165,7 +165,7 @@ def test_failure_is_raised_on_a_mesh():
 @partial(jax.jit, static_argnums=1)
 @partial(jax.value_and_grad, has_aux=True)
 def with_observables(rate, mesh):
-    s = solve(mesh, rate, law=noise.Poisson())
+    s = solve(mesh, rate)
     return s.test_risk[-1], s
 
 

@@ -60,10 +60,25 @@ def real_sgd(x_train, y_train, x_test, y_test, key, *, schedule, steps: int, rec
     return jnp.concatenate([jnp.mean(y_test**2)[None], errors])
 
 
+def follow(splits, keys, recipe, records: int) -> tuple[np.ndarray, np.ndarray]:
+    """SGD that follows a `dmftopt.Recipe`, by optax, on each of several splits (arrays with a leading axis): test mean squared
+    errors at `records` + 1 equally spaced times, and the final shares of wrong signs."""
+    arrays = [jnp.asarray(a) for a in (recipe.learning_rate, recipe.batch_size, recipe.weight_decay)]
+    errors, wrong = _follow_all(
+        *splits, keys, *(a.astype(float) if a.dtype.kind == "f" else a for a in arrays), len(recipe), records
+    )
+    return np.asarray(errors), np.asarray(wrong)[:, -1]
+
+
 @functools.partial(jax.jit, static_argnames="records")
-def follow(x_train, y_train, x_test, y_test, key, rate, batch, decay, steps, *, records: int):
-    """The same for a recipe: one entry per step of learning rate, whole batch size and weight decay; the first `steps` count, so
-    that padded recipes share a compiled program. Returns mean squared error and share of wrong signs."""
+def _follow_all(x_train, y_train, x_test, y_test, keys, rate, batch, decay, steps, records):
+    axes = (0, 0, 0, 0, 0, None, None, None, None)
+    one = functools.partial(_follow, records=records)
+    return jax.vmap(one, in_axes=axes)(x_train, y_train, x_test, y_test, keys, rate, batch, decay, steps)
+
+
+def _follow(x_train, y_train, x_test, y_test, key, rate, batch, decay, steps, *, records: int):
+    """With optax: one entry per step of learning rate, whole batch size and weight decay."""
     optimizer = optax.chain(optax.add_decayed_weights(lambda k: decay[k]), optax.sgd(lambda k: rate[k]))
 
     def step(k, state):

@@ -143,7 +143,7 @@ def draw(results: dict[str, dict], summaries: dict[str, dict], path: Path) -> No
     figure, axes = plt.subplots(len(results), 3, figsize=(15, 4.4 * len(results)), layout="constrained", squeeze=False)
     for (data, r), (rates, curves, gains) in zip(results.items(), axes, strict=True):
         rows, table = r["protocols"], summaries[data]
-        for color, (name, row) in zip(dmftopt.plot.COLORS, rows.items(), strict=False):
+        for color, (name, row) in zip((*dmftopt.plot.COLORS, "0.4"), rows.items(), strict=False):
             width = 2.5 if name == "optimized" else 1.2
             rates.plot(row["times"], row["learning_rate"], color=color, lw=width, label=f"{name} (ridge {row['ridge']:.2g})")
             if name in ("optimized", "constant", "cosine"):
@@ -173,7 +173,11 @@ def draw(results: dict[str, dict], summaries: dict[str, dict], path: Path) -> No
             gains.errorbar(values[:, 0], place + shift, xerr=2 * values[:, 1], fmt="o", color=color, label=f"{label} (2 s.e.)")
         gains.axvline(0, color="0.8", zorder=0)
         gains.set_yticks(place, others)
-        gains.set(xlabel="what the optimized schedule saves, mean squared error", xlim=(None, None))
+        # Linear up to 0.01, so that small gains can be told apart beside large ones.
+        gains.set_xscale("symlog", linthresh=0.01)
+        gains.set_xticks(ticks := [0, 0.005, 0.01, 0.02, 0.05], [f"{t:g}" for t in ticks])
+        gains.minorticks_off()
+        gains.set(xlabel="what the optimized schedule saves, mean squared error")
         gains.legend(fontsize=8)
     _common.write_figure(path, figure)
     plt.close(figure)

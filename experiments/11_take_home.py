@@ -13,6 +13,7 @@ and the test error is compared with the prediction. PyTorch is optional:
 """
 
 import dataclasses
+import importlib
 from pathlib import Path
 from typing import Any
 
@@ -116,7 +117,7 @@ def main(s: Settings) -> None:
     splits = [_data.split(x, y, s.train_size, seed) for seed in range(s.seeds)]
     stacked = jax.tree.map(lambda *a: np.stack(a), *splits)
     try:
-        import torch
+        torch: Any = importlib.import_module("torch")
     except ImportError as error:
         print(f"PyTorch is left out ({error}). pip install torch --index-url https://download.pytorch.org/whl/cpu")
         torch = None

@@ -129,14 +129,14 @@ class Scaled(eqx.Module):
 
 
 class FromOptax(eqx.Module):
-    """s(t) = scale * schedule(t * dimension). Fixed: an optax schedule has no trainable leaves."""
+    """s(t) = scale * schedule(t * dimension). An optax schedule has no trainable leaves; the scale may be one."""
 
     schedule: Callable = eqx.field(static=True)
     dimension: int = eqx.field(static=True)
-    scale: float = eqx.field(static=True)
+    scale: Any = eqx.field(converter=as_variable)
 
     def __call__(self, t: Any) -> Float[Array, "..."]:
-        return self.scale * jnp.asarray(self.schedule(jnp.asarray(t, dtype=float) * self.dimension), dtype=float)
+        return number(self.scale) * jnp.asarray(self.schedule(jnp.asarray(t, dtype=float) * self.dimension), dtype=float)
 
 
 def constant(value: Any, *, log: bool = False, bounds: tuple[float, float | None] | None = None) -> Constant:
@@ -205,8 +205,13 @@ def warmup_stable_decay(peak: Any, horizon: float, warmup: Any, decay: Any, fina
     return WarmupStableDecay(_peak(peak), horizon, warmup, decay, final)
 
 
-def from_optax(schedule: Callable, dimension: int, scale: float = 1.0) -> FromOptax:
-    """An optax schedule of the step count, as a function of t = step / `dimension`, times `scale`."""
+def from_optax(schedule: Callable, dimension: int, scale: Any = 1.0) -> FromOptax:
+    """An optax schedule of the step count, as a function of t = step / `dimension`, times `scale`.
+
+    Under a `Budget` schedules are functions of relative time: `from_optax(schedule, total_steps)` is that of a run of `total_steps`
+    steps, stretched to whatever number of steps the budget leaves. With an optax schedule of peak 1, `scale` is the peak: a
+    number, or a variable such as `above(0.5)` to tune it.
+    """
     if not callable(schedule):
         raise TypeError(f"schedule must be a callable of the step count, got {schedule!r}. Pass an optax schedule.")
     check_count("dimension", dimension)

@@ -6,18 +6,16 @@ teacher and the noise of the data, never a training run. Writes results/01_digit
 """
 
 import dataclasses
-import functools
 import time
 from pathlib import Path
 
 import _common
+import _data
 import jax
-import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 import optax
 import tyro
-from sklearn.datasets import load_digits
 
 import dmftopt
 
@@ -46,38 +44,6 @@ class Settings:
     out: Path = Path("results/01_digits")
 
 
-def random_features(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """tanh(W pixels + b) of the digits, and +1 for odd, -1 for even."""
-    images, digits = load_digits(return_X_y=True)
-    rng = np.random.default_rng(seed)
-    pixels = np.asarray(images) / 16.0
-    weights = rng.normal(size=(pixels.shape[1], count)) * np.sqrt(3.0 / pixels.shape[1])
-    x = np.tanh((pixels - pixels.mean(axis=0)) @ weights * 2.0 + 0.5 * rng.normal(size=count))
-    return x, np.where(np.asarray(digits) % 2 == 1, 1.0, -1.0)
-
-
-@functools.partial(jax.jit, static_argnames=("schedule", "steps", "records"))
-def real_sgd(x_train, y_train, x_test, y_test, key, *, schedule, steps: int, records: int):
-    """Test mean squared error of plain SGD (optax, batch size 1, raw features) at `records` + 1 equally spaced times."""
-    optimizer = optax.sgd(schedule)
-
-    def step(state, key):
-        theta, optimizer_state = state
-        i = jax.random.randint(key, (), 0, x_train.shape[0])
-        gradient = jax.grad(lambda theta: 0.5 * (x_train[i] @ theta - y_train[i]) ** 2)(theta)
-        updates, optimizer_state = optimizer.update(gradient, optimizer_state)
-        return (optax.apply_updates(theta, updates), optimizer_state), None
-
-    def record(state, keys):
-        state, _ = jax.lax.scan(step, state, keys)
-        return state, jnp.mean((x_test @ state[0] - y_test) ** 2)
-
-    theta = jnp.zeros(x_train.shape[1])
-    keys = jax.random.split(key, (records, steps // records))
-    _, errors = jax.lax.scan(record, (theta, optimizer.init(theta)), keys)
-    return jnp.concatenate([jnp.mean(y_test**2)[None], errors])
-
-
 def main(settings: Settings) -> None:
     if settings.smoke:
         settings = dataclasses.replace(
@@ -91,7 +57,7 @@ def main(settings: Settings) -> None:
             samples=256,
         )
     started = time.perf_counter()
-    x, y = random_features(settings.features, settings.seed)
+    x, y = _data.digits(settings.features, settings.seed)
     problem = dmftopt.Problem.from_data(x, y, train_size=settings.train_size)
     data, task = problem.data, problem.task
     assert data is not None and isinstance(task, dmftopt.tasks.LeastSquares)
@@ -113,13 +79,14 @@ def main(settings: Settings) -> None:
     start = 0.1
     knots = dmftopt.schedules.piecewise_linear(horizon, settings.knots, start, log=True)
     tunable = dmftopt.Protocol(learning_rate=knots)
+    baselines = dmftopt.baselines(tunable, horizon=horizon, peak=start)
     found = dmftopt.optimize(
         objective,
         tunable,
         optimizer=optax.adam(optax.cosine_decay_schedule(0.2, settings.optimizer_steps, 0.05)),
         steps=settings.optimizer_steps,
         key=jax.random.key(settings.seed),
-        baselines=dmftopt.baselines(tunable, horizon=horizon, peak=start),
+        baselines={name: baselines[name] for name in ("constant", "linear decay", "cosine")},
     )
     designed = time.perf_counter() - started
     print(f"designed in {designed:.0f} s; predicted final test MSE on fresh random numbers:\n{found}")
@@ -143,13 +110,9 @@ def main(settings: Settings) -> None:
         schedule = dmftopt.schedules.to_optax(protocol.learning_rate, data.dimension, scale=1 / data.mean_square_norm)
         realized = []
         for seed in range(settings.seeds):
-            order = np.random.default_rng(1000 + seed).permutation(len(y))
-            train, test = order[: settings.train_size], order[settings.train_size :]
-            center, label_center = x[train].mean(axis=0), y[train].mean()
-            parts = (x[train] - center, y[train] - label_center, x[test] - center, y[test] - label_center)
-            parts = [jnp.asarray(a, dtype=float) for a in parts]
+            parts = _data.split(x, y, settings.train_size, seed)
             key = jax.random.key(seed)
-            realized.append(np.asarray(real_sgd(*parts, key, schedule=schedule, steps=steps, records=records)))
+            realized.append(np.asarray(_data.real_sgd(*parts, key, schedule=schedule, steps=steps, records=records)))
         realized = np.stack(realized)
         print(f"  {name}: {settings.seeds} runs of real SGD done")
         curves[name] = {

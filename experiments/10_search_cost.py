@@ -87,7 +87,8 @@ def cell(
     objective, protocol = the_objective(passes, grid_steps, samples), tunable(count)
     options: Any = {"steps": optimizer_steps, "optimizer": adam(optimizer_steps), "fresh": 2, "progress": False}
     designed = _search.design(objective, protocol, key=jax.random.key(seed), **options)
-    finer = objective.finer()
+    # Smoke does without, to compile faster.
+    finer = objective.finer() if samples > 64 else objective
     result: dict[str, Any] = {}
     protocols = {"start": protocol, "design": designed.found.protocol}
     for sampler in _search.SAMPLERS:

@@ -5,6 +5,18 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+NAMES = (
+    "03_sample_budget",
+    "04_batch_ramp",
+    "06_early_stopping",
+    "07_plateau_escape",
+    "08_robust",
+    "09_real_data",
+    "10_search_cost",
+    "11_take_home",
+)
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 
 
@@ -36,3 +48,12 @@ def test_phase_diagram(tmp_path):
     before = {f: f.stat().st_mtime_ns for f in (out / "cells").iterdir()}
     again = subprocess.run(command, check=True, capture_output=True, text=True, timeout=600)
     assert {f: f.stat().st_mtime_ns for f in (out / "cells").iterdir()} == before and "critical rate" in again.stdout
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_smoke(name, tmp_path):
+    command = [sys.executable, EXPERIMENTS / f"{name}.py", "--smoke", "--out", tmp_path / name]
+    subprocess.run(command, check=True, capture_output=True, timeout=600)
+    out = tmp_path / f"{name}_smoke"
+    assert {f.name for f in out.iterdir()} >= {"result.json", "figure.png"}
+    assert json.loads((out / "result.json").read_text())

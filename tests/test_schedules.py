@@ -160,6 +160,19 @@ def test_from_optax_and_back():
     np.testing.assert_allclose([back(k) for k in range(5)], [theirs(k) for k in range(5)], rtol=1e-14)
 
 
+def test_from_optax_in_relative_time_with_a_tuned_peak():
+    """A run of 200 steps as a function of u = step / 200, whatever the number of steps that a budget leaves."""
+    theirs = optax.warmup_cosine_decay_schedule(0.0, 1.0, warmup_steps=20, decay_steps=200)
+    ours = schedules.from_optax(theirs, 200, dmftopt.above(0.8))
+    # Relative times, and what remains of the cosine after 20 of 200 steps.
+    u = np.array([0.0, 0.05, 0.1, 0.55, 1.0])
+    np.testing.assert_allclose(ours(jnp.asarray(u)), 0.8 * np.array([0.0, 0.5, 1.0, 0.5, 0.0]), rtol=1e-14, atol=1e-16)
+    assert len(jax.tree.leaves(eqx.filter(ours, eqx.is_inexact_array))) == 1
+    run = dmftopt.Budget(samples=6.0).run(dmftopt.Protocol(ours, 2.0), 1.0)
+    # 6 samples in batches of 2: until t = 3.
+    np.testing.assert_allclose(run.protocol.learning_rate(3 * jnp.asarray(u)), ours(jnp.asarray(u)), rtol=1e-14, atol=1e-15)
+
+
 def test_to_optax_drives_optax_sgd_under_jit():
     optimizer = optax.sgd(schedules.to_optax(schedules.linear_decay(0.8, 0.04), 100, scale=0.5))
     weights, state = jnp.asarray(0.0), optimizer.init(jnp.asarray(0.0))

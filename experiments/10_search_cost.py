@@ -133,14 +133,14 @@ def mean_and_error(values) -> list[float]:
 
 
 def draw(results: dict[int, dict], path: Path) -> None:
-    figure, axes = plt.subplot_mosaic([["0", "1", "s"], ["2", "3", "s"]], figsize=(13.5, 7), layout="constrained")
+    figure, axes = plt.subplot_mosaic([["0", "1", "s"], ["2", "3", "s"]], figsize=(13.5, 7.5), layout="constrained")
     for ax, (count, r) in zip((axes[i] for i in "0123"), results.items(), strict=False):
         tpe = r["tpe"]
         gain = tpe["start"] - tpe["design"]
         for color, sampler in zip(("C0", "C2"), _search.SAMPLERS, strict=True):
             s = r[sampler]
             seconds = [t["seconds"] for t in s["trace"]] + [s["seconds"]]
-            gaps = [max((t["predicted"] - s["design"]) / gain, 0.01) for t in s["trace"]]
+            gaps = [max((t["predicted"] - s["design"]) / gain, 0.021) for t in s["trace"]]
             ax.step(seconds, [*gaps, gaps[-1]], where="post", color=color, label=NAMES[sampler])
             if s["reached"]:
                 ax.plot(seconds[-1], gaps[-1], "o", color=color)
@@ -156,7 +156,7 @@ def draw(results: dict[int, dict], path: Path) -> None:
         ax.set_yticks(ticks := [0.02, 0.05, 0.1, 0.2, 0.5, 1.0], [f"{t:.0%}" for t in ticks])
         ax.set(xlabel="seconds, without compilation", ylabel="share of the gain still missing")
         ax.minorticks_off()
-    axes["0"].legend(fontsize=7.5, loc="lower left")
+    figure.legend(*axes["0"].get_legend_handles_labels(), fontsize=9, loc="outside lower center", ncols=4)
     ax = axes["s"]
     counts = list(results)
     for key, style, label in (
@@ -165,16 +165,19 @@ def draw(results: dict[int, dict], path: Path) -> None:
         ("design_seconds_with_compilation", "C1o:", "design, with compilation"),
     ):
         ax.plot(counts, [r["tpe"][key] if r["tpe"][key] is not None else np.nan for r in results.values()], style, label=label)
-    for color, sampler in zip(("C0", "C2"), _search.SAMPLERS, strict=True):
+    # A little to the right, where it would hide the other.
+    for shift, color, sampler in zip((1.0, 1.05), ("C0", "C2"), _search.SAMPLERS, strict=True):
         seconds = [r[sampler]["seconds"] for r in results.values()]
-        ax.plot(counts, seconds, color=color, marker="o", label=NAMES[sampler])
-        for c, s, r in zip(counts, seconds, results.values(), strict=True):
+        places = shift * np.asarray(counts)
+        ax.plot(places, seconds, color=color, marker="o", label=NAMES[sampler])
+        for c, s, r in zip(places, seconds, results.values(), strict=True):
             if not r[sampler]["reached"]:
                 ax.annotate("", (c, 1.7 * s), (c, s), arrowprops={"arrowstyle": "->", "color": color})
-    ax.set(xscale="log", yscale="log", xlabel="hyperparameters", ylabel="seconds", title="arrows: given up, not as good")
+    ax.set(xscale="log", yscale="log", xlabel="hyperparameters", ylabel="seconds", title="until as good (arrows: given up)")
     ax.set_xticks(counts, [str(c) for c in counts])
     ax.minorticks_off()
-    ax.legend(fontsize=8, loc="center left")
+    ax.set_ylim(top=10 * ax.get_ylim()[1])
+    ax.legend(fontsize=8, loc="upper left")
     _common.write_figure(path, figure)
     plt.close(figure)
 

@@ -144,7 +144,8 @@ def time_to(target, times, excess):
     """When each of the rows of `excess` (..., time) first falls to the target, NaN for one that never does."""
     k = np.argmax(excess <= target, axis=-1)[..., None]
     above, below = (np.take_along_axis(excess, np.maximum(i, 0), axis=-1) for i in (k - 1, k))
-    crossing = times[k] - (times[1] - times[0]) * (target - below) / np.maximum(above - below, 1e-12)
+    share = np.where(above > below, (target - below) / np.where(above > below, above - below, 1.0), 0.0)
+    crossing = times[k] - (times[1] - times[0]) * share
     return np.where(np.any(excess <= target, axis=-1), crossing[..., 0], np.nan)
 
 

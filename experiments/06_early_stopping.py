@@ -1,10 +1,10 @@
-"""Stop early, add a ridge, or let the learning rate decay: which of these protects against noisy labels, and what do all together?
+"""Stop early, add a ridge, or let the learning rate decay: which protects best against noisy labels, and what do all together?
 
 Least squares on isotropic features, a training set of delta * d noisy samples that is passed many times, batches of one. With one
 rate until the end the student fits the noise of the labels, and its own gradient noise. Every remedy is tuned in the same
 way at every level of label noise: the time to stop, a ridge, a constant rate, a free schedule, and combinations.
 
-The prediction is exact (Volterra equation), real SGD is the second route. Two known results are reproduced: no estimator beats the
+The prediction is exact (Volterra equation), real SGD is the second route. Two known results go with it: no estimator beats the
 minimizer with ridge* = noise variance / (delta * teacher variance), for a Gaussian teacher and isotropic features; and the
 excess risk of gradient flow that is stopped at the best time is at most 1.22 times its (Ali, Dobriban and Tibshirani,
 arXiv:2003.07802). Writes results/06_early_stopping/{figure.png,result.json}, and cells/: a second call goes on where the first
@@ -128,7 +128,9 @@ def known(problem) -> dict[str, float]:
         "bayes_ridge": ridge,
         "bayes_excess": float(ridged(ridge)),
         "stationary_excess": around[1],
-        "ridge_is_best": bool(around[1] < min(around[0], around[2]) and ridged(ridge) < min(ridged(0.9 * ridge), ridged(1.1 * ridge))),
+        "ridge_is_best": bool(
+            around[1] < min(around[0], around[2]) and ridged(ridge) < min(ridged(0.9 * ridge), ridged(1.1 * ridge))
+        ),
         "flow_ratio": float(flow.min() / ridged(ridge)),
         "flow_stops_at": float(times[np.argmin(flow), 0]),
     }
@@ -228,7 +230,8 @@ def main(s: Settings) -> None:
     for r in results:
         print(
             f"\nlabel noise {r['noise']:g}: Bayes optimal excess risk {r['bayes_excess']:.5f} (limits.stationary "
-            f"{r['stationary_excess']:.5f}) with ridge* {r['bayes_ridge']:.4f}, best of its neighbors: {r['ridge_is_best']}; best time of gradient flow {r['flow_ratio']:.3f} of it"
+            f"{r['stationary_excess']:.5f}) with ridge* {r['bayes_ridge']:.4f}, best of its neighbors: {r['ridge_is_best']}; "
+            f"gradient flow stopped at its best {r['flow_ratio']:.3f} of it"
         )
         print(f"{'':<28}{'/ Bayes':>8}{'excess':>9}{'SGD':>20}{'gain over tuned rate: exact, SGD':>40}{'ridge':>9}{'end':>7}")
         for name, a in r["arms"].items():

@@ -92,13 +92,15 @@ def build(horizon, lean, student_scale, label_noise, knots, peak, measure=None) 
 
 @functools.partial(jax.jit, static_argnames=("batches", "dimension", "runs"))
 def real_sgd(initial, task, rates, key, *, batches, dimension, runs):
-    """SGD of committees on fresh samples, all protocols on the same ones: excess test risk (run, protocol, record). Overlaps are at
+    """SGD of committees on fresh samples, all protocols on the same: excess test risk (run, protocol, record). Overlaps are at
     first exactly those of `initial`. `rates`: (protocol, record, CHUNK), one per sample; `batches`: one per protocol."""
 
     def gradient(theta, x, noise, teacher):
         """(protocol, m, d), of batches x (protocol or 1, batch, d)."""
         fields = jnp.einsum("pmd,bd->pbm", theta, x)
-        difference = jnp.sum(jax.lax.erf(fields / 2**0.5), axis=-1) - noise - jnp.sum(jax.lax.erf(x @ teacher.T / 2**0.5), axis=-1)
+        difference = (
+            jnp.sum(jax.lax.erf(fields / 2**0.5), axis=-1) - noise - jnp.sum(jax.lax.erf(x @ teacher.T / 2**0.5), axis=-1)
+        )
         slopes = (2 / jnp.pi) ** 0.5 * jnp.exp(-(fields**2) / 2)
         return jnp.einsum("pbm,bd->pmd", difference[..., None] * slopes, x) / x.shape[0]
 
@@ -245,7 +247,9 @@ def draw(cells: list[dict[str, Any]], settings: dict[str, Any], path: Path) -> N
     batches.axhline(tried[0][1]["predicted_wait"], color="0.3", label="online limit")
     style = {"fmt": "o", "color": dmftopt.plot.COLORS[1], "label": f"SGD, $d$ = {settings['dimension']}, 2 standard errors"}
     batches.errorbar([b for b, _ in waits], [w["mean"] for _, w in waits], [2 * w["standard_error"] for _, w in waits], **style)
-    batches.set(xscale="log", xlabel="batch size $B$, at the rate $B$ times that of $B = 1$", ylabel="samples / $d$ to the target")
+    batches.set(
+        xscale="log", xlabel="batch size $B$, at the rate $B$ times that of $B = 1$", ylabel="samples / $d$ to the target"
+    )
     batches.set_xticks(sizes, labels=[str(b) for b in sizes])
     batches.minorticks_off()
     batches.set_title(f"wait for an excess risk of {settings['target']:g}", fontsize=10)
@@ -262,7 +266,8 @@ def main(s: Settings) -> None:
     own = ("horizons", "escape", "target", "batches", "cluster", "smoke", "out")
     shared = {k: v for k, v in dataclasses.asdict(s).items() if k not in own}
     cells = {
-        f"horizon={h:g}": {"horizon": h, "escape": h == s.escape, "target": s.target, "batches": list(s.batches)} for h in s.horizons
+        f"horizon={h:g}": {"horizon": h, "escape": h == s.escape, "target": s.target, "batches": list(s.batches)}
+        for h in s.horizons
     }
     results = list(_sweep.run(cell, cells, s.out / "cells", shared, s.cluster).values())
     settings = {**shared, "target": s.target, "escape": s.escape}

@@ -24,7 +24,6 @@ import matplotlib.pyplot as plt
 import numpy as np
 import optax
 import tyro
-from jax.flatten_util import ravel_pytree
 from scipy.optimize import nnls
 from tqdm.auto import tqdm
 
@@ -151,7 +150,8 @@ def draw(s: Settings, rows: dict[str, Any], known: dict[str, Any], path: Path) -
     oracle = np.array(known["oracle_excess"])
     tuned = [name for name in rows if name.startswith("noise")]
     shades = plt.get_cmap("Greys")(np.linspace(0.3, 0.8, len(tuned)))
-    colors = dict(zip(tuned, shades, strict=True)) | dict(zip([n for n in rows if n not in tuned], dmftopt.plot.COLORS, strict=False))
+    robust = [name for name in rows if name not in tuned]
+    colors = dict(zip(tuned, shades, strict=True)) | dict(zip(robust, dmftopt.plot.COLORS, strict=False))
     for k, (name, row) in enumerate(rows.items()):
         width, label = (1.2, f"tuned for {name}") if name in tuned else (2.2, name)
         shift = np.array(s.noises) * 1.015 ** (k - len(rows) / 2)
@@ -167,7 +167,7 @@ def draw(s: Settings, rows: dict[str, Any], known: dict[str, Any], path: Path) -
     ratios.set_yticks(ticks, labels=[f"{x:g}" for x in ticks])
     ratios.set_ylim(0.95, 1.15 * max(max(np.array(r["excess"]) / oracle) for r in rows.values()))
     ratios.legend(fontsize=8, frameon=False)
-    regrets.set(yscale="symlog", ylabel="regret: test risk above that of the schedule tuned for this level")
+    regrets.set(ylabel="regret: test risk above that of the schedule tuned for this level")
     regrets.set_yscale("symlog", linthresh=0.01)
     for axes in (ratios, regrets):
         axes.set(xscale="log", xlabel="standard deviation of label noise")
@@ -191,17 +191,25 @@ def main(s: Settings) -> None:
     _common.write_json(s.out / "result.json", {"settings": settings, "rows": rows, **known})
     draw(s, rows, known, s.out / "figure.png")
     oracle = np.array(known["oracle_excess"])
-    print(f"{'excess risk / oracle at noise':<30}" + "".join(f"{x:>22g}" for x in s.noises) + f"{'worst':>9}{'worst regret, SGD':>27}")
+    print(
+        f"{'excess risk / oracle at noise':<30}"
+        + "".join(f"{x:>22g}" for x in s.noises)
+        + f"{'worst':>9}{'worst regret, SGD':>27}"
+    )
     for name, row in rows.items():
         exact, realized, error = (np.array(row[k]) for k in ("regret", "realized_regret", "regret_error"))
-        cells = [f"{1 + a:.3f} ({1 + b:.3f}±{c:.3f})" for a, b, c in zip(exact / oracle, realized / oracle, error / oracle, strict=True)]
+        cells = [
+            f"{1 + a:.3f} ({1 + b:.3f}±{c:.3f})"
+            for a, b, c in zip(exact / oracle, realized / oracle, error / oracle, strict=True)
+        ]
         k = int(np.argmax(exact))
         worst = f"{exact[k]:.4f}, {realized[k]:.4f} ± {error[k]:.4f}"
         print(f"{name:<30}" + "".join(f"{c:>22}" for c in cells) + f"{1 + max(exact / oracle):>9.3f}{worst:>27}")
     print(f"exact (SGD ± standard error); oracles: {', '.join(f'{x:.4f}' for x in oracle)}")
     for name, check in known["checks"].items():
         shares = ", ".join(f"{x:.2f} of noise {n:g}" for x, n in zip(check["shares"], check["worst"], strict=True))
-        print(f"{name}: {known['values'][name]:.4f}; gradients of the worst levels mix ({shares}) to {check['shortest_gradient']:.2g}")
+        length = f"{check['shortest_gradient']:.2g}"
+        print(f"{name}: {known['values'][name]:.4f}; gradients of the worst levels mix ({shares}) to {length} of the longest")
     print(f"wrote {s.out} after {time.perf_counter() - began:.0f} s")
 
 

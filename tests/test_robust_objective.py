@@ -14,7 +14,9 @@ NOISES = (0.5, 1.0, 2.0)
 
 def predict(problem, protocol, grid, key):
     """Least at a learning rate equal to the label noise: instead of a route, to be quick."""
-    return SimpleNamespace(value=0.5 * problem.task.label_noise**2 + (protocol.learning_rate(0.0) - problem.task.label_noise) ** 2)
+    return SimpleNamespace(
+        value=0.5 * problem.task.label_noise**2 + (protocol.learning_rate(0.0) - problem.task.label_noise) ** 2
+    )
 
 
 def objective(**options):

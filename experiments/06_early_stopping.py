@@ -95,14 +95,19 @@ def build(noise, delta, epochs, knots) -> tuple[dmftopt.Objective, dict[str, dmf
 def within(found: dict[str, dmftopt.Plan], name: str, knots: int) -> list[dmftopt.Plan]:
     """Where else to start: what was found with less to tune."""
     head, _, last = name.rpartition(", ")
-    if last == "stopped early" and name != f"rate {RATE}, stopped early":
+    if last == "stopped early":
         # Rounding may take the end onto its bound, never beyond.
         longest = found[head].horizon
         return [dmftopt.Plan(found[head].protocol, dmftopt.between(0.99 * longest, 0.001 * longest, longest))]
     if name.startswith("decay"):
-        smaller = found[name.replace("decay", "rate tuned")].protocol
-        rate = schedules.piecewise_linear(1.0, knots, smaller.learning_rate, log=True)
-        return [dmftopt.Plan(dmftopt.Protocol(rate, ridge=smaller.ridge), found["rate tuned"].horizon)]
+        smaller = found[name.replace("decay", "rate tuned")]
+        rate = schedules.piecewise_linear(1.0, knots, smaller.protocol.learning_rate, log=True)
+        return [dmftopt.Plan(dmftopt.Protocol(rate, ridge=smaller.protocol.ridge), smaller.horizon)]
+    if last == "ridge":
+        # Next to none.
+        return [
+            dmftopt.Plan(dmftopt.Protocol(found[head].protocol.learning_rate, ridge=dmftopt.above(1e-4)), found[head].horizon)
+        ]
     return []
 
 

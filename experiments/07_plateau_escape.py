@@ -225,7 +225,9 @@ def draw(cells: list[dict[str, Any]], settings: dict[str, Any], path: Path) -> N
         paths.plot(a["times"], a["excess"], color=color, label=name)
         style: Any = {"fmt": "o", "ms": 3, "lw": 1, "color": color}
         paths.errorbar(a["sgd_times"], a["sgd_mean"], 2 * np.array(a["sgd_error"]), **style)
-        rates.plot(a["times"], a["rates"], color=color)
+        # Beyond the target its schedule is not tuned.
+        end = np.searchsorted(a["times"], a["predicted_wait"]) + 1 if "soonest" in name else None
+        rates.plot(a["times"][:end], a["rates"][:end], color=color)
     paths.axhline(settings["target"], color="0.6", ls=":", label="target")
     paths.set(yscale="log", ylabel="excess test risk", ylim=(0.5 * min(middle["arms"][FREE]["excess"]), 0.1))
     paths.set_title("online limit (lines), SGD with 2 standard errors (points)", fontsize=10)
@@ -253,7 +255,13 @@ def draw(cells: list[dict[str, Any]], settings: dict[str, Any], path: Path) -> N
     batches.set_xticks(sizes, labels=[str(b) for b in sizes])
     batches.minorticks_off()
     batches.set_title(f"wait for an excess risk of {settings['target']:g}", fontsize=10)
-    batches.legend(frameon=False)
+    for size, a in tried:
+        if a["never"]:
+            note = f"{a['never']} of {settings['runs']} runs never"
+            batches.annotate(
+                note, (size, 0.02), xycoords=("data", "axes fraction"), rotation=90, ha="right", va="bottom", fontsize=8
+            )
+    batches.legend(frameon=False, loc="upper left")
     _common.write_figure(path, figure)
     plt.close(figure)
 

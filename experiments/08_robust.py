@@ -166,7 +166,7 @@ def draw(s: Settings, rows: dict[str, Any], known: dict[str, Any], path: Path) -
     ticks = [1, 1.2, 1.5, 2, 3, 5, 10, 20, 50]
     ratios.set_yticks(ticks, labels=[f"{x:g}" for x in ticks])
     ratios.set_ylim(0.95, 1.15 * max(max(np.array(r["excess"]) / oracle) for r in rows.values()))
-    ratios.legend(fontsize=8, frameon=False)
+    ratios.legend(fontsize=8, frameon=False, loc="upper center", bbox_to_anchor=(0.62, 1))
     regrets.set(ylabel="regret: test risk above that of the schedule tuned for this level")
     regrets.set_yscale("symlog", linthresh=0.01)
     for axes in (ratios, regrets):
@@ -174,8 +174,9 @@ def draw(s: Settings, rows: dict[str, Any], known: dict[str, Any], path: Path) -
         axes.set_xticks(s.noises, labels=[f"{x:g}" for x in s.noises])
         axes.minorticks_off()
         axes.set_title("exact (lines), SGD with 2 standard errors (points)", fontsize=10)
-    rates.set(yscale="log", xlabel=r"time $t$ = SGD steps / $d$", ylabel=r"learning rate $\eta(t)$", title="schedules")
-    rates.legend(fontsize=8, frameon=False, title="ridge", title_fontsize=8)
+    rates.set(yscale="log", xlabel=r"time $t$ = SGD steps / $d$", ylabel=r"learning rate $\eta(t)$", ylim=(0.0015, 2))
+    rates.set_title("schedules", fontsize=10)
+    rates.legend(fontsize=8, frameon=False, title="ridge", title_fontsize=8, loc="lower left")
     _common.write_figure(path, figure)
     plt.close(figure)
 

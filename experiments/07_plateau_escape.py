@@ -91,7 +91,7 @@ def build(horizon, lean, student_scale, label_noise, knots, peak, measure=None) 
 
 @functools.partial(jax.jit, static_argnames=("batches", "dimension", "runs"))
 def real_sgd(initial, task, rates, key, *, batches, dimension, runs):
-    """SGD of committees on fresh samples, all protocols on the same ones: excess test risk (run, protocol, record). Overlaps are at
+    """SGD of committees on fresh samples, all protocols on the same: excess test risk (run, protocol, record). Overlaps are at
     first exactly those of `initial`. `rates`: (protocol, record, CHUNK), one per sample; `batches`: one per protocol."""
 
     def gradient(theta, x, noise, teacher):
@@ -145,7 +145,8 @@ def time_to(target, times, excess):
     """When each of the rows of `excess` (..., time) first falls to the target, NaN for one that never does."""
     k = np.argmax(excess <= target, axis=-1)[..., None]
     above, below = (np.take_along_axis(excess, np.maximum(i, 0), axis=-1) for i in (k - 1, k))
-    crossing = times[k] - (times[1] - times[0]) * (target - below) / np.maximum(above - below, 1e-12)
+    share = np.where(above > below, (target - below) / np.where(above > below, above - below, 1.0), 0.0)
+    crossing = times[k] - (times[1] - times[0]) * share
     return np.where(np.any(excess <= target, axis=-1), crossing[..., 0], np.nan)
 
 
@@ -223,7 +224,9 @@ def draw(cells: list[dict[str, Any]], settings: dict[str, Any], path: Path) -> N
         paths.plot(a["times"], a["excess"], color=color, label=name)
         style: Any = {"fmt": "o", "ms": 3, "lw": 1, "color": color}
         paths.errorbar(a["sgd_times"], a["sgd_mean"], 2 * np.array(a["sgd_error"]), **style)
-        rates.plot(a["times"], a["rates"], color=color)
+        # Beyond the target its schedule is not tuned.
+        end = np.searchsorted(a["times"], a["predicted_wait"]) + 1 if "soonest" in name else None
+        rates.plot(a["times"][:end], a["rates"][:end], color=color)
     paths.axhline(settings["target"], color="0.6", ls=":", label="target")
     paths.set(yscale="log", ylabel="excess test risk", ylim=(0.5 * min(middle["arms"][FREE]["excess"]), 0.1))
     paths.set_title("online limit (lines), SGD with 2 standard errors (points)", fontsize=10)
@@ -251,7 +254,13 @@ def draw(cells: list[dict[str, Any]], settings: dict[str, Any], path: Path) -> N
     batches.set_xticks(sizes, labels=[str(b) for b in sizes])
     batches.minorticks_off()
     batches.set_title(f"wait for an excess risk of {settings['target']:g}", fontsize=10)
-    batches.legend(frameon=False)
+    for size, a in tried:
+        if a["never"]:
+            note = f"{a['never']} of {settings['runs']} runs never"
+            batches.annotate(
+                note, (size, 0.02), xycoords=("data", "axes fraction"), rotation=90, ha="right", va="bottom", fontsize=8
+            )
+    batches.legend(frameon=False, loc="upper left")
     _common.write_figure(path, figure)
     plt.close(figure)
 

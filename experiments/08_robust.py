@@ -149,9 +149,8 @@ def draw(s: Settings, rows: dict[str, Any], known: dict[str, Any], path: Path) -
     oracle = np.array(known["oracle_excess"])
     tuned = [name for name in rows if name.startswith("noise")]
     shades = plt.get_cmap("Greys")(np.linspace(0.3, 0.8, len(tuned)))
-    colors = dict(zip(tuned, shades, strict=True)) | dict(
-        zip([n for n in rows if n not in tuned], dmftopt.plot.COLORS, strict=False)
-    )
+    robust = [name for name in rows if name not in tuned]
+    colors = dict(zip(tuned, shades, strict=True)) | dict(zip(robust, dmftopt.plot.COLORS, strict=False))
     for k, (name, row) in enumerate(rows.items()):
         width, label = (1.2, f"tuned for {name}") if name in tuned else (2.2, name)
         shift = np.array(s.noises) * 1.015 ** (k - len(rows) / 2)
@@ -166,16 +165,17 @@ def draw(s: Settings, rows: dict[str, Any], known: dict[str, Any], path: Path) -
     ticks = [1, 1.2, 1.5, 2, 3, 5, 10, 20, 50]
     ratios.set_yticks(ticks, labels=[f"{x:g}" for x in ticks])
     ratios.set_ylim(0.95, 1.15 * max(max(np.array(r["excess"]) / oracle) for r in rows.values()))
-    ratios.legend(fontsize=8, frameon=False)
-    regrets.set(yscale="symlog", ylabel="regret: test risk above that of the schedule tuned for this level")
+    ratios.legend(fontsize=8, frameon=False, loc="upper center", bbox_to_anchor=(0.62, 1))
+    regrets.set(ylabel="regret: test risk above that of the schedule tuned for this level")
     regrets.set_yscale("symlog", linthresh=0.01)
     for axes in (ratios, regrets):
         axes.set(xscale="log", xlabel="standard deviation of label noise")
         axes.set_xticks(s.noises, labels=[f"{x:g}" for x in s.noises])
         axes.minorticks_off()
         axes.set_title("exact (lines), SGD with 2 standard errors (points)", fontsize=10)
-    rates.set(yscale="log", xlabel=r"time $t$ = SGD steps / $d$", ylabel=r"learning rate $\eta(t)$", title="schedules")
-    rates.legend(fontsize=8, frameon=False, title="ridge", title_fontsize=8)
+    rates.set(yscale="log", xlabel=r"time $t$ = SGD steps / $d$", ylabel=r"learning rate $\eta(t)$", ylim=(0.0015, 2))
+    rates.set_title("schedules", fontsize=10)
+    rates.legend(fontsize=8, frameon=False, title="ridge", title_fontsize=8, loc="lower left")
     _common.write_figure(path, figure)
     plt.close(figure)
 
@@ -208,9 +208,8 @@ def main(s: Settings) -> None:
     print(f"exact (SGD ± standard error); oracles: {', '.join(f'{x:.4f}' for x in oracle)}")
     for name, check in known["checks"].items():
         shares = ", ".join(f"{x:.2f} of noise {n:g}" for x, n in zip(check["shares"], check["worst"], strict=True))
-        print(
-            f"{name}: {known['values'][name]:.4f}; gradients of the worst levels mix ({shares}) to {check['shortest_gradient']:.2g}"
-        )
+        length = f"{check['shortest_gradient']:.2g}"
+        print(f"{name}: {known['values'][name]:.4f}; gradients of the worst levels mix ({shares}) to {length} of the longest")
     print(f"wrote {s.out} after {time.perf_counter() - began:.0f} s")
 
 

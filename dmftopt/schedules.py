@@ -208,7 +208,7 @@ def warmup_stable_decay(peak: Any, horizon: float, warmup: Any, decay: Any, fina
 def from_optax(schedule: Callable, dimension: int, scale: Any = 1.0) -> FromOptax:
     """An optax schedule of the step count, as a function of t = step / `dimension`, times `scale`.
 
-    Under a `Budget` schedules are functions of relative time: `from_optax(schedule, total_steps)` is that of a run of `total_steps`
+    Under a `Budget` schedules are functions of relative time: `from_optax(schedule, total_steps)` is that of a run of so many
     steps, stretched to whatever number of steps the budget leaves. With an optax schedule of peak 1, `scale` is the peak: a
     number, or a variable such as `above(0.5)` to tune it.
     """

@@ -168,17 +168,18 @@ def judged(objective: dmftopt.Objective, protocols: dict[str, dmftopt.Protocol],
             recursion = limits.online_least_squares(objective.problems[0], per_step, **options)
             rows[name]["finite_dimension"] = float(recursion.test_risk[-1])
     delta = None if online else float(objective.problems[0].delta)
-    return {"rows": rows, "samples": float(objective.budget.total[0]), "delta": delta}
+    return {"rows": rows, "samples": float(objective.run(protocols["optimized"]).samples), "delta": delta}
 
 
 def one_pass(objective: dmftopt.Objective, protocol: dmftopt.Protocol, dimension: int, runs: int, key) -> np.ndarray:
     """Final test risks of SGD whose samples are all new; the same ones for every protocol."""
-    features = objective.problems[0].features
+    problem: Any = objective.problems[0]
+    features = problem.features
     sizes = np.round(np.asarray(features.weights) * dimension).astype(int)
     rates = objective.run(protocol).recipe(dimension=dimension, delta=1.0).learning_rate
     eigenvalues = jnp.repeat(features.eigenvalues, sizes, total_repeat_length=dimension)
     keys = jax.random.split(key, runs)
-    return np.asarray(_one_pass(eigenvalues, objective.problems[0].task.label_noise, jnp.asarray(rates, dtype=float), keys))
+    return np.asarray(_one_pass(eigenvalues, problem.task.label_noise, jnp.asarray(rates, dtype=float), keys))
 
 
 @jax.jit

@@ -153,9 +153,9 @@ def standard_error(values) -> np.ndarray:
 def build(ratio: float, mode: str, s: dict[str, Any]) -> tuple[dmftopt.Objective, dmftopt.Protocol]:
     """What is minimized, and where the search starts. The budget pays for the same number of steps of a single sample at every
     ratio of the costs."""
-    features = dmftopt.features.power_law(s["exponent"], dimension=s["spectrum"])
+    features = dmftopt.features.power_law(s["exponent"], dimension=int(s["spectrum"]))
     problem = dmftopt.Problem(TASKS["least squares"], features, s["delta"], 1.0, 0.0)
-    costs = {"seconds_per_step": ratio / (1 + ratio), "seconds_per_sample": 1 / (1 + ratio)}
+    costs: Any = {"seconds_per_step": ratio / (1 + ratio), "seconds_per_sample": 1 / (1 + ratio)}
     budget = dmftopt.Budget(seconds=SINGLE, **costs)
     objective = dmftopt.Objective(
         problem, budget, grid=dmftopt.TimeGrid.uniform(1.0, 1), predict=dmftopt.Exact(limits.least_squares)

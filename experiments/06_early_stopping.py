@@ -65,7 +65,7 @@ def build(noise, delta, epochs, knots) -> tuple[dmftopt.Objective, dict[str, dmf
     objective = dmftopt.Objective(problem, grid=dmftopt.TimeGrid.uniform(1.0, 1), predict=dmftopt.Exact(limits.least_squares))
     longest = epochs * delta
 
-    def plan(rate, ridge=0.0, stopped=False):
+    def plan(rate: Any, ridge: Any = 0.0, stopped: bool = False):
         horizon = dmftopt.between(0.5 * longest, 0.001 * longest, longest) if stopped else longest
         return dmftopt.Plan(dmftopt.Protocol(rate, ridge=ridge), horizon)
 
@@ -158,13 +158,13 @@ def cell(noise, *, delta, epochs, knots, steps, dimension, runs, seed) -> dict[s
     floor = 0.5 * noise**2
     u, rows = np.linspace(0.0, 1.0, 61), {}
     for name, plan in found.items():
-        row, run = report.rows[name][0], objective.run(plan)
+        row, real, run = report.rows[name][0], report.realized(name), objective.run(plan)
         path = _common.observed(objective, plan, dmftopt.TimeGrid(u))
         gain = report.gain(name, COMPARED)
         rows[name] = {
             "predicted": row.predicted.mean - floor,
-            "realized": row.realized.mean - floor,
-            "standard_error": row.realized.standard_error,
+            "realized": real.mean - floor,
+            "standard_error": real.standard_error,
             "gain": {"predicted": gain["predicted"].mean, **gain["realized"]._asdict()},
             "horizon": float(run.horizon),
             "ridge": float(run.protocol.ridge(0.0)),

@@ -168,7 +168,7 @@ def cell(horizon, escape, target, batches, *, lean, student_scale, label_noise, 
         more = [schedules.piecewise_linear(1.0, knots, lambda u, p=p: p.learning_rate(u) + 0.02, log=True) for p in more]
         found[name] = dmftopt.optimize(objective, start, starts=list(map(dmftopt.Protocol, more)), **options).protocol
     if escape:
-        soonest, _ = build(*settings, dmftopt.objectives.time_to(target=target + floor))
+        soonest, _ = build(*settings, measure=dmftopt.objectives.time_to(target=target + floor))
         start = {"constant": found["constant"], FREE: starts[FREE]}
         for name, protocol in start.items():
             found[f"{name}, soonest"] = dmftopt.optimize(soonest, protocol, **options).protocol

@@ -128,12 +128,13 @@ def judge(s: Settings, found: dict[str, Any], floors: np.ndarray) -> dict[str, A
     rows = {}
     for name, levels in report.rows.items():
         gains = [report.gain(name, f"noise {noise:g}", k) for k, noise in enumerate(s.noises)]
+        realized = [report.realized(name, k) for k in range(len(levels))]
         run = objective.run(found[name])
         times = run.horizon * np.linspace(0.0, 1.0, 61)
         rows[name] = {
             "excess": [row.predicted.mean - f for row, f in zip(levels, floors, strict=True)],
-            "realized_excess": [row.realized.mean - f for row, f in zip(levels, floors, strict=True)],
-            "standard_error": [row.realized.standard_error for row in levels],
+            "realized_excess": [real.mean - f for real, f in zip(realized, floors, strict=True)],
+            "standard_error": [real.standard_error for real in realized],
             "regret": [-g["predicted"].mean for g in gains],
             "realized_regret": [-g["realized"].mean for g in gains],
             "regret_error": [g["realized"].standard_error for g in gains],

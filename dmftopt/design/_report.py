@@ -21,7 +21,7 @@ from ._objective import Objective
 from ._predict import Solve, Table
 
 # Runs are simulated in this many batches, of which differences between protocols have a standard error.
-_BATCHES = 8
+_BATCHES = 16
 
 
 class Estimate(NamedTuple):
@@ -46,10 +46,17 @@ class Row(NamedTuple):
 
 
 class Report(eqx.Module):
-    """`rows`: name -> one `Row` per problem. `batches`: the same, means over batches of SGD runs (None if not simulated)."""
+    """`rows`: name -> one `Row` per problem. `batches`: the same, means over batches of SGD runs (none if not simulated)."""
 
     rows: dict[str, list[Row]]
-    batches: dict[str, list[np.ndarray | None]]
+    batches: dict[str, list[np.ndarray]]
+
+    def realized(self, name: str, which: int = 0) -> Estimate:
+        """Mean of the SGD runs; raises ValueError where there were none."""
+        values = self.batches[name][which]
+        if not values.size:
+            raise ValueError("nothing was simulated: give report a dimension.")
+        return _estimate(values)
 
     def gain(self, name: str, over: str, which: int = 0) -> dict[str, Estimate]:
         """By how much the objective is lower than that of the protocol `over`: "predicted", and if simulated "rounded" and
@@ -59,7 +66,7 @@ class Report(eqx.Module):
         if mine.rounded is not None and other.rounded is not None:
             gains["rounded"] = _difference(other.rounded, mine.rounded)
         a, b = self.batches[name][which], self.batches[over][which]
-        if a is not None and b is not None:
+        if a.size and b.size:
             gains["realized"] = _estimate(b - a)
         return gains
 
@@ -127,7 +134,7 @@ def report(
             predicted = _estimates(name, objective, inputs, keys)
             bar.update()
             rounded: list = [None] * len(predicted)
-            measured: list = [None] * len(predicted)
+            measured = [np.zeros(0)] * len(predicted)
             if dimension is not None:
                 bar.set_postfix_str(f"{name}, SGD")
                 if isinstance(objective.predict, Solve):
@@ -136,7 +143,7 @@ def report(
                 cases = zip(made[name], recipes[name], problems, strict=True)
                 measured = [_simulated(objective, *case, runs, longest, simulate_key) for case in cases]
                 bar.update()
-            realized = [None if m is None else _estimate(m) for m in measured]
+            realized = [_estimate(m) if m.size else None for m in measured]
             spent = [(float(run.horizon), float(run.samples)) for run in made[name]]
             rows[name] = [Row(p, r, m, *s) for p, r, m, s in zip(predicted, rounded, realized, spent, strict=True)]
             batches[name] = measured

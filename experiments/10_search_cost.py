@@ -109,8 +109,8 @@ def cell(
     for name in ("constant", "linear decay"):
         protocols[name] = dmftopt.optimize(objective, simple[name], key=jax.random.key(seed), **options).protocol
     keys = jax.random.split(jax.random.key(seed + 2), 8)
-    # Recipes padded to the longest possible one, batches of 1: all share a compiled simulation.
-    length = round(passes * DELTA * check_dimension)
+    # Padded to more than the longest possible recipe, of batches of 1: all share a compiled simulation.
+    length = max(512, round(passes * DELTA * check_dimension))
     measured = {}
     for name, p in protocols.items():
         run = objective.run(p)
@@ -185,7 +185,7 @@ def draw(results: dict[int, dict], path: Path) -> None:
 def main(s: Settings) -> None:
     if s.smoke:
         tiny: Any = {"hyperparameters": (5,), "optimizer_steps": 2, "grid_steps": 4, "samples": 64, "times": 1.0}
-        tiny |= {"dimension": 50, "runs": 2, "check_dimension": 50, "check_runs": 8}
+        tiny |= {"dimension": 50, "runs": 2, "check_dimension": 50, "check_runs": 16}
         s = dataclasses.replace(s, out=s.out.with_name(s.out.name + "_smoke"), **tiny)
     cells = {f"{count} hyperparameters": {"count": count} for count in s.hyperparameters}
     shared = {k: v for k, v in dataclasses.asdict(s).items() if k not in ("hyperparameters", "smoke", "out")}

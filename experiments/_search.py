@@ -88,8 +88,9 @@ def search(
         try:
             run = objective.run(protocol_of(protocol, point))
             recipe = run.recipe(dimension=dimension, delta=float(problem.delta))
-            # Padded to few different lengths: each is compiled anew.
-            value = realized(objective, run, recipe, runs, key, length=1 << (len(recipe) - 1).bit_length())
+            # Padded, which costs nothing, to few different lengths (512, 4096, ...): each is compiled anew.
+            length = max(512, 8 ** int(np.ceil(np.log2(len(recipe)) / 3)))
+            value = realized(objective, run, recipe, runs, key, length=length)
         except (FloatingPointError, ValueError):
             # Diverged, or too short for a recipe: worse than any.
             return float("inf")

@@ -6,7 +6,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from helpers import problem
 
 import dmftopt
 
@@ -70,23 +69,3 @@ def test_baselines_replace_the_learning_rate_and_nothing_else():
     for name, values in expected.items():
         np.testing.assert_allclose(rates[name].learning_rate(t), values, atol=1e-12)
         assert eqx.tree_equal(rates[name].batch_size, start.batch_size) and rates[name].ridge(0.0) == 0.1
-
-
-def test_optimizes_the_solver_past_every_constant(key):
-    """Least squares with label noise: the optimized schedule beats the best constant by far more than the standard error,
-    and both beat the start."""
-    grid = dmftopt.TimeGrid.geometric(4.0, 16)
-    p = problem(dmftopt.tasks.LeastSquares(0.7))
-
-    def risk(protocol, key):
-        s = dmftopt.solve(p, protocol, grid, noise=dmftopt.noise.Brownian(), samples=2048, key=key, throw=False)
-        return s.test_risk[-1]
-
-    start = dmftopt.Protocol(dmftopt.schedules.piecewise_linear(4.0, 5, 0.5, log=True))
-    constant = {"constant": dmftopt.baselines(start, horizon=4.0, peak=0.5)["constant"]}
-    found = dmftopt.optimize(risk, start, optimizer=optax.adam(0.15), steps=40, key=key, baselines=constant, progress=False)
-    best, flat, initial = (found.report[name] for name in ("optimized", "constant", "initial"))
-    assert flat.mean - best.mean > 5 * np.hypot(flat.standard_error, best.standard_error)
-    assert flat.mean < initial.mean + 3 * initial.standard_error
-    grid_search = [float(risk(protocol(r), jax.random.key(5))) for r in np.geomspace(0.1, 1.5, 12)]
-    assert best.mean < min(grid_search)

@@ -60,7 +60,7 @@ class Settings:
     spectrum: int = 200
     """Its eigenvalues; must divide the dimension."""
     knots: int = 9
-    steps: int = 60
+    steps: int = 200
     """Of the optimizer, from each start."""
     grid_steps: int = 64
     """Of the predictions by `solve`."""
@@ -163,15 +163,15 @@ def build(ratio: float, mode: str, s: dict[str, Any]) -> tuple[dmftopt.Objective
     rate = (
         schedules.constant(0.5, bounds=RATES) if mode == "ramp" else schedules.piecewise_linear(initial=0.5, bounds=RATES, **free)
     )
-    batch: Any = schedules.constant(2.0, bounds=BATCHES)
+    batch: Any = schedules.constant(4.0, bounds=BATCHES)
     if mode in ("ramp", "both"):
-        batch = schedules.piecewise_linear(initial=2.0, bounds=BATCHES, **free)
+        batch = schedules.piecewise_linear(initial=4.0, bounds=BATCHES, **free)
     return objective, dmftopt.Protocol(rate, 1.0 if mode == "decay, B = 1" else batch)
 
 
 def wall_clock(ratio: float, **s) -> dict[str, Any]:
     """The best of each mode at this ratio of the costs."""
-    found, seconds, ends = {}, {}, {}
+    found, seconds, ends, possible = {}, {}, {}, {}
     for mode in MODES:
         objective, protocol = build(ratio, mode, s)
         # What both together can do includes what each can do: start there too.
@@ -181,8 +181,8 @@ def wall_clock(ratio: float, **s) -> dict[str, Any]:
         options: Any = {"key": jax.random.key(s["seed"]), "steps": s["steps"], "optimizer": optimizer, "progress": False}
         best = dmftopt.optimize(objective, protocol, starts=more, fresh=2, **options)
         found[mode], ends[mode], seconds[mode] = best.protocol, best.ends.tolist(), time.perf_counter() - started
+        possible[mode] = dmftopt.certify(objective, best.protocol, key=jax.random.key(1), keys=2, hessian_keys=1).possible_gain
     objective, _ = build(ratio, "both", s)
-    certificate = dmftopt.certify(objective, found["both"], key=jax.random.key(1), keys=2, hessian_keys=1)
     judge = dmftopt.Objective(
         objective.problems[0],
         objective.budget,
@@ -209,8 +209,9 @@ def wall_clock(ratio: float, **s) -> dict[str, Any]:
             "SGD_less_decay": report.gain("decay", mode)["realized"]._asdict(),
             "design_seconds": seconds[mode],
             "ends": ends[mode],
+            "possible_gain": possible[mode],
         }
-    return {"modes": rows, "certificate": {"gradient": certificate.gradient_norm, "possible_gain": certificate.possible_gain}}
+    return {"modes": rows}
 
 
 def opened(protocol: dmftopt.Protocol, s: dict[str, Any]) -> dmftopt.Protocol:
@@ -339,8 +340,8 @@ def main(s: Settings) -> None:
                 print(f"  batch size / dimension {p['size']:g}: predicted {text[0]}, SGD {text[1]}")
     for ratio in s.ratios:
         c = results[f"ratio {ratio:g}"]
-        print(f"\nseconds per step / per sample: {ratio:g}; possible gain {c['certificate']['possible_gain']:.1e}")
-        names = f"{'solve, whole B':>20}{'SGD':>20}{'less both, exact':>18}{'in SGD':>21}{'design':>9}"
+        print(f"\nseconds per step / per sample: {ratio:g}")
+        names = f"{'solve, whole B':>20}{'SGD':>20}{'less both, exact':>18}{'in SGD':>21}{'design':>9}{'possible gain':>15}"
         print(f"{'':<14}{'steps/d':>8}{'samples/d':>10}{'exact':>9}{names}")
         for mode, r in c["modes"].items():
             estimates = (r["solve_whole_batches"], r["SGD"], r["SGD_less_both"])
@@ -348,7 +349,7 @@ def main(s: Settings) -> None:
             more = r["exact"] - c["modes"]["both"]["exact"]
             print(
                 f"{mode:<14}{r['steps']:>8.3g}{r['samples']:>10.3g}{r['exact']:>9.5f}{whole:>20}{sgd:>20}{more:>18.5f}{less:>21}"
-                f"{r['design_seconds']:>7.0f} s"
+                f"{r['design_seconds']:>7.0f} s{r['possible_gain']:>15.1e}"
             )
     print(f"wrote {s.out}")
 

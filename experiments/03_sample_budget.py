@@ -144,10 +144,12 @@ def judged(objective: dmftopt.Objective, protocols: dict[str, dmftopt.Protocol],
     check = dmftopt.Objective(objective.problems[0], objective.budget, grid=grid, predict=other)
     made = dmftopt.report(check, protocols, key=key, fresh=2, progress=False)
     if online:
-        batches = {name: one_pass(objective, p, s["dimension"], s["runs"], key) for name, p in protocols.items()}
+        batches = {name: one_pass(objective, p, s, key) for name, p in protocols.items()}
     else:
         options: Any = {"key": key, "dimension": s["dimension"], "runs": s["runs"], "fresh": 2, "progress": False}
-        batches = {name: values[0] for name, values in dmftopt.report(objective, protocols, **options).batches.items()}
+        batches = {
+            name: np.asarray(values[0]) for name, values in dmftopt.report(objective, protocols, **options).batches.items()
+        }
     rows = {}
     for name, p in protocols.items():
         rows[name] = {
@@ -169,17 +171,17 @@ def judged(objective: dmftopt.Objective, protocols: dict[str, dmftopt.Protocol],
             recursion = limits.online_least_squares(objective.problems[0], per_step, **steps)
             rows[name]["finite_dimension"] = float(recursion.test_risk[-1])
     delta = None if online else float(objective.problems[0].delta)
-    return {"rows": rows, "samples": float(objective.budget.total[0]), "delta": delta}
+    return {"rows": rows, "samples": float(objective.run(protocols["optimized"]).samples), "delta": delta}
 
 
-def one_pass(objective: dmftopt.Objective, protocol: dmftopt.Protocol, dimension: int, runs: int, key) -> np.ndarray:
+def one_pass(objective: dmftopt.Objective, protocol: dmftopt.Protocol, s: dict[str, Any], key) -> np.ndarray:
     """Final test risks of SGD whose samples are all new; the same ones for every protocol."""
-    features = objective.problems[0].features
+    dimension, features = s["dimension"], objective.problems[0].features
     sizes = np.round(np.asarray(features.weights) * dimension).astype(int)
     rates = objective.run(protocol).recipe(dimension=dimension, delta=1.0).learning_rate
     eigenvalues = jnp.repeat(features.eigenvalues, sizes, total_repeat_length=dimension)
-    keys = jax.random.split(key, runs)
-    return np.asarray(_one_pass(eigenvalues, objective.problems[0].task.label_noise, jnp.asarray(rates, dtype=float), keys))
+    keys = jax.random.split(key, s["runs"])
+    return np.asarray(_one_pass(eigenvalues, s["label_noise"], jnp.asarray(rates, dtype=float), keys))
 
 
 @jax.jit

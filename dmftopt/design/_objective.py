@@ -154,7 +154,8 @@ class Objective(AbstractObjective):
             run = self.run(protocol, which)
             grid = self._grid(run)
             spent = grid.times if self.budget is None else self.budget.spent(run, grid.times)
-            read = self.predict.tabulated(run.protocol, grid) if hasattr(self.predict, "tabulated") else run.protocol
+            tabulated = getattr(self.predict, "tabulated", None)
+            read = run.protocol if tabulated is None else tabulated(run.protocol, grid)
             inputs.append((read, grid, spent))
         return tuple(inputs)
 

@@ -51,6 +51,8 @@ class Settings:
 
     ratios: tuple[float, ...] = (0.1, 1.0, 10.0, 100.0, 1000.0)
     """Seconds per step / seconds per sample."""
+    tasks: tuple[str, ...] = tuple(TASKS)
+    """Of part (a); the first is drawn over time."""
     updates: tuple[float, ...] = (1 / 32, 1 / 8, 1 / 4, 1 / 2, 1.0)
     """Batch size / dimension of the coarser and coarser runs at the same temperature; dividing the horizon."""
     delta: float = 2.0
@@ -230,21 +232,23 @@ def draw(results: dict[str, dict], s: dict[str, Any], path: Path) -> None:
     figure, axes = plt.subplots(2, 3, figsize=(15, 8.4), layout="constrained")
     blue, orange, green, pink = dmftopt.plot.COLORS[:4]
     twin, coarse, cost, saved, rates, batches = axes.flat
-    logistic = results["logistic"]
-    v, clock = np.array(logistic["v"]), logistic["clock"]
+    first = results[s["tasks"][0]]
+    v, clock = np.array(first["v"]), first["clock"]
     for name, color, style in (("decay", blue, "-"), ("ramp", orange, "--")):
-        r = logistic[name]
+        r = first[name]
         twin.plot(clock * v, r["Poisson"]["mean"], style, color=color, lw=2, label=f"{name}, theory (Poisson)")
         mean, error = (np.array(r["SGD"][k]) for k in ("mean", "standard_error"))
         options: Any = {"fmt": "o" if name == "decay" else "s", "ms": 4, "color": color}
         label = f"{name}, SGD, {r['steps']:.2g} d steps"
-        twin.errorbar(clock * np.array(logistic["shown"]), mean, 2 * error, label=label, **options)
-    twin.plot(clock * v, logistic["decay"]["Brownian"]["mean"], ":", color="0.4", label="both, SGF (Brownian)")
+        twin.errorbar(clock * np.array(first["shown"]), mean, 2 * error, label=label, **options)
+    twin.plot(clock * v, first["decay"]["Brownian"]["mean"], ":", color="0.4", label="both, SGF (Brownian)")
     twin.set(
-        xlabel=r"clock $s = \int \eta\, dt$", ylabel="test risk", title=r"logistic: equal $\eta/B$ as a function of the clock"
+        xlabel=r"clock $s = \int \eta\, dt$",
+        ylabel="test risk",
+        title=s["tasks"][0] + r": equal $\eta/B$ as a function of the clock",
     )
     twin.legend(frameon=False, fontsize=8)
-    for task, color in zip(TASKS, (green, pink), strict=True):
+    for task, color in zip(s["tasks"], (green, pink), strict=False):
         limit = results[task]["decay"]["Poisson"]["mean"][-1]
         points = [p for p in results[task]["coarse"] if p["predicted"]]
         sizes = np.array([p["size"] for p in points])
@@ -302,14 +306,22 @@ def draw(results: dict[str, dict], s: dict[str, Any], path: Path) -> None:
 
 def main(s: Settings) -> None:
     if s.smoke:
-        tiny: Any = {"ratios": (1.0,), "updates": (1.0,), "steps": 1, "knots": 3, "spectrum": 8, "exponent": 0.5}
+        tiny: Any = {
+            "ratios": (1.0,),
+            "tasks": ("logistic",),
+            "updates": (1.0,),
+            "steps": 1,
+            "knots": 3,
+            "spectrum": 8,
+            "exponent": 0.5,
+        }
         tiny |= {"grid_steps": 4, "predict_samples": 64, "dimension": 16, "runs": 16, "equality_runs": 16}
         s = dataclasses.replace(s, out=s.out.with_name(s.out.name + "_smoke"), **tiny)
     # Each part with the settings that it reads, so that a change of one leaves the other's cells as they are.
     given = dataclasses.asdict(s)
     common = {k: given[k] for k in ("delta", "grid_steps", "predict_samples", "dimension", "seed")}
     own = common | {k: given[k] for k in ("updates", "equality_runs")}
-    results = _sweep.run(equality, {task: {"task": task} for task in TASKS}, s.out / "cells", own, s.cluster)
+    results = _sweep.run(equality, {task: {"task": task} for task in s.tasks}, s.out / "cells", own, s.cluster)
     own = common | {k: given[k] for k in ("exponent", "spectrum", "knots", "steps", "runs")}
     cells = {f"ratio {ratio:g}": {"ratio": ratio} for ratio in s.ratios}
     results |= _sweep.run(wall_clock, cells, s.out / "cells", own, s.cluster)
@@ -317,7 +329,7 @@ def main(s: Settings) -> None:
     settings |= {"bounds": {"learning_rate": RATES, "batch_size": BATCHES}, "seconds": SINGLE}
     _common.write_json(s.out / "result.json", {"settings": settings, "results": results})
     draw(results, settings, s.out / "figure.png")
-    for task in TASKS:
+    for task in s.tasks:
         r = results[task]
         print(f"\n{task}: final risks at equal temperature")
         for name in ("decay", "ramp"):

@@ -56,9 +56,10 @@ class Settings:
     knots: int = 9
     peak: float = 0.5
     """Learning rate at which every search starts."""
-    steps: int = 80
-    """Of the optimizer, from each start."""
-    starts: int = 2
+    steps: int = 240
+    """Of the optimizer, from each start. The power law needs them: its optimum is far out in a flat valley."""
+    front_steps: int = 80
+    """The same for the Pareto front."""
     grid_steps: int = 80
     """Of the independent prediction."""
     predict_samples: int = 4096
@@ -142,11 +143,14 @@ def judged(objective: dmftopt.Objective, protocols: dict[str, dmftopt.Protocol],
         other = dmftopt.Solve(dmftopt.noise.Poisson(), s["predict_samples"], replicates=4)
         grid = dmftopt.TimeGrid.geometric(1.0, s["grid_steps"], 10.0)
     check = dmftopt.Objective(objective.problems[0], objective.budget, grid=grid, predict=other)
-    made = dmftopt.report(check, protocols, key=key, dimension=None if online else s["dimension"], runs=s["runs"], progress=False)
+    made = dmftopt.report(check, protocols, key=key, fresh=2, progress=False)
     if online:
-        batches = {name: one_pass(objective, p, s["dimension"], s["runs"], key) for name, p in protocols.items()}
+        batches = {name: one_pass(objective, p, s, key) for name, p in protocols.items()}
     else:
-        batches = {name: values[0] for name, values in made.batches.items()}
+        options: Any = {"key": key, "dimension": s["dimension"], "runs": s["runs"], "fresh": 2, "progress": False}
+        batches = {
+            name: np.asarray(values[0]) for name, values in dmftopt.report(objective, protocols, **options).batches.items()
+        }
     rows = {}
     for name, p in protocols.items():
         rows[name] = {
@@ -164,22 +168,21 @@ def judged(objective: dmftopt.Objective, protocols: dict[str, dmftopt.Protocol],
             d = s["dimension"]
             rates = objective.run(p).recipe(dimension=d, delta=1.0).learning_rate
             per_step = dmftopt.Protocol(schedules.PerStep(jnp.asarray(rates, dtype=float), d))
-            options = {"dimension": d, "horizon": len(rates) / d, "records": 1}
-            recursion = limits.online_least_squares(objective.problems[0], per_step, **options)
+            steps: Any = {"dimension": d, "horizon": len(rates) / d, "records": 1}
+            recursion = limits.online_least_squares(objective.problems[0], per_step, **steps)
             rows[name]["finite_dimension"] = float(recursion.test_risk[-1])
     delta = None if online else float(objective.problems[0].delta)
     return {"rows": rows, "samples": float(objective.run(protocols["optimized"]).samples), "delta": delta}
 
 
-def one_pass(objective: dmftopt.Objective, protocol: dmftopt.Protocol, dimension: int, runs: int, key) -> np.ndarray:
+def one_pass(objective: dmftopt.Objective, protocol: dmftopt.Protocol, s: dict[str, Any], key) -> np.ndarray:
     """Final test risks of SGD whose samples are all new; the same ones for every protocol."""
-    problem: Any = objective.problems[0]
-    features = problem.features
+    dimension, features = s["dimension"], objective.problems[0].features
     sizes = np.round(np.asarray(features.weights) * dimension).astype(int)
     rates = objective.run(protocol).recipe(dimension=dimension, delta=1.0).learning_rate
     eigenvalues = jnp.repeat(features.eigenvalues, sizes, total_repeat_length=dimension)
-    keys = jax.random.split(key, runs)
-    return np.asarray(_one_pass(eigenvalues, problem.task.label_noise, jnp.asarray(rates, dtype=float), keys))
+    keys = jax.random.split(key, s["runs"])
+    return np.asarray(_one_pass(eigenvalues, s["label_noise"], jnp.asarray(rates, dtype=float), keys))
 
 
 @jax.jit
@@ -271,14 +274,22 @@ def draw(results: dict[str, dict], s: dict[str, Any], path: Path) -> None:
 
 def main(s: Settings) -> None:
     if s.smoke:
-        tiny: Any = {"epochs": (0,), "front_epochs": (2,), "steps": 2, "knots": 3, "spectrum": 8, "exponent": 0.5}
+        tiny: Any = {
+            "epochs": (0,),
+            "front_epochs": (2,),
+            "steps": 2,
+            "front_steps": 2,
+            "knots": 3,
+            "spectrum": 8,
+            "exponent": 0.5,
+        }
         tiny |= {"samples": 2.0, "grid_steps": 4, "predict_samples": 64, "dimension": 16, "runs": 16}
         s = dataclasses.replace(s, out=s.out.with_name(s.out.name + "_smoke"), **tiny)
-    cells: dict[str, dict[str, Any]] = {
-        "online" if e == 0 else f"{e} epochs": {"kind": "epochs", "epochs": e, "samples": s.samples} for e in s.epochs
-    }
-    cells["front"] = {"kind": "front", "epochs": s.front_epochs, "samples": s.samples}
-    own = ("epochs", "samples", "front_epochs", "cluster", "smoke", "out")
+    cells: dict[str, dict[str, Any]] = {}
+    for e in s.epochs:
+        cells["online" if e == 0 else f"{e} epochs"] = {"kind": "epochs", "epochs": e, "samples": s.samples, "steps": s.steps}
+    cells["front"] = {"kind": "front", "epochs": s.front_epochs, "samples": s.samples, "steps": s.front_steps}
+    own = ("epochs", "samples", "steps", "front_epochs", "front_steps", "cluster", "smoke", "out")
     shared = {k: v for k, v in dataclasses.asdict(s).items() if k not in own}
     results = _sweep.run(cell, cells, s.out / "cells", shared, s.cluster)
     settings = dataclasses.asdict(s) | {"out": None}

@@ -2,13 +2,17 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint format clean
+.PHONY: demo test smoke lint format clean
 
 demo: $(VENV)/.ready
 	$(BIN)/python experiments/01_digits.py
 
 test: $(VENV)/.ready
 	$(BIN)/python -m pytest -n 2
+
+# Every experiment at a toy size; results go to results/*_smoke.
+smoke: $(VENV)/.ready
+	set -e; for script in experiments/[0-9]*.py; do echo $$script; $(BIN)/python $$script --smoke; done
 
 lint: $(VENV)/.ready
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/pyright

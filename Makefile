@@ -2,13 +2,17 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test smoke lint format clean
+.PHONY: demo test test-slow smoke lint format clean
 
 demo: $(VENV)/.ready
 	$(BIN)/python experiments/01_digits.py
 
 test: $(VENV)/.ready
 	$(BIN)/python -m pytest -n 2
+
+# The long comparisons with simulations that `make test` leaves out.
+test-slow: $(VENV)/.ready
+	$(BIN)/python -m pytest -n 2 -m slow
 
 # Every experiment at a toy size; results go to results/*_smoke.
 smoke: $(VENV)/.ready

@@ -53,6 +53,7 @@ def test_poisson_noise_is_sgd(task, features, scale, protocol):
     check(dmftopt.solve(p, protocol, GRID, **OPTIONS), simulation)
 
 
+@pytest.mark.slow
 def test_brownian_noise_is_stochastic_gradient_flow():
     p, protocol = problem(), constant(2.0)
     solution = dmftopt.solve(p, protocol, GRID, noise=dmftopt.noise.Brownian(), **OPTIONS)
@@ -84,6 +85,7 @@ def test_laws_differ_where_they_should():
     assert 0.005 < gap < 0.02
 
 
+@pytest.mark.slow
 def test_sgd_with_a_fractional_batch_size_has_the_right_noise():
     """Batch size 1.5: sometimes 1, sometimes 2 samples, always divided by 1.5."""
     p = problem(dmftopt.tasks.LeastSquares(0.5))

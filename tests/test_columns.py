@@ -215,6 +215,7 @@ def test_the_solver_is_sgd(p):
 
 
 @pytest.mark.parametrize("p", [RELU, CLASSES], ids=["relu", "softmax"])
+@pytest.mark.slow
 def test_the_solver_is_gradient_descent(p):
     grid = dmftopt.TimeGrid.uniform(4.0, 16)
     protocol = dmftopt.Protocol(0.4, ridge=0.05)
@@ -235,6 +236,7 @@ def test_responses_are_those_of_the_online_limit():
     assert jnp.max(error) < 0.04
 
 
+@pytest.mark.slow
 def test_responses_are_those_of_kicked_sgd():
     """Softmax: its gradients say nothing about a shift of all columns, so that part of the response is not read off the noise."""
     times = GRID.times

@@ -105,6 +105,7 @@ def test_response_of_full_batch_least_squares_is_exact():
     np.testing.assert_allclose(found[-1, 1:, 0], online, atol=1e-7)
 
 
+@pytest.mark.slow
 def test_response_is_that_of_kicked_sgd():
     p = problem(features=four_groups(), teacher_scale=GROUPED)
     solution = dmftopt.solve(p, DECAY, FINE, samples=8192, replicates=8, richardson=True, key=jax.random.key(0))
@@ -123,6 +124,7 @@ def check_kicks(p, protocol, solution, steps):
         assert jnp.max(error) < 0.01
 
 
+@pytest.mark.slow
 def test_kinked_loss():
     """The causal scheme takes no derivative of the gradient. The published route does, misses the kink, and gets it wrong."""
     p = problem(Hinge())

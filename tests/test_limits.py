@@ -295,6 +295,7 @@ def test_limits_are_differentiable():
         np.testing.assert_allclose(f(at)[1], differences, atol=5e-5, err_msg=name)
 
 
+@pytest.mark.slow
 def test_limits_in_float32():
     protocol = (1.0, 2.0, 0.1)
     routes = {

@@ -186,6 +186,7 @@ np.savez(sys.argv[3], *jax.tree.leaves(jax.tree.map(np.asarray, result)))
 """
 
 
+@pytest.mark.slow
 def test_two_processes(tmp_path):
     with socket.socket() as s:
         s.bind(("localhost", 0))

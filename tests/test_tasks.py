@@ -229,6 +229,7 @@ def run(task, rate, *, samples=256, steps=8, key, **changes):
     ],
     ids=["squared hinge", "huber", "phase retrieval"],
 )
+@pytest.mark.slow
 def test_gradient_of_the_solver_equals_central_differences(key, build):
     """In the learning rate, the teacher's scale and the label noise."""
 
@@ -296,6 +297,7 @@ def test_online_limit(key):
     ],
     ids=["phase retrieval", "heavy tails"],
 )
+@pytest.mark.slow
 def test_poisson_noise_is_sgd(task, protocol, horizon, steps, changes):
     """Many samples: cubic gradients and gradients that jump scatter more than replicates show at 8192. Gate: 3 combined standard
     errors, for the largest of 17 times and 6 observables, plus 0.5%."""

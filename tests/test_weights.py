@@ -90,6 +90,7 @@ def test_sgd():
     against_sgd(p, dmftopt.Protocol(1.0, ridge=0.3), dmftopt.TimeGrid.geometric(2.0, 40, ratio=5.0))
 
 
+@pytest.mark.slow
 def test_sgd_of_diagonal_networks():
     """Euler's scheme, of first order: extrapolated."""
     p = problem(tasks.Logistic("sign"), teacher_prior=SPARSE, student_scale=0.2, parametrization=parametrizations.Diagonal(0.3))
@@ -97,6 +98,7 @@ def test_sgd_of_diagonal_networks():
     against_sgd(p, dmftopt.Protocol(0.5, ridge=0.1), grid, **options)
 
 
+@pytest.mark.slow
 def test_the_time_step_is_of_second_order(key):
     """Of gradient flow: the exponent of the step, 2.4 to 2.5 with these and other keys (of first order it would be 1)."""
     p = problem(tasks.LeastSquares(0.3), regularizer=regularizers.SmoothL1(0.3), teacher_prior=SPARSE)
@@ -148,6 +150,7 @@ def test_momentum_is_exact(key, nesterov):
     assert_within(solution.train_loss, train, error.train_loss, 6, slack=3e-4)
 
 
+@pytest.mark.slow
 def test_momentum_of_small_batches(key):
     """SGD with momentum, at d = 1000, where it lasts 5 of 1000 steps a unit of time, against continuous time."""
     protocol = dmftopt.Protocol(0.2, ridge=0.3, momentum=lambda t: 0.8 - 0.1 * t)

@@ -2,7 +2,6 @@ from typing import Any
 
 import equinox as eqx
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float
 
 from .._checks import as_number, check_count, check_instance, check_real, is_concrete
@@ -14,8 +13,6 @@ from ..variables import as_variable, number
 
 # Panels for the mean batch size: equally spaced knots fall between them when their intervals divide 240.
 _PANELS = 240
-
-
 _PROTOCOL = "Build it with dmftopt.Protocol(learning_rate=...), its schedules for u from 0 to 1."
 
 
@@ -147,10 +144,8 @@ class Budget(eqx.Module):
 
     def spent(self, run: Run, times: Array) -> Float[Array, " time"]:
         """Of the first constraint: what is spent until each of the increasing `times`, the first of them 0."""
-        steps = jnp.diff(times)
-        nodes = times[:-1, None] + steps[:, None] * jnp.asarray(GAUSS_NODES, times.dtype)
-        batch_size = run.protocol.batch_size(nodes.ravel()).reshape(nodes.shape) @ jnp.asarray(GAUSS_WEIGHTS, times.dtype)
-        return jnp.append(0.0, jnp.cumsum(steps * (self.per_step[0] + self.per_sample[0] * batch_size)))
+        batch_size = _means(run.protocol.batch_size, times)
+        return jnp.append(0.0, jnp.cumsum(jnp.diff(times) * (self.per_step[0] + self.per_sample[0] * batch_size)))
 
 
 def stretched(protocol: Protocol, horizon: Any) -> Run:
@@ -164,9 +159,14 @@ def stretched(protocol: Protocol, horizon: Any) -> Run:
 
 def _mean(schedule: Any) -> Float[Array, ""]:
     """Over u from 0 to 1."""
-    nodes = (np.arange(_PANELS)[:, None] + np.asarray(GAUSS_NODES)) / _PANELS
-    values = jnp.broadcast_to(schedule(jnp.asarray(nodes.ravel())), (nodes.size,)).reshape(nodes.shape)
-    return jnp.mean(values @ jnp.asarray(GAUSS_WEIGHTS, values.dtype))
+    return jnp.mean(_means(schedule, jnp.linspace(0.0, 1.0, _PANELS + 1)))
+
+
+def _means(schedule: Any, edges: Array) -> Float[Array, " panel"]:
+    """Over each of the panels between increasing edges, by the three-point rule."""
+    nodes = edges[:-1, None] + jnp.diff(edges)[:, None] * jnp.asarray(GAUSS_NODES, edges.dtype)
+    values = jnp.broadcast_to(schedule(nodes.ravel()), (nodes.size,)).reshape(nodes.shape)
+    return values @ jnp.asarray(GAUSS_WEIGHTS, values.dtype)
 
 
 def _check(holds: Array, message: str) -> None:

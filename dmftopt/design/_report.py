@@ -101,8 +101,8 @@ def report(
 ) -> Report:
     """Judge protocols under an objective's budget: predicted on fresh random numbers, and realized by SGD.
 
-    - `objective`: by which to predict; often `objective.finer()` of the one that was optimized: half the steps, more samples, and
-      SGD's own Poisson noise. Predictions are means over `fresh` keys, with standard errors.
+    - `objective`: by which to predict; often `objective.finer()` of the one that was optimized: steps half as long, more samples,
+      and SGD's own Poisson noise. Predictions are means over `fresh` keys, with standard errors.
     - `protocols`: by name, for example `{"optimized": found.protocol} | found.tuned`.
     - `dimension`: of `runs` SGD runs of each with batch sizes rounded to whole numbers (`dmftopt.recipe`), on the same training
       sets and batches for each protocol. None: no simulation.

@@ -9,7 +9,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PyTree
 
 from .._checks import check_count, check_key, check_real
-from ._staged import AbstractObjective, Gradient, Plain
+from ._staged import AbstractObjective, Gradient, staged
 
 
 class Certificate(eqx.Module):
@@ -73,8 +73,7 @@ def certify(
     the Hessian that over the first `hessian_keys` of them, differences over `spacing` in each parameter: 2 parameters *
     hessian_keys gradients. Raises ValueError where a gradient is not finite.
     """
-    staged = objective if isinstance(objective, AbstractObjective) else Plain(objective)
-    return differentiated(staged, protocol, key, keys, spacing, hessian_keys, trainable)
+    return differentiated(staged(objective), protocol, key, keys, spacing, hessian_keys, trainable)
 
 
 def differentiated(

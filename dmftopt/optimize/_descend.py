@@ -84,7 +84,8 @@ def _follow(objective, parameters, fixed, settings, description, bar):
         else:
             fraction /= 2
             history.append(float("nan"))
-        path, gradients = [*path, good[0]], [*gradients[1 - EVERY :], good[1]]
+        path.append(good[0])
+        gradients = [*gradients[1 - EVERY :], good[1]]
         bar.set_postfix(value=f"{history[-1]:.5g}", best=f"{best_value:.5g}")
         bar.update()
         if settings.stop and step % EVERY == 0 and finite and _in_noise(evaluate, good[0], gradients, settings):
@@ -155,14 +156,12 @@ def _minimise(objective, parameters, fixed, settings, description, bar):
 
 
 def _fail(objective: AbstractObjective, protocol: PyTree, key: Array | None, value: Any, description: str) -> None:
+    message = f"{description}: objective or gradient is not finite at the start ({float(value)})."
     try:
         objective.explain(protocol, key)
     except Exception as error:
-        raise ValueError(f"{description}: objective or gradient is not finite at the start ({float(value)}). {error}") from error
-    raise ValueError(
-        f"{description}: objective or gradient is not finite at the start ({float(value)}). "
-        "Start from a smaller learning rate, or evaluate the objective there to see the error."
-    )
+        raise ValueError(f"{message} {error}") from error
+    raise ValueError(f"{message} Start from a smaller learning rate, or evaluate the objective there to see the error.")
 
 
 def _flat(tree: PyTree) -> np.ndarray:

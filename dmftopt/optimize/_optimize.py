@@ -10,7 +10,7 @@ from jaxtyping import Array, PyTree
 
 from .._checks import check_count, check_key, check_real
 from ._descend import Descent, Settings, descend
-from ._staged import AbstractObjective, Gradient, Plain
+from ._staged import AbstractObjective, Gradient, staged
 
 
 class Score(NamedTuple):
@@ -101,7 +101,7 @@ def optimize(
         raise TypeError(f"optimizer: of optimistix pass BFGS or LBFGS, got {type(optimizer).__name__}.")
     if refresh and (key is None or quasi_newton):
         raise ValueError("refresh draws new random numbers at every step: it needs a key, and an optax optimizer.")
-    staged = objective if isinstance(objective, AbstractObjective) else Plain(objective)
+    function = staged(objective)
     train_key, fresh_keys, start_key = None, [], jax.random.key(0)
     if key is not None:
         check_key(key)
@@ -113,7 +113,7 @@ def optimize(
 
     def tune(start: PyTree, name: str, more: int | Sequence[PyTree]) -> tuple[Descent, np.ndarray]:
         points = [start, *_starting_points(start, more, spread, trainable, start_key)]
-        ends = [descend(staged, point, settings, name + (f" {i}" if i else "")) for i, point in enumerate(points)]
+        ends = [descend(function, point, settings, name + (f" {i}" if i else "")) for i, point in enumerate(points)]
         return min(ends, key=lambda end: end.value), np.asarray([end.value for end in ends])
 
     found, ends = tune(protocol, "optimize", starts)
@@ -123,7 +123,7 @@ def optimize(
     tuned = {}
     for name, start in (baselines or {}).items():
         tuned[name] = tune(start, name, starts if isinstance(starts, int) else 1)[0].protocol
-    scores = {name: score(staged, p, fresh_keys, trainable) for name, p in (compared | tuned).items()}
+    scores = {name: score(function, p, fresh_keys, trainable) for name, p in (compared | tuned).items()}
     return Optimized(*found, scores, tuned, ends)
 
 

@@ -47,6 +47,10 @@ class Plain(AbstractObjective):
         pass
 
 
+def staged(objective: Callable) -> AbstractObjective:
+    return objective if isinstance(objective, AbstractObjective) else Plain(objective)
+
+
 class Gradient:
     """Value, gradient in the parameters, and whether all of it is finite."""
 

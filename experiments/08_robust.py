@@ -8,7 +8,7 @@ compared across levels: the worst is always that of the most noise, whatever the
 
 The prediction is exact (Volterra equation), real SGD is the second route. That the worst cases are minimal is checked by
 their gradients: some mixture of those of the levels that are worst must vanish. Writes
-results/08_robust/{figure.png,result.json}.
+results/08_robust/{figure.png,result.json}, and cells/: a second call goes on where the first stopped.
 """
 
 import dataclasses
@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import _common
+import _search
+import _sweep
 import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
@@ -24,7 +26,6 @@ import numpy as np
 import optax
 import tyro
 from scipy.optimize import nnls
-from tqdm.auto import tqdm
 
 import dmftopt
 from dmftopt import limits, schedules
@@ -49,6 +50,8 @@ class Settings:
     """Of real SGD."""
     runs: int = 64
     seed: int = 0
+    cluster: str | None = None
+    """None: in this process; "local": worker processes; "tcp://host:port": an existing Dask scheduler."""
     smoke: bool = False
     """Tiny sizes: shows that everything works, agrees with nothing."""
     out: Path = Path("results/08_robust")
@@ -75,59 +78,74 @@ def stationary(gradients: np.ndarray) -> tuple[np.ndarray, float]:
     return shares, float(np.linalg.norm(shares @ gradients) / longest)
 
 
-def design(s: Settings) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Protocols by name, and what is known of them. Those tuned for one level come first."""
-    settings: Any = (s.delta, s.epochs, s.knots)
-    options: Any = {"optimizer": optax.adam(optax.cosine_decay_schedule(0.2, s.steps)), "steps": s.steps, "progress": False}
-    found, seconds = {}, {}
+def tuned(noises, across, start, *, delta, epochs, knots, steps) -> dict[str, Any]:
+    """The best protocol for these levels together: its stored numbers, from those of `start`. JSON values."""
+    objective, protocol = build(noises, delta, epochs, knots, **across)
+    if start is not None:
+        protocol = _search.protocol_of(protocol, start)
+    optimizer = optax.adam(optax.cosine_decay_schedule(0.2, steps))
+    found = dmftopt.optimize(objective, protocol, optimizer=optimizer, steps=steps, progress=False)
+    return {"parameters": _search.flat(found.protocol).tolist(), "value": found.value}
+
+
+def checked(noises, across, found, **problem) -> dict[str, Any]:
+    """Which levels are worst, and the shortest mixture of their gradients. JSON values."""
+    alone = [build([noise], **problem) for noise in noises]
+    protocol = _search.protocol_of(alone[0][1], found)
+    weights, offsets = np.broadcast_to(across.get("weights", 1.0), len(noises)), np.array(across["offsets"])
+    each = weights * (np.array([float(one.values(protocol)[0]) for one, _ in alone]) - offsets)
+    # Of ratios, less 1, what is within 2% of the worst.
+    active = np.flatnonzero(each > each.max() - 0.02 * (each.max() - (1 if "weights" in across else 0)))
+    gradients = [weights[k] * dmftopt.certify(alone[k][0], protocol).gradient for k in active]
+    shares, length = stationary(np.array(gradients))
+    return {"worst": [noises[k] for k in active], "shares": shares.tolist(), "shortest_gradient": length}
+
+
+def design(s: Settings) -> tuple[dict[str, list[float]], dict[str, Any]]:
+    """Stored numbers of protocols by name, and what is known of them. Those tuned for one level come first."""
+    shared = {name: getattr(s, name) for name in ("delta", "epochs", "knots", "steps")}
+
+    def tune(cells):
+        return _sweep.run(tuned, cells, s.out / "cells", shared, s.cluster)
+
     floors = 0.5 * np.array(s.noises) ** 2
-    alone = [build([noise], *settings) for noise in s.noises]
+    found = tune({f"noise {noise:g}": {"noises": [noise], "across": {}, "start": None} for noise in s.noises})
+    oracle = np.array([c["value"] for c in found.values()])
+    ratio: Any = {"offsets": floors.tolist(), "weights": (1 / (oracle - floors)).tolist()}
+    # (In the mean, regret and risk differ by a constant.)
+    kinds: dict[str, Any] = {
+        "mean risk": {"across": "mean"},
+        "mean ratio": {"across": "mean", **ratio},
+        "worst regret": {"across": "worst", "offsets": oracle.tolist()},
+        "worst ratio": {"across": "worst", **ratio},
+    }
 
-    def tune(name, objective, start, **more):
-        began = time.perf_counter()
-        best = dmftopt.optimize(objective, start, **more, **options)
-        found[name], seconds[name] = best.protocol, time.perf_counter() - began
-        bar.update()
-        return best.value
+    def robust(kind, start):
+        return {name: {"noises": s.noises, "across": kinds[name], "start": start} for name in kinds if name.startswith(kind)}
 
-    with tqdm(total=len(s.noises) + 4, desc="design") as bar:
-        oracle = np.array([tune(f"noise {noise:g}", *one) for noise, one in zip(s.noises, alone, strict=True)])
-        ratio: Any = {"offsets": floors, "weights": 1 / (oracle - floors)}
-        # (In the mean, regret and risk differ by a constant.)
-        kinds: dict[str, Any] = {
-            "mean risk": {"across": "mean"},
-            "mean ratio": {"across": "mean", **ratio},
-            "worst regret": {"across": "worst", "offsets": oracle},
-            "worst ratio": {"across": "worst", **ratio},
-        }
-        values = {}
-        for name, across in kinds.items():
-            objective, start = build(s.noises, *settings, **across)
-            if across["across"] == "worst":
-                # Kinks, where the worst level changes, slow the descent down: start close.
-                start = found["mean ratio"]
-            values[name] = tune(name, objective, start)
-    checks = {}
-    for name in ("worst regret", "worst ratio"):
-        across = kinds[name]
-        weights, offsets = np.broadcast_to(across.get("weights", 1.0), oracle.shape), across["offsets"]
-        levels = [float(one.values(found[name])[0]) for one, _ in alone]
-        each = weights * (np.array(levels) - offsets)
-        active = np.flatnonzero(each > each.max() - 0.02 * (each.max() - (1 if name == "worst ratio" else 0)))
-        gradients = [weights[k] * dmftopt.certify(alone[k][0], found[name]).gradient for k in active]
-        shares, length = stationary(np.array(gradients))
-        checks[name] = {"worst": [s.noises[k] for k in active], "shares": shares.tolist(), "shortest_gradient": length}
-    return found, {"oracle_excess": (oracle - floors).tolist(), "seconds": seconds, "values": values, "checks": checks}
+    found |= tune(robust("mean", None))
+    # Kinks, where the worst level changes, slow the descent down: start close.
+    found |= tune(robust("worst", found["mean ratio"]["parameters"]))
+    cells = {
+        f"{name}, checked": {"noises": s.noises, "across": kinds[name], "found": found[name]["parameters"]}
+        for name in ("worst regret", "worst ratio")
+    }
+    problem = {name: shared[name] for name in ("delta", "epochs", "knots")}
+    checks = {name.split(",")[0]: c for name, c in _sweep.run(checked, cells, s.out / "cells", problem, s.cluster).items()}
+    values = {name: found[name]["value"] for name in kinds}
+    parameters = {name: c["parameters"] for name, c in found.items()}
+    return parameters, {"oracle_excess": (oracle - floors).tolist(), "values": values, "checks": checks}
 
 
-def judge(s: Settings, found: dict[str, Any], floors: np.ndarray) -> dict[str, Any]:
-    """Excess risk and regret of every protocol at every level, predicted and in SGD."""
-    objective, _ = build(s.noises, s.delta, s.epochs, s.knots)
-    key = jax.random.key(s.seed)
-    report = dmftopt.report(objective, found, key=key, dimension=s.dimension, runs=s.runs, fresh=2)
+def judged(noises, found, *, delta, epochs, knots, dimension, runs, seed) -> dict[str, Any]:
+    """Excess risk and regret of every protocol at every level, predicted and in SGD. JSON values."""
+    objective, start = build(noises, delta, epochs, knots)
+    floors = 0.5 * np.array(noises) ** 2
+    found = {name: _search.protocol_of(start, parameters) for name, parameters in found.items()}
+    report = dmftopt.report(objective, found, key=jax.random.key(seed), dimension=dimension, runs=runs, fresh=2, progress=False)
     rows = {}
     for name, levels in report.rows.items():
-        gains = [report.gain(name, f"noise {noise:g}", k) for k, noise in enumerate(s.noises)]
+        gains = [report.gain(name, f"noise {noise:g}", k) for k, noise in enumerate(noises)]
         realized = [report.realized(name, k) for k in range(len(levels))]
         run = objective.run(found[name])
         times = run.horizon * np.linspace(0.0, 1.0, 61)
@@ -187,8 +205,10 @@ def main(s: Settings) -> None:
         s = dataclasses.replace(s, out=s.out.with_name(s.out.name + "_smoke"), **tiny)
     began = time.perf_counter()
     found, known = design(s)
-    rows = judge(s, found, 0.5 * np.array(s.noises) ** 2)
-    settings = {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(s).items() if k not in ("smoke", "out")}
+    settings = {k: v for k, v in dataclasses.asdict(s).items() if k not in ("cluster", "smoke", "out")}
+    judges = {k: v for k, v in settings.items() if k not in ("noises", "steps")}
+    cells = {"judged": {"noises": s.noises, "found": found}}
+    rows = _sweep.run(judged, cells, s.out / "cells", judges, s.cluster)["judged"]
     _common.write_json(s.out / "result.json", {"settings": settings, "rows": rows, **known})
     draw(s, rows, known, s.out / "figure.png")
     oracle = np.array(known["oracle_excess"])

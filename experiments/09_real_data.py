@@ -59,6 +59,15 @@ class Settings:
     out: Path = Path("results/09_real_data")
 
 
+def build(problem, epochs, knots, grid_steps, samples) -> tuple[dmftopt.Objective, dmftopt.Protocol]:
+    """What is minimized, and where the search starts."""
+    # Large eigenvalues are learned at once: half of the steps in the first sixth of the time.
+    grid = dmftopt.TimeGrid(np.linspace(0, 1, grid_steps + 1) ** 2.5)
+    objective = dmftopt.Objective(problem, dmftopt.Budget(epochs=epochs), grid=grid, predict=dmftopt.Solve(samples=samples))
+    free = schedules.piecewise_linear(1.0, knots, schedules.linear_decay(PEAK, 1.0, 0.1), log=True)
+    return objective, dmftopt.Protocol(free, ridge=dmftopt.above(RIDGE))
+
+
 def cell(
     data, features, train_size, *, epochs, seeds, knots, optimizer_steps, grid_steps, samples, gaussian_runs, records, seed
 ) -> dict[str, Any]:
@@ -67,11 +76,7 @@ def cell(
     problem = dmftopt.Problem.from_data(x, y, train_size=train_size)
     assert problem.data is not None
     dimension, delta = problem.data.dimension, float(problem.delta)
-    # Large eigenvalues are learned at once: half of the steps in the first sixth of the time.
-    grid = dmftopt.TimeGrid(np.linspace(0, 1, grid_steps + 1) ** 2.5)
-    objective = dmftopt.Objective(problem, dmftopt.Budget(epochs=epochs), grid=grid, predict=dmftopt.Solve(samples=samples))
-    free = schedules.piecewise_linear(1.0, knots, schedules.linear_decay(PEAK, 1.0, 0.1), log=True)
-    tunable = dmftopt.Protocol(free, ridge=dmftopt.above(RIDGE))
+    objective, tunable = build(problem, epochs, knots, grid_steps, samples)
     steps = round(epochs * train_size)
     compared = dmftopt.baselines(tunable, peak=PEAK)
     # In relative time, with a tuned peak.

@@ -6,19 +6,25 @@ Optuna's tree-structured Parzen estimator (TPE) and random search run SGD, in as
 to the same place, and are given every advantage named in _search.py. Each search ends when its best trial keeps all but 5% of
 the gain that the design has over the common start, or when it has taken `times` as long as the design.
 
+The same question for the problems of the other experiments that design something, as they pose them: TPE until it is as good.
+
 Compilation is apart: on one problem it takes longer than the design itself. In the end, designs and searched schedules run
 in SGD of a larger dimension. In this limit only the temperature eta / B matters, so that rate and batch knots overlap, for all
 three alike. Writes results/10_search_cost/{figure.png,result.json}, and cells/: a second call goes on where the first stopped.
 """
 
 import dataclasses
+import importlib
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import _common
+import _data
 import _search
 import _sweep
 import jax
+import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 import optax
@@ -31,6 +37,73 @@ from dmftopt.design._report import realized
 plt.switch_backend("agg")
 RATE, BATCH, RIDGE, DELTA = 1.0, 2.0, 0.01, 2.0
 NAMES = {"tpe": "TPE (Optuna)", "random": "random search"}
+
+
+class Posed(NamedTuple):
+    """A problem of another experiment: `simulate(protocol, key)` where SGD is not `dmftopt.simulate.sgd`."""
+
+    objective: dmftopt.Objective
+    protocol: Any
+    dimension: int = 100
+    runs: int = 16
+    simulate: Callable[[Any, jax.Array], float] | None = None
+    samples: int = 1
+    """Times as many, and four replicates, to judge."""
+
+
+def _sample_budget(module: Any) -> Posed:
+    s = module.Settings()
+    # Four epochs; its spectrum has 200 eigenvalues.
+    return Posed(*module.build(s.samples / 4, s.samples, dataclasses.asdict(s)), dimension=200)
+
+
+def _batch_ramp(module: Any) -> Posed:
+    return Posed(*module.build(10.0, "both", dataclasses.asdict(module.Settings())), dimension=200)
+
+
+def _early_stopping(module: Any) -> Posed:
+    s = module.Settings()
+    objective, arms = module.build(1.0, s.delta, s.epochs, s.knots)
+    return Posed(objective, arms["decay, ridge, stopped early"])
+
+
+def _plateau_escape(module: Any) -> Posed:
+    s, horizon, dimension, runs = module.Settings(), 100.0, 128, 16
+    objective, starts = module.build(horizon, s.lean, s.student_scale, s.label_noise, s.knots, s.peak)
+    problem, records = objective.problems[0], round(horizon * dimension / module.CHUNK)
+    times = np.arange(records * module.CHUNK) / dimension
+
+    def simulate(protocol, key) -> float:
+        rates = jnp.asarray(objective.run(protocol).protocol.learning_rate(jnp.asarray(times))).reshape(1, records, module.CHUNK)
+        sizes: Any = {"batches": (1,), "dimension": dimension, "runs": runs}
+        excess = module.real_sgd(problem.initial[0], problem.task, rates, key, **sizes)
+        return float(jnp.mean(excess[:, 0, -1])) + 0.5 * s.label_noise**2
+
+    return Posed(objective, starts[module.FREE], dimension, runs, simulate)
+
+
+def _robust(module: Any) -> Posed:
+    s = module.Settings()
+    return Posed(*module.build(s.noises, s.delta, s.epochs, s.knots))
+
+
+def _real_data(module: Any) -> Posed:
+    s = module.Settings()
+    x, y = _data.digits(s.features[0], s.seed)
+    problem = dmftopt.Problem.from_data(x, y, train_size=s.train_size[0])
+    objective, protocol = module.build(problem, s.epochs, s.knots, s.grid_steps, s.samples)
+    # Of the data's own dimension.
+    return Posed(objective, protocol, dimension=x.shape[1], runs=4, samples=8)
+
+
+POSED = {
+    "03_sample_budget": _sample_budget,
+    "04_batch_ramp": _batch_ramp,
+    "06_early_stopping": _early_stopping,
+    "07_plateau_escape": _plateau_escape,
+    "08_robust": _robust,
+    "09_real_data": _real_data,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +125,14 @@ class Settings:
     """Of SGD in each trial."""
     check_dimension: int = 400
     check_runs: int = 64
+    experiments: tuple[str, ...] = tuple(POSED)
+    """Whose problems are searched too."""
+    experiment_times: float = 60.0
+    """A search for one of them is given up after this many times what the design took ..."""
+    experiment_seconds: float = 240.0
+    """... or after this time."""
+    experiment_steps: int = 80
+    """Of the optimizer, for them."""
     seed: int = 0
     smoke: bool = False
     """Tiny sizes: shows that everything works, says nothing."""
@@ -128,6 +209,26 @@ def cell(
     return result
 
 
+def experiment_cell(name, *, times, seconds, optimizer_steps, seed) -> dict[str, Any]:
+    """A design for another experiment's problem, and TPE. JSON values."""
+    posed = POSED[name](importlib.import_module(name))
+    options: Any = {"steps": optimizer_steps, "optimizer": adam(optimizer_steps), "fresh": 2, "progress": False}
+    designed = _search.design(posed.objective, posed.protocol, key=jax.random.key(seed), **options)
+    sampled = isinstance(posed.objective.predict, dmftopt.Solve)
+    return _search.search(
+        posed.objective,
+        posed.protocol,
+        designed,
+        dimension=posed.dimension,
+        runs=posed.runs,
+        seconds=min(seconds, times * designed.seconds),
+        seed=seed,
+        # What is exact stays as it is.
+        judge=posed.objective.finer(samples=posed.samples) if sampled else posed.objective,
+        simulate=posed.simulate,
+    )
+
+
 def mean_and_error(values) -> list[float]:
     return [float(np.mean(values)), float(np.std(values, ddof=1) / np.sqrt(len(values)))]
 
@@ -186,12 +287,18 @@ def main(s: Settings) -> None:
     if s.smoke:
         tiny: Any = {"hyperparameters": (5,), "optimizer_steps": 2, "grid_steps": 4, "samples": 64, "times": 1.0}
         tiny |= {"dimension": 50, "runs": 2, "check_dimension": 50, "check_runs": 16}
+        tiny |= {"experiments": ("08_robust",), "experiment_times": 0.1, "experiment_steps": 1}
         s = dataclasses.replace(s, out=s.out.with_name(s.out.name + "_smoke"), **tiny)
     cells = {f"{count} hyperparameters": {"count": count} for count in s.hyperparameters}
-    shared = {k: v for k, v in dataclasses.asdict(s).items() if k not in ("hyperparameters", "smoke", "out")}
+    own = ("hyperparameters", "experiments", "experiment_times", "experiment_seconds", "experiment_steps", "smoke", "out")
+    shared = {k: v for k, v in dataclasses.asdict(s).items() if k not in own}
     done = _sweep.run(cell, cells, s.out / "cells", shared)
     results = {c["count"]: done[name] for name, c in cells.items()}
-    _common.write_json(s.out / "result.json", {"settings": shared, "results": results})
+    limits: Any = {"times": s.experiment_times, "seconds": s.experiment_seconds, "optimizer_steps": s.experiment_steps}
+    named = {name: {"name": name} for name in s.experiments}
+    others = _sweep.run(experiment_cell, named, s.out / "cells", {**limits, "seed": s.seed})
+    settings = {"shared": shared, "experiments": limits}
+    _common.write_json(s.out / "result.json", {"settings": settings, "results": results, "experiments": others})
     draw(results, s.out / "figure.png")
     header = f"{'numbers':>7}  {'search':<7}{'trials':>7}{'seconds':>9}{'design':>8}{'ratio':>9}{'same risk':>11}"
     print(header + f"{'with compilation':>18}{'missing':>9}{'risk in SGD less that of the design':>38}")
@@ -207,6 +314,14 @@ def main(s: Settings) -> None:
                 f"{more + format(a['ratio'], '.1f'):>9}{same:>11}{more + format(a['ratio_with_compilation'], '.1f'):>18}"
                 f"{gap:>9.1%}{f'{mean:.4f} ± {error:.4f}':>38}"
             )
+    for name, a in others.items():
+        gap = (a["trace"][-1]["predicted"] - a["design"]) / (a["start"] - a["design"]) if a["trace"] else 1.0
+        more = "" if a["reached"] else ">"
+        print(
+            f"{name:<18}{a['hyperparameters']:>3} numbers: start {a['start']:.4f}, design {a['design']:.4f} in "
+            f"{a['design_seconds']:.1f} s, TPE {a['trials']} trials in {a['seconds']:.0f} s: {more}{a['ratio']:.1f} times, "
+            f"with compilation {more}{a['ratio_with_compilation']:.1f}; {gap:.0%} missing"
+        )
     for name, row in results[max(results)]["check"].items():
         mean, error = row["realized"]
         print(f"{name:<13} predicted {row['predicted']:.4f}, SGD {mean:.4f} ± {error:.4f} (d = {s.check_dimension})")

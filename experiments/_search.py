@@ -2,6 +2,7 @@
 
 import time
 import warnings
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -58,6 +59,7 @@ def search(
     width: float = 2.5,
     tolerance: float = 0.05,
     judge: dmftopt.Objective | None = None,
+    simulate: Callable[[Any, jax.Array], float] | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:
     """Search the same numbers that `designed` tuned by running SGD, for `seconds` or until the risk is that of the design.
@@ -66,7 +68,7 @@ def search(
       the start is its first trial. The objective of a trial is the measure's mean over `runs` runs of SGD in this dimension with
       the trial's own recipe of whole batch sizes. All trials have the same training sets and batches, so that no trial is merely
       lucky: an advantage for the search, at the price of what is peculiar to these few runs, which is why `dimension` and `runs`
-      should be the smallest that still lead to the right place.
+      should be the smallest that still lead to the right place. `simulate(protocol, key)` replaces these runs.
     - The incumbent is the best trial observed. Each is judged by `judge` (default `objective.finer()`, on random numbers of its
       own), with the clock stopped, and the search is over when one is within `tolerance` of the gain (start - design) from the
       design: the search itself would not know. The design's own time to the same value is `design_seconds_to_target`.
@@ -74,9 +76,6 @@ def search(
 
     JSON values. Where the target was not reached, `ratio` (search over design) is a lower bound, and `reached` is False.
     """
-    if len(objective.problems) != 1:
-        raise ValueError("search takes an objective of one problem.")
-    problem = objective.problems[0]
     start, best = flat(protocol), flat(designed.found.protocol)
     judge = objective.finer() if judge is None else judge
     key = jax.random.key(seed)
@@ -84,13 +83,19 @@ def search(
     def judged(point) -> float:
         return risk(judge, protocol_of(protocol, point), jax.random.key(seed + 1000))
 
-    def simulated(point) -> float:
-        try:
-            run = objective.run(protocol_of(protocol, point))
+    def sgd(protocol, key) -> float:
+        values = []
+        for which, problem in enumerate(objective.problems):
+            run = objective.run(protocol, which)
             recipe = run.recipe(dimension=dimension, delta=float(problem.delta))
             # Padded, which costs nothing, to few different lengths (512, 4096, ...): each is compiled anew.
             length = max(512, 8 ** int(np.ceil(np.log2(len(recipe)) / 3)))
-            value = realized(objective, run, recipe, runs, key, length=length)
+            values.append(realized(objective, run, recipe, runs, key, which=which, length=length))
+        return float(objective.combined(jnp.asarray(values)))
+
+    def simulated(point) -> float:
+        try:
+            value = (simulate or sgd)(protocol_of(protocol, point), key)
         except (FloatingPointError, ValueError):
             # Diverged, or too short for a recipe: worse than any.
             return float("inf")

@@ -110,6 +110,11 @@ class Objective(AbstractObjective):
         """The measure for each problem."""
         return self.values_of(self.prepare(protocol), key)
 
+    def combined(self, values: Float[Array, " problem"]) -> Float[Array, ""]:
+        """What is minimized, of the measures for each problem: predicted or simulated ones."""
+        values = self.weights * (values - self.offsets)
+        return jnp.max(values) if self.across == "worst" else jnp.mean(values)
+
     def prepare(self, protocol):
         inputs = []
         for which in range(len(self.problems)):
@@ -121,8 +126,7 @@ class Objective(AbstractObjective):
         return tuple(inputs)
 
     def evaluate(self, inputs, key):
-        values = self.weights * (self.values_of(inputs, key) - self.offsets)
-        return jnp.max(values) if self.across == "worst" else jnp.mean(values)
+        return self.combined(self.values_of(inputs, key))
 
     def explain(self, protocol, key):
         # Not in jit, where nothing could be raised.

@@ -1,7 +1,7 @@
 """Stochastic modified flows: the diffusions that follow SGD at a finite learning rate, simulated beside SGD itself.
 
-Gess, Kassing & Konarovskyi, "Stochastic modified flows, mean-field limits and dynamics of stochastic gradient descent", JMLR 2024,
-arXiv:2302.07125; Li, Tai & E, JMLR 2019, arXiv:1811.01558, for modified equations.
+Gess, Kassing & Konarovskyi, "Stochastic modified flows, mean-field limits and dynamics of stochastic gradient descent",
+JMLR 2024, arXiv:2302.07125; for modified equations Li, Tai & E, JMLR 2019, arXiv:1811.01558.
 """
 
 from ._dynamics import SGD as SGD

@@ -8,7 +8,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import lineax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from .._checks import without_derivative
 from ._model import AbstractModel
@@ -37,16 +37,22 @@ class SGD(AbstractDynamics):
     """x <- x + (eta / B) sum_{j in batch} v(x, xi_j), the batch drawn with replacement, the same for all points."""
 
     def advance(self, model, states, t0, t1, rates, key):
-        place = jnp.arange(rates.largest_batch, dtype=states.dtype)
         key = jax.random.fold_in(key, t0.astype(int))
-        drawn = jax.random.choice(key, model.probabilities.shape[0], place.shape, p=model.probabilities)
+        samples = model.probabilities.shape[0]
+        return self.moved(model, states, rates, jax.random.choice(key, samples, (rates.largest_batch,), p=model.probabilities))
+
+    def moved(
+        self, model: AbstractModel, states: Float[Array, "point ..."], rates: Rates, drawn: Int[Array, " largest_batch"]
+    ) -> Float[Array, "point ..."]:
+        """The states after a step with the first B of these samples."""
         batch = jax.tree.map(lambda leaf: leaf[drawn], model.data)
-        weights = jnp.where(place < rates.batch_size, rates.rate / rates.batch_size, 0.0)
+        taken = jnp.arange(drawn.shape[0], dtype=states.dtype) < rates.batch_size
+        weights = jnp.where(taken, rates.rate / rates.batch_size, 0.0)
         return jax.vmap(lambda x: x + model.force(x, batch, weights))(states)
 
 
 class AbstractFlow(AbstractDynamics):
-    """dX = [eta V - (eta²/2) (DV) V] ds + (eta / sqrt B) diffusion(X) dW with time s in SGD steps; order 1 leaves the eta² away."""
+    """dX = [eta V - (eta²/2) (DV) V] ds + (eta / sqrt B) diffusion(X) dW, time s in SGD steps; without the eta² at order 1."""
 
     order: eqx.AbstractVar[int]
 
@@ -85,7 +91,8 @@ class AbstractFlow(AbstractDynamics):
 
 
 class ModifiedFlow(AbstractFlow):
-    """Stochastic modified flow: noise sum_j sqrt(p_j) (v(X, xi_j) - V(X)) dB_j, one Brownian motion per sample, the same for all points:
+    """Stochastic modified flow: noise sum_j sqrt(p_j) (v(X, xi_j) - V(X)) dB_j, one Brownian motion per sample, the same for all
+    points:
 
         d<X^x, X^y> = (eta²/B) Cov(v(X^x, xi), v(X^y, xi)) ds.
 
@@ -107,7 +114,7 @@ class ModifiedFlow(AbstractFlow):
 
 
 class ModifiedEquation(AbstractFlow):
-    """Stochastic modified equation: noise Sigma(X)^{1/2} dB, Sigma = Cov v(X, xi), with as many Brownian motions as X has entries.
+    """Stochastic modified equation: noise Sigma(X)^{1/2} dB, Sigma = Cov v(X, xi), a Brownian motion for each entry of X.
 
     The law of one point is that of `ModifiedFlow`. Of several points it is not: their covariance
     Sigma(X^x)^{1/2} Sigma(X^y)^{1/2} is not that of SGD, an error of first order. Each step costs all samples' velocities and an

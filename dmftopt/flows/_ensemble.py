@@ -17,7 +17,7 @@ class Estimate(NamedTuple):
 
 
 class Ensemble(eqx.Module):
-    """`states` (run, time, point, ...) after `steps` (time,) SGD steps. Runs are independent, points of a run share their noise."""
+    """`states` (run, time, point, ...) after `steps` (time,) SGD steps. Runs are independent, points of a run share the noise."""
 
     steps: Int[Array, " time"]
     states: Float[Array, "run time point ..."]

@@ -17,8 +17,8 @@ class AbstractModel(eqx.Module):
     """Velocities v(state, xi), V = E v their mean over a finite data set: `data`, arrays whose first axis counts samples, with
     `probabilities` (sample,).
 
-    Of the law of xi flows see V and the covariance E[v(x, xi) v(y, xi)^T] only. Where v is a polynomial in xi, an infinite law has
-    both exactly in common with a finite data set: the nodes and weights of a quadrature rule of twice its degree.
+    Of the law of xi flows see V(x) and E[v(x, xi) v(y, xi)^T] only. Where v is a polynomial in xi, an infinite law has both
+    exactly in common with a finite data set: the nodes and weights of a quadrature rule for polynomials of twice its degree.
     """
 
     data: eqx.AbstractVar[Any]
@@ -70,13 +70,13 @@ class MeanField(AbstractModel):
     """Shallow networks and other interacting particles: each moves with velocity(theta, particles, sample), shaped like theta,
     where `particles`, (particle, ...), stands for their empirical measure mu. A state is all the particles.
 
-    For a network f(x) = (1/M) sum_i phi(theta_i, x) that is -l'(f(x), y) grad_theta phi(theta, x): gradient descent at M times the
-    rate. The second-order flow is the distribution-dependent one (Gess, Kassing & Konarovskyi, section 4), for which
+    For a network f(x) = (1/M) sum_i phi(theta_i, x) that is -l'(f(x), y) grad_theta phi(theta, x): gradient descent at M times
+    the rate. The second-order flow is the distribution-dependent one of Gess, Kassing & Konarovskyi, for which
 
         (DV) V (theta, mu) = d_theta V(theta, mu) V(theta, mu) + ∫ d_mu V(theta, mu)(u) V(u, mu) mu(du)
 
-    is the derivative of all the velocities along all of them. `frozen_measure` leaves the second term out, which costs the flow an
-    order; it is there to show that. V costs a velocity per particle and sample. `data` and `probabilities` as in `Model`.
+    is the derivative of all the velocities along all of them. `frozen_measure` leaves the second term out, which costs the flow
+    an order; it is there to show that. V costs a velocity per particle and sample. `data`, `probabilities`: as in `Model`.
     """
 
     velocity: Callable
@@ -122,9 +122,9 @@ def _check_data(data: Any, probabilities: Any) -> tuple[Any, Array]:
         raise ValueError(f"data must be arrays with the same first axis, the samples, at least one; got shapes {shapes}.")
     count = shapes[0][0]
     if probabilities is None:
-        return data, jnp.full(count, 1 / count)
+        return data, jnp.full(count, 1 / count, dtype=float)
     check_shape("probabilities", probabilities, ((count,),), "Give one per sample.")
     check_real("probabilities", probabilities, minimum=0.0)
-    if is_concrete(probabilities) and abs(np.sum(probabilities) - 1) > 1e-5:
-        raise ValueError(f"probabilities must sum to 1, got {np.sum(probabilities)}. Divide them by their sum.")
+    if is_concrete(probabilities) and abs(total := np.asarray(probabilities).sum() - 1) > 1e-5:
+        raise ValueError(f"probabilities must sum to 1, got {1 + total}. Divide them by their sum.")
     return data, jnp.asarray(probabilities, dtype=float)

@@ -31,19 +31,19 @@ def simulate(
 
     - `model`: `flows.Model(loss, data)` or `flows.MeanField(velocity, data)`.
     - `dynamics`: `flows.SGD()`, `flows.ModifiedFlow(order)` or `flows.ModifiedEquation(order)`.
-    - `learning_rate`, `batch_size`: numbers, or functions of the step n = 0, 1, ... as in optax; a `dmftopt` schedule s(t) is made one
-      by `dmftopt.schedules.to_optax(s, dimension)`. Flows hold both fixed over each SGD step, so that they follow any schedule
-      to second order, jumps included. Batches are drawn with replacement. For SGD batch sizes must be concrete whole numbers.
-    - `initial`: (point, ...), initial states; for `MeanField` each is an array of particles. All points of a run share its noise.
+    - `learning_rate`, `batch_size`: numbers, or functions of the step n = 0, 1, ... as in optax; a schedule of time t becomes one
+      by `dmftopt.schedules.to_optax(schedule, dimension)`. Flows hold both fixed over each SGD step, so that they follow any
+      schedule to second order, jumps included. Batches are drawn with replacement; those of SGD must be concrete whole numbers.
+    - `initial`: (point, ...), initial states; for `MeanField` each is an array of particles. All points of a run share the noise.
     - `records`: observe at so many equal intervals and at the start; or increasing step counts, from 0 to `steps`.
-    - `step_size`: of the flows' time steps, in SGD steps: a whole number, or one over a whole number. 1 keeps the second order in the
-      learning rate. Where one SGD step does little, as in high dimension d at rates of order one, a fraction of d will do (and steps
-      are cut short at records).
-    - `throw`: raise FloatingPointError (under `jit` equinox's runtime error) where a run became infinite or NaN. With False look at
-      `diverged` of what is returned.
+    - `step_size`: of the flows' time steps, in SGD steps: a whole number, or one over a whole number. 1 keeps the second order in
+      the learning rate. Where one SGD step does little, as in high dimension d at rates of order one, a fraction of d will do.
+      Steps are cut short at records.
+    - `throw`: raise FloatingPointError (under `jit` equinox's runtime error) where a run became infinite or NaN. With False look
+      at `diverged` of what is returned.
 
-    The same key gives the same answer, and flows of either order the same Brownian motions. A pure function: works under `jit`, `vmap`
-    and `grad`, in forward and in reverse mode.
+    The same key gives the same answer, and flows of either order the same Brownian motions. A pure function: works under `jit`,
+    `vmap` and `grad`, in forward and in reverse mode.
     """
     check_instance("model", model, AbstractModel, "Build it with dmftopt.flows.Model(loss, data).")
     check_instance("dynamics", dynamics, AbstractDynamics, "Take dmftopt.flows.SGD() or ModifiedFlow().")
@@ -106,18 +106,21 @@ def _checked(ensemble: Ensemble) -> Ensemble:
 
 
 def _per_step(name: str, value: Any, steps: int, minimum: float) -> Float[Array, " step"]:
-    values = jax.vmap(value)(jnp.arange(steps)) if callable(value) else value
-    check_real(name, values, minimum=minimum, cure="It must be so at every step.")
-    check_shape(name, values, ((steps,),) if callable(value) else ((),), "Give a number, or a function of the step.")
-    return jnp.broadcast_to(jnp.asarray(values, dtype=float), (steps,))
+    # Under jit too what is concrete is to remain so.
+    with jax.ensure_compile_time_eval():
+        values = jax.vmap(value)(jnp.arange(steps)) if callable(value) else value
+        check_real(name, values, minimum=minimum, cure="It must be so at every step.")
+        check_shape(name, values, ((steps,),) if callable(value) else ((),), "Give a number, or a function of the step.")
+        return jnp.broadcast_to(jnp.asarray(values, dtype=float), (steps,))
 
 
 def _largest_batch(batches: Float[Array, " step"]) -> int:
     if not is_concrete(batches):
         raise TypeError("batch_size fixes array sizes in SGD, so it cannot be traced. Only flows can be differentiated in it.")
-    if np.any(np.asarray(batches) % 1):
+    sizes = np.asarray(batches)
+    if np.any(sizes % 1):
         raise ValueError("batch_size must be whole at every step: of random sizes the law differs to second order. Round it.")
-    return int(np.max(batches))
+    return int(sizes.max())
 
 
 def _step_size(value: Any) -> tuple[int, int]:

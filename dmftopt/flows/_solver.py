@@ -9,10 +9,10 @@ class Splitting(diffrax.AbstractItoSolver):
     """Strang splitting of a drift and a small Itô noise: noise over half the step, the drift over all of it by the classical
     Runge-Kutta method, noise over the other half, the noise by Euler's method.
 
-    For `diffrax.MultiTerm(ODETerm, ControlTerm)` on an array, with fixed steps. With steps of one SGD step at learning rate eta, and
-    noise of variance eta per unit of time eta * steps, all its weak errors are of order eta³: those of the splitting and of Euler's
-    method eta (variance) times eta² (step²), those of Runge-Kutta's eta⁴. So it leaves the second order of a modified flow intact, which
-    Euler's or Heun's method (that is of Stratonovich's integral) would not.
+    For `diffrax.MultiTerm(ODETerm, ControlTerm)` on an array, with fixed steps. In time eta * steps a modified flow has noise of
+    generator eta A, and one SGD step is a time step of eta. Its weak error is then of order eta³, one below what it resolves: the
+    splitting's is eta² [D, [D, eta A]], Euler's method's eta (eta A)², Runge and Kutta's eta⁴. Euler's method for the drift would
+    have an error of order eta, and Heun's is for Stratonovich's integral.
     """
 
     term_structure: ClassVar = diffrax.MultiTerm[tuple[diffrax.ODETerm, diffrax.AbstractTerm]]

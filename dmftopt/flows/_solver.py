@@ -3,6 +3,8 @@
 from typing import ClassVar
 
 import diffrax
+import jax
+import jax.numpy as jnp
 
 
 class Splitting(diffrax.AbstractItoSolver):
@@ -35,15 +37,18 @@ class Splitting(diffrax.AbstractItoSolver):
         def kicked(y, start, end):
             return y + noise.vf_prod(start + (end - start) / 2, y, args, noise.contr(start, end))
 
-        def change(t, y):
-            return drift.vf_prod(t, y, args, drift.contr(t0, t1))
-
         y = kicked(y0, t0, middle)
-        k1 = change(t0, y)
-        k2 = change(middle, y + k1 / 2)
-        k3 = change(middle, y + k2 / 2)
-        k4 = change(t1, y + k3)
-        y1 = kicked(y + (k1 + 2 * k2 + 2 * k3 + k4) / 6, middle, t1)
+
+        # The four stages in a loop: compiled once.
+        def stage(state, coefficients):
+            change, total = state
+            at, weight = coefficients
+            change = drift.vf_prod(t0 + at * size, y + at * change, args, drift.contr(t0, t1))
+            return (change, total + weight * change), None
+
+        stages = jnp.array([0.0, 0.5, 0.5, 1.0], y.dtype), jnp.array([1.0, 2.0, 2.0, 1.0], y.dtype) / 6
+        (_, total), _ = jax.lax.scan(stage, (jnp.zeros_like(y), jnp.zeros_like(y)), stages)
+        y1 = kicked(y + total, middle, t1)
         return y1, None, {"y0": y0, "y1": y1}, None, diffrax.RESULTS.successful
 
     def func(self, terms, t0, y0, args):

@@ -72,11 +72,11 @@ def mean_field(frozen_measure: bool = False) -> Chain:
 def expectations(chain: Chain, dynamics: Any, schedules: Any, batch: int = 1, substeps: int = 1) -> np.ndarray:
     """E f of the chain for each of several lists of learning rates, one per SGD step, with batches of size `batch`."""
     rates = sorted({float(rate) for schedule in schedules for rate in schedule})
-    operators = dict(zip(rates, _operators(chain, dynamics, jnp.array(rates), batch, substeps), strict=True))
-    start = _basis(chain, jnp.array([chain.start]))[0]
+    operators = dict(zip(rates, np.asarray(_operators(chain, dynamics, jnp.array(rates), batch, substeps)), strict=True))
+    start = np.asarray(_basis(chain, jnp.array([chain.start])))[0]
 
     def of(schedule):
-        values = chain.observable(_nodes(chain.low, chain.high))
+        values = np.asarray(chain.observable(_nodes(chain.low, chain.high)))
         for rate in reversed(schedule):
             for _ in range(substeps):
                 values = operators[float(rate)] @ values
@@ -152,7 +152,6 @@ def _operators(chain: Chain, dynamics: Any, rates: jax.Array, batch: int, subste
             terms = dynamics.terms(model, lambda t0, t1: np.sqrt(size / 2) * directions @ halves[t0])
             return flows.Splitting().step(terms, 0.0, size, states, rates, None, False)[0]
 
-    @jax.jit
     def matrix(rate, nodes, weights):
         ones = jnp.ones_like(rate)
         at = flows.Rates(rate, rate**2, rate**2 / batch, batch * ones, batch)
@@ -163,4 +162,8 @@ def _operators(chain: Chain, dynamics: Any, rates: jax.Array, batch: int, subste
 
         return jax.lax.map(row, _nodes(chain.low, chain.high))
 
-    return jnp.stack([matrix(rate, jnp.asarray(nodes), jnp.asarray(weights)) for rate in rates])
+    @jax.jit
+    def matrices(rates, nodes, weights):
+        return jax.lax.map(lambda rate: matrix(rate, nodes, weights), rates)
+
+    return matrices(rates, jnp.asarray(nodes), jnp.asarray(weights))

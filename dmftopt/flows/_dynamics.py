@@ -16,13 +16,15 @@ from ._solver import Splitting
 
 
 class Rates(eqx.Module):
-    """Learning rate eta and batch size B within one time step: means over its SGD steps of eta, eta², eta² / B, and B."""
+    """Learning rate eta and batch size B within one time step: means over its SGD steps of eta, eta², eta² / B, and B.
+
+    `largest_batch`: of the run, for SGD only."""
 
     rate: Float[Array, "..."]
     square: Float[Array, "..."]
     noise: Float[Array, "..."]
     batch_size: Float[Array, "..."]
-    largest_batch: int | None = eqx.field(static=True)
+    largest_batch: int = eqx.field(static=True, default=1)
 
 
 class AbstractDynamics(eqx.Module):

@@ -61,7 +61,7 @@ def simulate(
     sgd = isinstance(dynamics, SGD)
     rates = _per_step("learning_rate", learning_rate, steps, 0.0)
     batches = _per_step("batch_size", batch_size, steps, 1.0)
-    largest = _largest_batch(batches) if sgd else None
+    largest = _largest_batch(batches) if sgd else 1
     spans, active, window = _spans(at, *((1, 1) if sgd else _step_size(step_size)))
     plan = (spans, active, _rates(rates, batches, window, largest))
     model, dynamics, initial, plan = numbers_to_arrays((model, dynamics, initial, plan))
@@ -145,7 +145,7 @@ def _spans(at: np.ndarray, numerator: int, denominator: int) -> tuple[Array, Arr
     return jnp.asarray(spans, dtype=float), jnp.asarray(spans[..., 1] > spans[..., 0]), window
 
 
-def _rates(rates: Float[Array, " step"], batches: Float[Array, " step"], window: np.ndarray, largest: int | None) -> Rates:
+def _rates(rates: Float[Array, " step"], batches: Float[Array, " step"], window: np.ndarray, largest: int) -> Rates:
     counted = jnp.asarray(window >= 0, dtype=rates.dtype)
     # Where nothing is covered nothing is computed, nor may it have a derivative of NaN.
     count = jnp.maximum(jnp.sum(counted, axis=-1), 1)

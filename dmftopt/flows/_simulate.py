@@ -37,7 +37,7 @@ def simulate(
     - `initial`: (point, ...), initial states; for `MeanField` each is an array of particles. All points of a run share the noise.
     - `records`: observe at so many equal intervals and at the start; or increasing step counts, from 0 to `steps`.
     - `step_size`: of the flows' time steps, in SGD steps: a whole number, or one over a whole number. 1 keeps the second order in
-      the learning rate. Where one SGD step does little, as in high dimension d at rates of order one, a fraction of d will do.
+      the learning rate. Where one SGD step does little, as in high dimension d at rates of order one, some fraction of d will do.
       Steps are cut short at records.
     - `throw`: raise FloatingPointError (under `jit` equinox's runtime error) where a run became infinite or NaN. With False look
       at `diverged` of what is returned.

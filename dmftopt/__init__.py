@@ -1,6 +1,7 @@
 """dmftopt: exact high-dimensional predictions of SGD's risk, fast and differentiable, to tune its hyperparameters."""
 
 from . import features as features
+from . import flows as flows
 from . import limits as limits
 from . import metrics as metrics
 from . import noise as noise

@@ -41,7 +41,7 @@ def check(solution, simulation):
     [
         (dmftopt.tasks.LeastSquares(0.3), four_groups(), GROUPED, DECAY),
         (dmftopt.tasks.Logistic("sign"), None, 1.0, constant(3.0)),
-        (dmftopt.tasks.Logistic("logistic"), None, 2.0, DECAY),
+        pytest.param(dmftopt.tasks.Logistic("logistic"), None, 2.0, DECAY, marks=pytest.mark.slow),
     ],
     ids=["ls-groups-decay", "sign-eta3", "logistic-decay"],
 )
@@ -62,7 +62,13 @@ def test_brownian_noise_is_stochastic_gradient_flow():
     check(solution, simulation)
 
 
-@pytest.mark.parametrize("law", [dmftopt.noise.NoNoise(), dmftopt.noise.Bernoulli(0.2)], ids=["full batch", "extensive batch"])
+@pytest.mark.parametrize(
+    "law",
+    [
+        pytest.param(dmftopt.noise.NoNoise(), marks=pytest.mark.slow, id="full batch"),
+        pytest.param(dmftopt.noise.Bernoulli(0.2), id="extensive batch"),
+    ],
+)
 def test_discrete_step_is_gradient_descent_with_a_finite_step(law):
     # Learning rate times step is 1 and the largest eigenvalue 4: far from continuous time, as the last line asserts.
     p, protocol = problem(features=four_groups(), teacher_scale=GROUPED), constant(2.0)

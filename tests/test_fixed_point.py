@@ -68,6 +68,7 @@ def test_causal_scheme_is_the_fixed_point(task, features, scale, law, protocol):
     assert ("train_error" in names) == isinstance(task, tasks.Logistic)
 
 
+@pytest.mark.slow
 def test_richardson_and_bias_use_the_same_randomness():
     # The Poisson counts of two steps add up to those of both; the normals of the field do so with other weights.
     grid = dmftopt.TimeGrid.uniform(2.0, 4)

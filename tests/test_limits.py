@@ -247,7 +247,9 @@ def test_stationary_is_the_end_of_gradient_flow():
         np.testing.assert_allclose(getattr(end, name)[0], getattr(flow, name)[-1], rtol=1e-6)
 
 
-@pytest.mark.parametrize("labels", ["sign", "flipped", "logistic"])
+@pytest.mark.parametrize(
+    "labels", ["sign", pytest.param("flipped", marks=pytest.mark.slow), pytest.param("logistic", marks=pytest.mark.slow)]
+)
 def test_stationary_is_the_minimizer_of_the_logistic_loss(labels):
     """Three data sets of 500 dimensions. Gate: 5 standard errors (2 degrees of freedom) plus 1%, for the bias of order 1/d."""
     p = grouped(dmftopt.tasks.Logistic(labels, 0.1 if labels == "flipped" else None))

@@ -63,7 +63,7 @@ def critical_phi(kind, epsilon, p, particles, low, high, halvings, patience, lea
     finest = (high - low) / 2**halvings
 
     def tried(phi: float) -> str:
-        rng = np.random.default_rng([seed, len(runs)])
+        rng = np.random.default_rng([*seed, len(runs)])
         runs[phi] = fate(Spheres.random(rng, particles, phi, skin(epsilon)), moves, rng, steps, doublings)
         return runs[phi]["fate"]
 

@@ -31,26 +31,28 @@ import _sweep
 plt.switch_backend("agg")
 MAIN = {"BRO": ("BRO", None), "pairwise SGD, p = 3/4": ("pairwise SGD", 0.75)}
 OTHERS = {
-    "BRO, non-reciprocal": ("BRO, non-reciprocal", None),
     "pairwise SGD, p = 1/2": ("pairwise SGD", 0.5),
     "particle-wise SGD, p = 3/4": ("particle-wise SGD", 0.75),
+    "BRO, non-reciprocal": ("BRO, non-reciprocal", None),
 }
 # Three-dimensional Manna (conserved directed percolation) class: Lubeck, Int. J. Mod. Phys. B 18, 3977 (2004).
 MANNA = {"decay": 0.745, "beta": 0.84}
 # Distances to phi_c at which stationary activity is measured, relative to phi_c.
-DISTANCES = (0.015, 0.15)
+DISTANCES = (0.01, 0.1)
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
     """SGD as an absorbing-state dynamics: critical packing fractions, exponents, flatness."""
 
-    epsilons: tuple[float, ...] = (0.2, 0.1, 0.05, 0.025, 0.0125)
+    epsilons: tuple[float, ...] = (0.1, 0.05, 0.025, 0.0125)
     """Step sizes: largest kicks of BRO, twice the mean kick of SGD; in diameters."""
     other_epsilons: tuple[float, ...] = (0.05, 0.025, 0.0125)
     """For the dynamics other than BRO and its match, pairwise SGD with p = 3/4."""
     particles: int = 2000
     seeds: int = 3
+    other_seeds: int = 2
+    """For the other dynamics, and where the number of particles and the patience are varied."""
     halvings: int = 8
     """Of the bracket 0.2 to 0.72 of phi_c."""
     patience: float = 100.0
@@ -60,14 +62,14 @@ class Settings:
     large_epsilon: float = 0.5
     """For the exponents."""
     decay_particles: int = 20000
-    decay_steps: int = 2000
+    decay_steps: int = 1000
     decay_phis: int = 5
     spacing: float = 0.0015
     """Between the packing fractions at which the decay is watched, around the estimate of phi_c."""
-    plateau_particles: int = 8000
+    plateau_particles: int = 5000
     plateau_steps: int = 1000
     plateau_phis: int = 8
-    flat_phis: tuple[float, ...] = (0.66, 0.69, 0.72, 0.75)
+    flat_phis: tuple[float, ...] = (0.66, 0.70, 0.75)
     flat_particles: int = 1000
     flat_steps: int = 10000
     """With p = 1; otherwise 1 / p times as many."""
@@ -108,43 +110,42 @@ def critical_row(found: list[dict]) -> dict[str, Any]:
     return row | {"undecided_runs": sum(f["undecided"] for f in found), "runs": sum(len(f["runs"]) for f in found)}
 
 
-def critical(s: Settings) -> tuple[dict[str, Any], dict[str, Any]]:
-    """phi_c of every dynamics and step size; and of BRO at one, with more and fewer particles and steps."""
-    names = {**MAIN, **OTHERS}
+def bisections(s: Settings, jobs: dict[str, dict[str, Any]], seeds: int) -> dict[str, Any]:
+    """Rows by the names of the jobs, each a dynamics and a step size."""
+    cells = {}
+    for name, job in jobs.items():
+        for seed in range(seeds):
+            # The same for all dynamics of one step size.
+            chosen = [s.seed + seed, round(1e6 * job["epsilon"])]
+            cells[f"critical, {name.replace('/', ' of ')}, seed={seed}"] = {**job, "seed": chosen}
+    fixed = {"what": "critical", "low": 0.2, "high": 0.72, "halvings": s.halvings, "least_steps": 500, "doublings": 3}
+    done = list(_sweep.run(cell, cells, s.out / "cells", fixed, s.cluster).values())
+    found = {name: done[seeds * i : seeds * (i + 1)] for i, name in enumerate(jobs)}
+    return {name: critical_row(f) | {"seen": [r for one in f for r in one["runs"]]} for name, f in found.items()}
+
+
+def critical(s: Settings, names: dict[str, tuple], epsilons: tuple[float, ...], seeds: int) -> dict[str, dict[str, Any]]:
+    """phi_c of every dynamics and step size."""
     base = {"particles": s.particles, "patience": s.patience}
-    jobs = {}
-    for name in names:
-        epsilons = (s.large_epsilon, *s.epsilons) if name in MAIN else s.other_epsilons
-        jobs |= {(name, e, ""): base | ({"particles": s.plateau_particles} if e == s.large_epsilon else {}) for e in epsilons}
+    jobs = {
+        f"{name}, epsilon={e:g}": {"kind": kind, "p": p, "epsilon": e, **base}
+        for e in epsilons
+        for name, (kind, p) in names.items()
+    }
+    done = bisections(s, jobs, seeds)
+    return {name: {f"{e:g}": done[f"{name}, epsilon={e:g}"] for e in epsilons} for name in names}
+
+
+def checks(s: Settings) -> dict[str, Any]:
+    """phi_c of BRO at one step size, with more and fewer particles and steps."""
     varied = {
         "particles / 4": {"particles": s.particles // 4},
         "particles x 4": {"particles": 4 * s.particles},
         "patience / 4": {"patience": s.patience / 4},
         "patience x 4": {"patience": 4 * s.patience},
     }
-    jobs |= {("BRO", s.checked, v): base | change for v, change in varied.items()}
-    # The quick ones first: what takes long are small steps.
-    order = sorted(jobs, key=lambda j: -j[1])
-    cells = {}
-    for name, epsilon, change in order:
-        kind, p = names[name]
-        for seed in range(s.seeds):
-            called = f"critical, {name.replace('/', ' of ')}, epsilon={epsilon:g}, {change.replace('/', 'over')}, seed={seed}"
-            # The same for all dynamics of one step size.
-            chosen = [s.seed + seed, round(1e6 * epsilon)]
-            cells[called] = {"kind": kind, "p": p, "epsilon": epsilon, "seed": chosen, **jobs[name, epsilon, change]}
-    fixed = {"what": "critical", "low": 0.2, "high": 0.72, "halvings": s.halvings, "least_steps": 500, "doublings": 3}
-    done = list(_sweep.run(cell, cells, s.out / "cells", fixed, s.cluster).values())
-    found = {job: done[s.seeds * i : s.seeds * (i + 1)] for i, job in enumerate(order)}
-    rows: dict[str, Any] = {name: {} for name in names}
-    checks: dict[str, Any] = {}
-    for (name, epsilon, change), seeds in sorted(found.items(), key=lambda f: -f[0][1]):
-        row = critical_row(seeds)
-        if change:
-            checks[change] = row
-        else:
-            rows[name][f"{epsilon:g}"] = row | {"seen": [r for f in seeds for r in f["runs"]]}
-    return rows, checks
+    base = {"kind": "BRO", "p": None, "epsilon": s.checked, "particles": s.particles, "patience": s.patience}
+    return bisections(s, {f"BRO, epsilon={s.checked:g}, {name}": base | change for name, change in varied.items()}, s.other_seeds)
 
 
 def limits(rows: dict[str, Any], s: Settings) -> dict[str, Any]:
@@ -181,7 +182,7 @@ def exponents(rows: dict[str, Any], s: Settings) -> dict[str, Any]:
         done = list(_sweep.run(cell, cells, s.out / "cells", fixed, s.cluster).values())
         decays = [dict(zip(around, done[seed :: s.seeds], strict=True)) for seed in range(s.seeds)]
         end = s.decay_steps
-        windows = [(a * end, b * end) for a, b in ((0.005, 0.1), (0.005, 1.0), (0.015, 0.3), (0.015, 1.0), (0.05, 1.0))]
+        windows = [(a * end, b * end) for a, b in ((0.01, 0.1), (0.01, 1.0), (0.03, 0.3), (0.03, 1.0), (0.1, 1.0))]
         by_window = []
         for window in windows:
             found = [measure.straightest(d, window) for d in decays]
@@ -376,14 +377,17 @@ def main(s: Settings) -> None:
         tiny |= {"decay_particles": 200, "decay_steps": 60, "decay_phis": 4, "spacing": 0.02, "plateau_particles": 200}
         tiny |= {"plateau_steps": 40, "plateau_phis": 4, "flat_phis": (0.7,), "flat_particles": 60, "flat_steps": 40}
         s = dataclasses.replace(s, out=s.out.with_name(s.out.name + "_smoke"), checked=0.1, **tiny)
-    rows, checks = critical(s)
+    rows = critical(s, MAIN, (s.large_epsilon, *s.epsilons), s.seeds)
+    measured = exponents(rows, s)
+    flat = flatness(s)
+    rows |= critical(s, OTHERS, s.other_epsilons, s.other_seeds)
     result: dict[str, Any] = {
         "settings": {k: v for k, v in dataclasses.asdict(s).items() if k not in ("cluster", "out")},
         "critical": rows,
-        "checks": checks,
+        "checks": checks(s),
         "limits": limits(rows, s),
-        "flatness": flatness(s),
-        "exponents": exponents(rows, s),
+        "flatness": flat,
+        "exponents": measured,
     }
     _common.write_json(s.out / "result.json", result)
     draw(result, s, s.out / "figure.png")
@@ -394,7 +398,8 @@ def main(s: Settings) -> None:
             print(f" {r['undecided_runs']} of {r['runs']} runs undecided)")
         for form, fit in result["limits"][name].items():
             print(f"  zero step, {form}: {fit['phi_0']:.4f} ± {fit['standard_error']:.4f} (chi2 {fit['chi2_per_degree']:.1f})")
-    print(f"\nBRO, epsilon {s.checked:g}: " + "; ".join(f"{c}: {number(r)}" for c, r in checks.items()))
+    for name, r in result["checks"].items():
+        print(f"{name}: phi_c = {number(r)}, {r['undecided_runs']} of {r['runs']} runs undecided")
     for name, found in result["exponents"].items():
         print(f"\n{name}, epsilon {s.large_epsilon:g}", found.get("failed", ""))
         for w in found.get("decay", []):

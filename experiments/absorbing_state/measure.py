@@ -177,6 +177,8 @@ def extrapolated(epsilon, phi, error, power: float | None) -> dict[str, Any]:
     if len(phi) <= len(start):
         raise ValueError(f"{len(phi)} step sizes cannot determine {len(start)} parameters: take more of them.")
     best, covariance = curve_fit(model, epsilon, phi, start, sigma=error, absolute_sigma=True)
+    if not np.isfinite(covariance).all():
+        raise ValueError(f"These step sizes do not determine {len(start)} parameters: take more of them, or fix the power.")
     chi2 = float((((phi - model(epsilon, *best)) / error) ** 2).sum() / (len(phi) - len(best)))
     return {
         "phi_0": best[0],

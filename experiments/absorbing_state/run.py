@@ -56,7 +56,9 @@ class Settings:
     halvings: int = 8
     """Of the bracket 0.2 to 0.72 of phi_c."""
     patience: float = 100.0
-    """Runs are first looked at after patience / epsilon steps (at least 500), and given up after 8 times as many."""
+    """Runs are first looked at after patience / epsilon steps, and given up after 8 times as many."""
+    least_steps: int = 500
+    """Before the first look."""
     checked: float = 0.05
     """Step size at which the number of particles and the patience are varied."""
     large_epsilon: float = 0.5
@@ -118,7 +120,7 @@ def bisections(s: Settings, jobs: dict[str, dict[str, Any]], seeds: int) -> dict
             # The same for all dynamics of one step size.
             chosen = [s.seed + seed, round(1e6 * job["epsilon"])]
             cells[f"critical, {name.replace('/', ' of ')}, seed={seed}"] = {**job, "seed": chosen}
-    fixed = {"what": "critical", "low": 0.2, "high": 0.72, "halvings": s.halvings, "least_steps": 500, "doublings": 3}
+    fixed = {"what": "critical", "low": 0.2, "high": 0.72, "halvings": s.halvings, "least_steps": s.least_steps, "doublings": 3}
     done = list(_sweep.run(cell, cells, s.out / "cells", fixed, s.cluster).values())
     found = {name: done[seeds * i : seeds * (i + 1)] for i, name in enumerate(jobs)}
     return {name: critical_row(f) | {"seen": [r for one in f for r in one["runs"]]} for name, f in found.items()}
@@ -158,7 +160,10 @@ def limits(rows: dict[str, Any], s: Settings) -> dict[str, Any]:
             used = [k for k in known if k[0] <= largest]
             if len(used) > (2 if power else 3):
                 epsilon, phi, error = zip(*used, strict=True)
-                result[name][form] = measure.extrapolated(epsilon, phi, error, power) | {"step_sizes": [k[0] for k in used]}
+                try:
+                    result[name][form] = measure.extrapolated(epsilon, phi, error, power) | {"step_sizes": epsilon}
+                except (RuntimeError, ValueError) as failed:
+                    result[name][form] = {"failed": str(failed)}
     return result
 
 
@@ -288,6 +293,8 @@ def draw(result: dict[str, Any], s: Settings, path: Path) -> None:
         x, y, error = zip(*known, strict=True)
         zero.errorbar(x, y, error, fmt=marker, ms=6, mfc="none", color=color, capsize=2, label=name)
         for form, fit in result["limits"][name].items():
+            if "failed" in fit:
+                continue
             k = fit["parameters"][2] if len(fit["parameters"]) > 2 else 1.0
             e = np.linspace(0, max(fit["step_sizes"]), 200)
             zero.plot(e, fit["phi_0"] - fit["parameters"][1] * e**k, "--" if "line" in form else "-", color=color, lw=1)
@@ -372,6 +379,7 @@ def main(s: Settings) -> None:
             "particles": 400,
             "seeds": 2,
             "halvings": 4,
+            "least_steps": 40,
             "patience": 2.0,
         }
         tiny |= {"decay_particles": 200, "decay_steps": 60, "decay_phis": 4, "spacing": 0.02, "plateau_particles": 200}
@@ -397,7 +405,12 @@ def main(s: Settings) -> None:
             print(f"  epsilon {epsilon:>8}: phi_c = {number(r)} ({r['seeds']} of {r['of']} seeds,", end="")
             print(f" {r['undecided_runs']} of {r['runs']} runs undecided)")
         for form, fit in result["limits"][name].items():
-            print(f"  zero step, {form}: {fit['phi_0']:.4f} ± {fit['standard_error']:.4f} (chi2 {fit['chi2_per_degree']:.1f})")
+            if "failed" in fit:
+                print(f"  zero step, {form}: {fit['failed']}")
+            else:
+                print(
+                    f"  zero step, {form}: {fit['phi_0']:.4f} ± {fit['standard_error']:.4f} (chi2 {fit['chi2_per_degree']:.1f})"
+                )
     for name, r in result["checks"].items():
         print(f"{name}: phi_c = {number(r)}, {r['undecided_runs']} of {r['runs']} runs undecided")
     for name, found in result["exponents"].items():

@@ -33,7 +33,6 @@ MAIN = {"BRO": ("BRO", None), "pairwise SGD, p = 3/4": ("pairwise SGD", 0.75)}
 OTHERS = {
     "pairwise SGD, p = 1/2": ("pairwise SGD", 0.5),
     "particle-wise SGD, p = 3/4": ("particle-wise SGD", 0.75),
-    "BRO, non-reciprocal": ("BRO, non-reciprocal", None),
 }
 # Three-dimensional Manna (conserved directed percolation) class: Lubeck, Int. J. Mod. Phys. B 18, 3977 (2004).
 MANNA = {"decay": 0.745, "beta": 0.84}
@@ -51,8 +50,9 @@ class Settings:
     """For the dynamics other than BRO and its match, pairwise SGD with p = 3/4."""
     particles: int = 2000
     seeds: int = 3
-    other_seeds: int = 2
-    """For the other dynamics, and where the number of particles and the patience are varied."""
+    """Of exponents and flatness."""
+    bisections: int = 2
+    """Seeds of each critical packing fraction."""
     halvings: int = 8
     """Of the bracket 0.2 to 0.72 of phi_c."""
     patience: float = 100.0
@@ -70,7 +70,7 @@ class Settings:
     """Between the packing fractions at which the decay is watched, around the estimate of phi_c."""
     plateau_particles: int = 5000
     plateau_steps: int = 1000
-    plateau_phis: int = 8
+    plateau_phis: int = 6
     flat_phis: tuple[float, ...] = (0.66, 0.70, 0.75)
     flat_particles: int = 1000
     flat_steps: int = 10000
@@ -112,21 +112,21 @@ def critical_row(found: list[dict]) -> dict[str, Any]:
     return row | {"undecided_runs": sum(f["undecided"] for f in found), "runs": sum(len(f["runs"]) for f in found)}
 
 
-def bisections(s: Settings, jobs: dict[str, dict[str, Any]], seeds: int) -> dict[str, Any]:
+def bisections(s: Settings, jobs: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """Rows by the names of the jobs, each a dynamics and a step size."""
     cells = {}
     for name, job in jobs.items():
-        for seed in range(seeds):
+        for seed in range(s.bisections):
             # The same for all dynamics of one step size.
             chosen = [s.seed + seed, round(1e6 * job["epsilon"])]
             cells[f"critical, {name.replace('/', ' of ')}, seed={seed}"] = {**job, "seed": chosen}
     fixed = {"what": "critical", "low": 0.2, "high": 0.72, "halvings": s.halvings, "least_steps": s.least_steps, "doublings": 3}
     done = list(_sweep.run(cell, cells, s.out / "cells", fixed, s.cluster).values())
-    found = {name: done[seeds * i : seeds * (i + 1)] for i, name in enumerate(jobs)}
+    found = {name: done[s.bisections * i : s.bisections * (i + 1)] for i, name in enumerate(jobs)}
     return {name: critical_row(f) | {"seen": [r for one in f for r in one["runs"]]} for name, f in found.items()}
 
 
-def critical(s: Settings, names: dict[str, tuple], epsilons: tuple[float, ...], seeds: int) -> dict[str, dict[str, Any]]:
+def critical(s: Settings, names: dict[str, tuple], epsilons: tuple[float, ...]) -> dict[str, dict[str, Any]]:
     """phi_c of every dynamics and step size."""
     base = {"particles": s.particles, "patience": s.patience}
     jobs = {
@@ -134,7 +134,7 @@ def critical(s: Settings, names: dict[str, tuple], epsilons: tuple[float, ...], 
         for e in epsilons
         for name, (kind, p) in names.items()
     }
-    done = bisections(s, jobs, seeds)
+    done = bisections(s, jobs)
     return {name: {f"{e:g}": done[f"{name}, epsilon={e:g}"] for e in epsilons} for name in names}
 
 
@@ -147,7 +147,7 @@ def checks(s: Settings) -> dict[str, Any]:
         "patience x 4": {"patience": 4 * s.patience},
     }
     base = {"kind": "BRO", "p": None, "epsilon": s.checked, "particles": s.particles, "patience": s.patience}
-    return bisections(s, {f"BRO, epsilon={s.checked:g}, {name}": base | change for name, change in varied.items()}, s.other_seeds)
+    return bisections(s, {f"BRO, epsilon={s.checked:g}, {name}": base | change for name, change in varied.items()})
 
 
 def limits(rows: dict[str, Any], s: Settings) -> dict[str, Any]:
@@ -277,14 +277,14 @@ def draw(result: dict[str, Any], s: Settings, path: Path) -> None:
     colors = dmftopt.plot.COLORS
     for (name, rows), marker in zip(((n, result["critical"][n]) for n in MAIN), "os", strict=True):
         for k, (epsilon, row) in enumerate(rows.items()):
-            seen = sorted((r["phi"], r["activity"]) for r in row["seen"] if r["fate"] != "undecided")
-            if seen:
-                x, y = zip(*seen, strict=True)
-                label = rf"$\epsilon$ = {epsilon}" if name == "BRO" else None
-                style: Any = {"color": plt.get_cmap("viridis")(0.95 * k / max(1, len(rows) - 1)), "label": label}
-                by_phi.plot(x, y, marker, ms=5, mfc="none", **style)
+            color = plt.get_cmap("viridis")(0.95 * k / max(1, len(rows) - 1))
+            for fates, form in ((("absorbed", "stationary"), marker), (("undecided",), "x")):
+                seen = [(r["phi"], r["activity"]) for r in row["seen"] if r["fate"] in fates]
+                label = rf"$\epsilon$ = {epsilon}" if name == "BRO" and form != "x" else None
+                x, y = zip(*seen, strict=True) if seen else ((), ())
+                by_phi.plot(x, y, form, ms=5, mfc="none", color=color, label=label)
     by_phi.set(xlabel=r"packing fraction $\phi$", ylabel="activity (0: absorbed)", title="runs of the bisections")
-    by_phi.legend(frameon=False, fontsize=9, title="circles: BRO\nsquares: SGD, p = 3/4")
+    by_phi.legend(frameon=False, fontsize=9, title="circles: BRO\nsquares: SGD, p = 3/4\ncrosses: undecided")
 
     for (name, rows), color, marker in zip(result["critical"].items(), colors, "osv^D", strict=False):
         known = [(float(e), r["mean"], r["error"]) for e, r in rows.items() if r["seeds"] and float(e) != s.large_epsilon]
@@ -346,7 +346,8 @@ def draw(result: dict[str, Any], s: Settings, path: Path) -> None:
     windows.hlines(MANNA["decay"], -0.4, 4.6, color="k", ls=":", label="Manna")
     windows.hlines(MANNA["beta"], 5.2, 8.0, color="k", ls=":")
     windows.set(ylabel="exponent", title="decay in windows of time; beta in windows of $\\phi - \\phi_c$")
-    windows.legend(frameon=False)
+    windows.set_ylim(0, 1.25)
+    windows.legend(frameon=False, loc="lower right")
 
     deviation = f"{DEVIATIONS[0]:g}"
     for p, color, marker in zip(P, colors, "osv^", strict=False):
@@ -385,10 +386,11 @@ def main(s: Settings) -> None:
         tiny |= {"decay_particles": 200, "decay_steps": 60, "decay_phis": 4, "spacing": 0.02, "plateau_particles": 200}
         tiny |= {"plateau_steps": 40, "plateau_phis": 4, "flat_phis": (0.7,), "flat_particles": 60, "flat_steps": 40}
         s = dataclasses.replace(s, out=s.out.with_name(s.out.name + "_smoke"), checked=0.1, **tiny)
-    rows = critical(s, MAIN, (s.large_epsilon, *s.epsilons), s.seeds)
+    rows = critical(s, MAIN, (s.large_epsilon, *s.epsilons))
     measured = exponents(rows, s)
     flat = flatness(s)
-    rows |= critical(s, OTHERS, s.other_epsilons, s.other_seeds)
+    for name, other in OTHERS.items():
+        rows |= critical(s, {name: other}, s.other_epsilons)
     result: dict[str, Any] = {
         "settings": {k: v for k, v in dataclasses.asdict(s).items() if k not in ("cluster", "out")},
         "critical": rows,

@@ -199,8 +199,9 @@ def exponents(rows: dict[str, Any], s: Settings) -> dict[str, Any]:
                 }
             )
         known = [w for w in by_window if w["phi"]["mean"] is not None]
-        # The window with the most decades.
-        phi_c = next((w["phi"] for w in known if w["window"] == windows[1]), known[0]["phi"] if known else None)
+        # The longest window without the first steps, in which activity falls slowly at any phi: random positions are far from what
+        # the dynamics makes of them.
+        phi_c = next((w["phi"] for w in known if w["window"] == windows[3]), known[0]["phi"] if known else None)
         result: dict[str, Any] = {"estimate": estimate, "phi_c": phi_c, "decay": by_window, "decays": decays}
         results[name] = result
         if phi_c is None:

@@ -191,6 +191,7 @@ def test_estimators_on_known_answers():
     assert measure.straightest(decays, (10, 1000)) is None
     x = np.array([0.01, 0.02, 0.05])
     assert measure.order_exponent(x, 3 * x**0.84) == pytest.approx(0.84)
+    assert measure.order_fit(0.3 + x, 3 * x**0.84) == pytest.approx({"phi_c": 0.3, "beta": 0.84}, rel=1e-3)
     e = np.array([0.2, 0.1, 0.05, 0.025, 0.0125])
     fit = measure.extrapolated(e, 0.64 - 0.7 * e**0.9, np.full(5, 1e-3), None)
     assert fit["parameters"] == pytest.approx([0.64, 0.7, 0.9], rel=1e-5) and fit["phi_0"] == fit["parameters"][0]

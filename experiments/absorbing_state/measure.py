@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 from dynamics import BRO, Dynamics, PairwiseSGD, ParticlewiseSGD, Spheres, matched, run
-from scipy.optimize import curve_fit
+from scipy.optimize import curve_fit, minimize_scalar
 
 # Activity whose mean over the second half of a run is this much of its mean over the second quarter is called stationary. At
 # criticality in the Manna class, where activity decays like time^-0.745, it is 2^-0.745 = 0.6.
@@ -164,6 +164,17 @@ def straightest(decays: dict[float, dict], window: tuple[float, float]) -> dict[
 def order_exponent(distance, activity) -> float:
     """beta of activity ~ (phi - phi_c)^beta by least squares in logarithms."""
     return line(np.log(distance), np.log(activity))[0]
+
+
+def order_fit(phi, activity) -> dict[str, float]:
+    """phi_c, of the interval below the first phi that is as long as that of all, and beta: the straightest line in logarithms."""
+
+    def off(critical: float) -> float:
+        return float(np.polyfit(np.log(phi - critical), np.log(activity), 1, full=True)[1].sum())
+
+    first, length = phi.min(), np.ptp(phi)
+    best = minimize_scalar(off, bounds=(first - length, first - 1e-6 * length), method="bounded").x
+    return {"phi_c": float(best), "beta": order_exponent(phi - best, activity)}
 
 
 def extrapolated(epsilon, phi, error, power: float | None) -> dict[str, Any]:

@@ -14,6 +14,7 @@ Writes results/absorbing_state/{figure.png,result.json}, and cells/: a second ca
 
 import dataclasses
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -141,10 +142,10 @@ def critical(s: Settings, names: dict[str, tuple], epsilons: tuple[float, ...]) 
 def checks(s: Settings) -> dict[str, Any]:
     """phi_c of BRO at one step size, with more and fewer particles and steps."""
     varied = {
-        "particles / 4": {"particles": s.particles // 4},
-        "particles x 4": {"particles": 4 * s.particles},
-        "patience / 4": {"patience": s.patience / 4},
-        "patience x 4": {"patience": 4 * s.patience},
+        "a quarter of the particles": {"particles": s.particles // 4},
+        "4 times the particles": {"particles": 4 * s.particles},
+        "a quarter of the patience": {"patience": s.patience / 4},
+        "4 times the patience": {"patience": 4 * s.patience},
     }
     base = {"kind": "BRO", "p": None, "epsilon": s.checked, "particles": s.particles, "patience": s.patience}
     return bisections(s, {f"BRO, epsilon={s.checked:g}, {name}": base | change for name, change in varied.items()})
@@ -171,78 +172,80 @@ def exponents(rows: dict[str, Any], s: Settings) -> dict[str, Any]:
     """At the large step: phi_c from the straightest decay, the decay's exponent and beta, in several windows, over seeds."""
     results: dict[str, Any] = {}
     for name, (kind, p) in MAIN.items():
+        called, same = name.replace("/", " of "), {"kind": kind, "p": p, "epsilon": s.large_epsilon}
         estimate = rows[name][f"{s.large_epsilon:g}"]["mean"]
         if estimate is None:
             results[name] = {"failed": "no bisection at the large step was bracketed"}
             continue
-        around = [round(estimate + s.spacing * (k - (s.decay_phis - 1) / 2), 5) for k in range(s.decay_phis)]
-        same = {"kind": kind, "p": p, "epsilon": s.large_epsilon}
-        called = name.replace("/", " of ")
-        cells = {
-            f"decay, {called}, phi={phi:g}, seed={seed}": {**same, "phi": phi, "seed": [s.seed + seed, 1, k]}
-            for k, phi in enumerate(around)
-            for seed in range(s.seeds)
-        }
-        fixed = {"what": "decay", "particles": s.decay_particles, "steps": s.decay_steps}
-        done = list(_sweep.run(cell, cells, s.out / "cells", fixed, s.cluster).values())
-        decays = [dict(zip(around, done[seed :: s.seeds], strict=True)) for seed in range(s.seeds)]
-        end = s.decay_steps
-        windows = [(a * end, b * end) for a, b in ((0.01, 0.1), (0.01, 1.0), (0.03, 0.3), (0.03, 1.0), (0.1, 1.0))]
-        by_window = []
-        for window in windows:
-            found = [measure.straightest(d, window) for d in decays]
-            by_window.append(
-                {
-                    "window": window,
-                    "phi": mean_and_error([f and f["phi"] for f in found]),
-                    "exponent": mean_and_error([f and f["exponent"] for f in found]),
-                }
-            )
-        known = [w for w in by_window if w["phi"]["mean"] is not None]
-        # The longest window without the first steps, in which activity falls slowly at any phi: random positions are far from what
-        # the dynamics makes of them.
-        phi_c = next((w["phi"] for w in known if w["window"] == windows[3]), known[0]["phi"] if known else None)
-        result: dict[str, Any] = {"estimate": estimate, "phi_c": phi_c, "decay": by_window, "decays": decays}
-        results[name] = result
-        if phi_c is None:
-            result["failed"] = "the decay is straight at none of the packing fractions, or in too few runs"
-            continue
-        far = (phi_c["mean"] * np.geomspace(*DISTANCES, s.plateau_phis)).tolist()
-        cells = {
-            f"plateau, {called}, phi={phi_c['mean'] + d:.5f}, seed={seed}": {
-                **same,
-                "phi": round(phi_c["mean"] + d, 5),
-                "seed": [s.seed + seed, 2, k],
-            }
-            for k, d in enumerate(far)
-            for seed in range(s.seeds)
-        }
-        fixed = {"what": "plateau", "particles": s.plateau_particles, "steps": s.plateau_steps}
-        done = list(_sweep.run(cell, cells, s.out / "cells", fixed, s.cluster).values())
-        phi = [c["phi"] for c in list(cells.values())[:: s.seeds]]
-        result["plateaus"] = [
-            {
-                "phi": x,
-                **{k: mean_and_error([d[k] for d in done[s.seeds * i : s.seeds * (i + 1)]]) for k in ("activity", "earlier")},
-            }
-            for i, x in enumerate(phi)
-        ]
-        uncertain = phi_c["standard_error"] or s.spacing
-        result["beta"] = []
-        for a, b in ((0, s.plateau_phis), (0, s.plateau_phis // 2 + 1), (s.plateau_phis // 2 - 1, s.plateau_phis)):
-            at: dict[float, dict] = {}
-            for shift in (-uncertain, 0.0, uncertain):
-                values = []
-                for seed in range(s.seeds):
-                    points = [(x, done[s.seeds * i + seed]["activity"]) for i, x in list(enumerate(phi))[a:b]]
-                    points = [(x - phi_c["mean"] - shift, y) for x, y in points if y and x > phi_c["mean"] + shift]
-                    values.append(measure.order_exponent(*zip(*points, strict=True)) if len(points) > 2 else None)
-                at[shift] = mean_and_error(values)
-            ends = [at[-uncertain]["mean"], at[uncertain]["mean"]]
-            from_phi_c = abs(ends[0] - ends[1]) / 2 if None not in ends else None
-            window = [phi[a] - phi_c["mean"], phi[b - 1] - phi_c["mean"]]
-            result["beta"].append({"window": window, "beta": at[0.0], "error_from_phi_c": from_phi_c})
+        results[name] = decays(s, called, same, estimate)
+        if results[name]["phi_c"] is None:
+            results[name]["failed"] = "the decay is straight at none of the packing fractions, or in too few runs"
+        else:
+            results[name] |= order(s, called, same, results[name]["phi_c"])
     return results
+
+
+def decays(s: Settings, called: str, same: dict[str, Any], estimate: float) -> dict[str, Any]:
+    around = [round(estimate + s.spacing * (k - (s.decay_phis - 1) / 2), 5) for k in range(s.decay_phis)]
+    cells = {
+        f"decay, {called}, phi={phi:g}, seed={seed}": {**same, "phi": phi, "seed": [s.seed + seed, 1, k]}
+        for k, phi in enumerate(around)
+        for seed in range(s.seeds)
+    }
+    fixed = {"what": "decay", "particles": s.decay_particles, "steps": s.decay_steps}
+    done = list(_sweep.run(cell, cells, s.out / "cells", fixed, s.cluster).values())
+    by_seed = [dict(zip(around, done[seed :: s.seeds], strict=True)) for seed in range(s.seeds)]
+    by_window = []
+    for part in ((0.01, 0.1), (0.01, 1.0), (0.03, 0.3), (0.03, 1.0), (0.1, 1.0)):
+        window = (part[0] * s.decay_steps, part[1] * s.decay_steps)
+        found = [measure.straightest(d, window) for d in by_seed]
+        values = {k: mean_and_error([f and f[k] for f in found]) for k in ("phi", "exponent")}
+        by_window.append({"window": window, **values})
+    # Not of the first steps, in which activity falls slowly at any phi: random positions are far from what comes of them.
+    known = [w["phi"] for w in (by_window[3], *by_window) if w["phi"]["mean"] is not None]
+    return {"estimate": estimate, "phi_c": known[0] if known else None, "decay": by_window, "decays": by_seed}
+
+
+def order(s: Settings, called: str, same: dict[str, Any], phi_c: dict[str, Any]) -> dict[str, Any]:
+    critical = phi_c["mean"]
+    above = [critical + d for d in critical * np.geomspace(*DISTANCES, s.plateau_phis)]
+    cells = {
+        f"plateau, {called}, phi={phi:.5f}, seed={seed}": {**same, "phi": round(phi, 5), "seed": [s.seed + seed, 2, k]}
+        for k, phi in enumerate(above)
+        for seed in range(s.seeds)
+    }
+    fixed = {"what": "plateau", "particles": s.plateau_particles, "steps": s.plateau_steps}
+    done = list(_sweep.run(cell, cells, s.out / "cells", fixed, s.cluster).values())
+    rows = [done[s.seeds * k : s.seeds * (k + 1)] for k in range(len(above))]
+    phi = np.round(above, 5)
+
+    def by_seed(fit: Callable[..., float], part: slice) -> dict[str, Any]:
+        """Of the plateaus that are there, of each seed."""
+        values = []
+        for seed in range(s.seeds):
+            there = [(x, row[seed]["activity"]) for x, row in zip(phi[part], rows[part], strict=True) if row[seed]["activity"]]
+            values.append(fit(*np.array(there).T) if len(there) > 2 else None)
+        return mean_and_error(values)
+
+    uncertain = phi_c["standard_error"] or s.spacing
+    middle, betas = s.plateau_phis // 2, []
+    for part in (slice(None), slice(middle + 1), slice(middle - 1, None)):
+
+        def beta(shift: float, part: slice = part) -> dict[str, Any]:
+            return by_seed(lambda x, y: measure.order_exponent(x - critical - shift, y), part)
+
+        # Not so far that the first distance vanishes.
+        shift = min(uncertain, 0.9 * (phi[part][0] - critical))
+        low, high = beta(-shift)["mean"], beta(shift)["mean"]
+        from_phi_c = None if low is None or high is None else abs(low - high) / 2
+        window = (phi[part] - critical)[[0, -1]].tolist()
+        betas.append({"window": window, "beta": beta(0.0), "error_from_phi_c": from_phi_c})
+    plateaus = [
+        {"phi": float(x), **{k: mean_and_error([r[k] for r in row]) for k in ("activity", "earlier")}}
+        for x, row in zip(phi, rows, strict=True)
+    ]
+    free = {k: by_seed(lambda x, y, k=k: measure.order_fit(x, y)[k], slice(None)) for k in ("phi_c", "beta")}
+    return {"plateaus": plateaus, "beta": betas, "beta_with_phi_c_fitted": free}
 
 
 def flatness(s: Settings) -> list[dict[str, Any]]:
@@ -423,9 +426,11 @@ def main(s: Settings) -> None:
                 f"  {w['window'][0]:.0f} to {w['window'][1]:.0f} steps: {number(w['exponent'], 3)}, phi_c = {number(w['phi'], 5)}"
             )
         for w in found.get("beta", []):
-            print(
-                f"  beta, {w['window'][0]:.4f} to {w['window'][1]:.4f}: {number(w['beta'], 3)}, phi_c: ± {w['error_from_phi_c']}"
-            )
+            print(f"  beta, {w['window'][0]:.4f} to {w['window'][1]:.4f}: {number(w['beta'], 3)}", end="")
+            print(f" (and ± {w['error_from_phi_c']:.3f} from phi_c)" if w["error_from_phi_c"] is not None else "")
+        if "beta_with_phi_c_fitted" in found:
+            free = found["beta_with_phi_c_fitted"]
+            print(f"  beta with phi_c fitted: {number(free['beta'], 3)}, phi_c = {number(free['phi_c'], 5)}")
     print("\nmean energy increase per particle under perturbations of", ", ".join(f"{d:g}" for d in DEVIATIONS), "diameters")
     for r in result["flatness"]:
         print(

@@ -288,7 +288,8 @@ def draw(result: dict[str, Any], s: Settings, path: Path) -> None:
                 x, y = zip(*seen, strict=True) if seen else ((), ())
                 by_phi.plot(x, y, form, ms=5, mfc="none", color=color, label=label)
     by_phi.set(xlabel=r"packing fraction $\phi$", ylabel="activity (0: absorbed)", title="runs of the bisections")
-    by_phi.legend(frameon=False, fontsize=9, title="circles: BRO\nsquares: SGD, p = 3/4\ncrosses: undecided")
+    by_phi.set_xlim(0.05, 0.7)
+    by_phi.legend(frameon=False, fontsize=9, loc="upper left", title="circles: BRO\nsquares: SGD, p = 3/4\ncrosses: undecided")
 
     for (name, rows), color, marker in zip(result["critical"].items(), colors, "osv^D", strict=False):
         known = [(float(e), r["mean"], r["error"]) for e, r in rows.items() if r["seeds"] and float(e) != s.large_epsilon]
@@ -329,6 +330,9 @@ def draw(result: dict[str, Any], s: Settings, path: Path) -> None:
                 windows.errorbar(at, w["beta"]["mean"], error, fmt=marker, ms=6, mfc="none", color=color, capsize=2)
     order.set(xscale="log", yscale="log", xlabel=r"$\phi - \phi_c$", ylabel="stationary activity")
     order.set_title(rf"above criticality, $\epsilon$ = {s.large_epsilon:g}", fontsize=11)
+    for axis, ticks in ((order.xaxis, (0.003, 0.01, 0.03)), (order.yaxis, (0.2, 0.3, 0.5, 0.7))):
+        axis.set_ticks(ticks, labels=[f"{t:g}" for t in ticks])
+        axis.set_ticks([], minor=True)
     order.legend(frameon=False)
 
     found = result["exponents"]["BRO"]
@@ -349,7 +353,9 @@ def draw(result: dict[str, Any], s: Settings, path: Path) -> None:
     )
     windows.hlines(MANNA["decay"], -0.4, 4.6, color="k", ls=":", label="Manna")
     windows.hlines(MANNA["beta"], 5.2, 8.0, color="k", ls=":")
-    windows.set(ylabel="exponent", title="decay in windows of time; beta in windows of $\\phi - \\phi_c$")
+    windows.set(
+        ylabel="exponent", title="decay in windows of time, beta in windows of $\\phi - \\phi_c$\n(circles: BRO, squares: SGD)"
+    )
     windows.set_ylim(0, 1.25)
     windows.legend(frameon=False, loc="lower right")
 

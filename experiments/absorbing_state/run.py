@@ -307,7 +307,7 @@ def draw(result: dict[str, Any], s: Settings, path: Path) -> None:
     zero.set(xlabel=r"step size $\epsilon$ (twice the mean kick, in diameters)", ylabel=r"critical packing fraction $\phi_c$")
     zero.set_title("limit of zero steps (dashed: line,\nsolid: fitted power)", fontsize=11)
     zero.set_xlim(left=-0.003)
-    zero.legend(frameon=False, fontsize=9)
+    zero.legend(frameon=False, fontsize=9, loc="lower left")
 
     for (name, found), color, marker in zip(result["exponents"].items(), colors, "os", strict=False):
         if "plateaus" in found:

@@ -16,7 +16,7 @@ test-slow: $(VENV)/.ready
 
 # Every experiment at a toy size; results go to results/*_smoke.
 smoke: $(VENV)/.ready
-	set -e; for script in experiments/[0-9]*.py; do echo $$script; $(BIN)/python $$script --smoke; done
+	set -e; for script in experiments/[0-9]*.py experiments/absorbing_state/run.py; do echo $$script; $(BIN)/python $$script --smoke; done
 
 lint: $(VENV)/.ready
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/pyright

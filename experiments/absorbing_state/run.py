@@ -1,0 +1,449 @@
+"""SGD as an absorbing-state dynamics: when does it stop, and how flat is where it stays?
+
+Spheres with a linear repulsion (dynamics.py) moved by SGD or by biased random organization (BRO). Below a critical packing
+fraction phi_c all overlaps are removed and nothing moves any more, above it activity goes on. Measured, always from random
+positions:
+
+- phi_c of several step sizes epsilon (SGD's is that of the BRO with the same mean kick), and its limit epsilon -> 0;
+- how phi_c depends on the number of particles and on the length of the runs;
+- at a large step, the decay of activity at criticality and its growth above it, and their exponents in several windows;
+- above phi_c, the mean energy increase under Gaussian perturbations after SGD that keeps different fractions p of the pairs.
+
+Writes results/absorbing_state/{figure.png,result.json}, and cells/: a second call goes on where the first stopped.
+"""
+
+import dataclasses
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import measure
+import numpy as np
+import tyro
+
+import dmftopt.plot
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+import _common
+import _sweep
+
+plt.switch_backend("agg")
+MAIN = {"BRO": ("BRO", None), "pairwise SGD, p = 3/4": ("pairwise SGD", 0.75)}
+OTHERS = {
+    "pairwise SGD, p = 1/2": ("pairwise SGD", 0.5),
+    "particle-wise SGD, p = 3/4": ("particle-wise SGD", 0.75),
+}
+# Three-dimensional Manna (conserved directed percolation) class: Lubeck, Int. J. Mod. Phys. B 18, 3977 (2004).
+MANNA = {"decay": 0.745, "beta": 0.84}
+# Distances to phi_c at which stationary activity is measured, relative to phi_c.
+DISTANCES = (0.01, 0.1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """SGD as an absorbing-state dynamics: critical packing fractions, exponents, flatness."""
+
+    epsilons: tuple[float, ...] = (0.1, 0.05, 0.025, 0.0125)
+    """Step sizes: largest kicks of BRO, twice the mean kick of SGD; in diameters."""
+    other_epsilons: tuple[float, ...] = (0.05, 0.025, 0.0125)
+    """For the dynamics other than BRO and its match, pairwise SGD with p = 3/4."""
+    particles: int = 2000
+    seeds: int = 3
+    """Of exponents and flatness."""
+    bisections: int = 2
+    """Seeds of each critical packing fraction."""
+    halvings: int = 8
+    """Of the bracket 0.2 to 0.72 of phi_c."""
+    patience: float = 100.0
+    """Runs are first looked at after patience / epsilon steps, and given up after 8 times as many."""
+    least_steps: int = 500
+    """Before the first look."""
+    checked: float = 0.05
+    """Step size at which the number of particles and the patience are varied."""
+    large_epsilon: float = 0.5
+    """For the exponents."""
+    decay_particles: int = 20000
+    decay_steps: int = 1000
+    decay_phis: int = 5
+    spacing: float = 0.0015
+    """Between the packing fractions at which the decay is watched, around the estimate of phi_c."""
+    plateau_particles: int = 5000
+    plateau_steps: int = 1000
+    plateau_phis: int = 6
+    flat_phis: tuple[float, ...] = (0.66, 0.70, 0.75)
+    flat_particles: int = 1000
+    flat_steps: int = 10000
+    """With p = 1; otherwise 1 / p times as many."""
+    learning_rate: float = 0.02
+    """Of SGD where flatness is measured, in (2R)^2 / a."""
+    seed: int = 0
+    cluster: str | None = None
+    """None: in this process; "local": worker processes; "tcp://host:port": an existing Dask scheduler."""
+    smoke: bool = False
+    """Tiny sizes: shows that everything works, measures nothing."""
+    out: Path = Path("results/absorbing_state")
+
+
+P = (0.25, 0.5, 0.75, 1.0)
+DEVIATIONS = (0.01, 0.03, 0.1)
+
+
+def cell(what: str, **arguments: Any) -> dict[str, Any]:
+    kinds = {"critical": measure.critical_phi, "decay": measure.decay, "plateau": measure.plateau, "flat": measure.flat}
+    return kinds[what](**arguments)
+
+
+def mean_and_error(values) -> dict[str, Any]:
+    """Of the values that are there, over seeds."""
+    there = [v for v in values if v is not None]
+    if not there:
+        return {"mean": None, "standard_error": None, "seeds": 0, "of": len(values)}
+    error = float(np.std(there, ddof=1) / np.sqrt(len(there))) if len(there) > 1 else None
+    return {"mean": float(np.mean(there)), "standard_error": error, "seeds": len(there), "of": len(values)}
+
+
+def critical_row(found: list[dict]) -> dict[str, Any]:
+    """Of the seeds' bisections. The error is that over seeds and the zone of undecided runs, as if phi_c were uniform in it."""
+    row = mean_and_error([f["phi"] for f in found])
+    row |= {k: mean_and_error([f[k] for f in found])["mean"] for k in ("absorbed", "stationary", "half_width")}
+    if row["seeds"]:
+        row["error"] = float(np.hypot(row["standard_error"] or 0.0, row["half_width"] / 3**0.5))
+    return row | {"undecided_runs": sum(f["undecided"] for f in found), "runs": sum(len(f["runs"]) for f in found)}
+
+
+def bisections(s: Settings, jobs: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """Rows by the names of the jobs, each a dynamics and a step size."""
+    cells = {}
+    for name, job in jobs.items():
+        for seed in range(s.bisections):
+            # The same for all dynamics of one step size.
+            chosen = [s.seed + seed, round(1e6 * job["epsilon"])]
+            cells[f"critical, {name.replace('/', ' of ')}, seed={seed}"] = {**job, "seed": chosen}
+    fixed = {"what": "critical", "low": 0.2, "high": 0.72, "halvings": s.halvings, "least_steps": s.least_steps, "doublings": 3}
+    done = list(_sweep.run(cell, cells, s.out / "cells", fixed, s.cluster).values())
+    found = {name: done[s.bisections * i : s.bisections * (i + 1)] for i, name in enumerate(jobs)}
+    return {name: critical_row(f) | {"seen": [r for one in f for r in one["runs"]]} for name, f in found.items()}
+
+
+def critical(s: Settings, names: dict[str, tuple], epsilons: tuple[float, ...]) -> dict[str, dict[str, Any]]:
+    """phi_c of every dynamics and step size."""
+    base = {"particles": s.particles, "patience": s.patience}
+    jobs = {
+        f"{name}, epsilon={e:g}": {"kind": kind, "p": p, "epsilon": e, **base}
+        for e in epsilons
+        for name, (kind, p) in names.items()
+    }
+    done = bisections(s, jobs)
+    return {name: {f"{e:g}": done[f"{name}, epsilon={e:g}"] for e in epsilons} for name in names}
+
+
+def checks(s: Settings) -> dict[str, Any]:
+    """phi_c of BRO at one step size, with more and fewer particles and steps."""
+    varied = {
+        "a quarter of the particles": {"particles": s.particles // 4},
+        "4 times the particles": {"particles": 4 * s.particles},
+        "a quarter of the patience": {"patience": s.patience / 4},
+        "4 times the patience": {"patience": 4 * s.patience},
+    }
+    base = {"kind": "BRO", "p": None, "epsilon": s.checked, "particles": s.particles, "patience": s.patience}
+    return bisections(s, {f"BRO, epsilon={s.checked:g}, {name}": base | change for name, change in varied.items()})
+
+
+def limits(rows: dict[str, Any], s: Settings) -> dict[str, Any]:
+    """phi_c at zero step: a line through the smallest steps, and phi_0 - a epsilon^k with the k that fits best."""
+    result: dict[str, Any] = {}
+    for name, row in rows.items():
+        known = [(float(e), r["mean"], r["error"]) for e, r in row.items() if r["seeds"] and float(e) != s.large_epsilon]
+        result[name] = {}
+        for form, power, largest in (("line, epsilon <= 0.05", 1.0, 0.05), ("power fitted", None, np.inf)):
+            used = [k for k in known if k[0] <= largest]
+            if len(used) > (2 if power else 3):
+                epsilon, phi, error = zip(*used, strict=True)
+                try:
+                    result[name][form] = measure.extrapolated(epsilon, phi, error, power) | {"step_sizes": epsilon}
+                except (RuntimeError, ValueError) as failed:
+                    result[name][form] = {"failed": str(failed)}
+    return result
+
+
+def exponents(rows: dict[str, Any], s: Settings) -> dict[str, Any]:
+    """At the large step: phi_c from the straightest decay, the decay's exponent and beta, in several windows, over seeds."""
+    results: dict[str, Any] = {}
+    for name, (kind, p) in MAIN.items():
+        called, same = name.replace("/", " of "), {"kind": kind, "p": p, "epsilon": s.large_epsilon}
+        estimate = rows[name][f"{s.large_epsilon:g}"]["mean"]
+        if estimate is None:
+            results[name] = {"failed": "no bisection at the large step was bracketed"}
+            continue
+        results[name] = decays(s, called, same, estimate)
+        if results[name]["phi_c"] is None:
+            results[name]["failed"] = "the decay is straight at none of the packing fractions, or in too few runs"
+        else:
+            results[name] |= order(s, called, same, results[name]["phi_c"])
+    return results
+
+
+def decays(s: Settings, called: str, same: dict[str, Any], estimate: float) -> dict[str, Any]:
+    around = [round(estimate + s.spacing * (k - (s.decay_phis - 1) / 2), 5) for k in range(s.decay_phis)]
+    cells = {
+        f"decay, {called}, phi={phi:g}, seed={seed}": {**same, "phi": phi, "seed": [s.seed + seed, 1, k]}
+        for k, phi in enumerate(around)
+        for seed in range(s.seeds)
+    }
+    fixed = {"what": "decay", "particles": s.decay_particles, "steps": s.decay_steps}
+    done = list(_sweep.run(cell, cells, s.out / "cells", fixed, s.cluster).values())
+    by_seed = [dict(zip(around, done[seed :: s.seeds], strict=True)) for seed in range(s.seeds)]
+    by_window = []
+    for part in ((0.01, 0.1), (0.01, 1.0), (0.03, 0.3), (0.03, 1.0), (0.1, 1.0)):
+        window = (part[0] * s.decay_steps, part[1] * s.decay_steps)
+        found = [measure.straightest(d, window) for d in by_seed]
+        values = {k: mean_and_error([f and f[k] for f in found]) for k in ("phi", "exponent")}
+        by_window.append({"window": window, **values})
+    # Not of the first steps, in which activity falls slowly at any phi: random positions are far from what comes of them.
+    known = [w["phi"] for w in (by_window[3], *by_window) if w["phi"]["mean"] is not None]
+    return {"estimate": estimate, "phi_c": known[0] if known else None, "decay": by_window, "decays": by_seed}
+
+
+def order(s: Settings, called: str, same: dict[str, Any], phi_c: dict[str, Any]) -> dict[str, Any]:
+    critical = phi_c["mean"]
+    above = [critical + d for d in critical * np.geomspace(*DISTANCES, s.plateau_phis)]
+    cells = {
+        f"plateau, {called}, phi={phi:.5f}, seed={seed}": {**same, "phi": round(phi, 5), "seed": [s.seed + seed, 2, k]}
+        for k, phi in enumerate(above)
+        for seed in range(s.seeds)
+    }
+    fixed = {"what": "plateau", "particles": s.plateau_particles, "steps": s.plateau_steps}
+    done = list(_sweep.run(cell, cells, s.out / "cells", fixed, s.cluster).values())
+    rows = [done[s.seeds * k : s.seeds * (k + 1)] for k in range(len(above))]
+    phi = np.round(above, 5)
+
+    def by_seed(fit: Callable[..., float], part: slice) -> dict[str, Any]:
+        """Of the plateaus that are there, of each seed."""
+        values = []
+        for seed in range(s.seeds):
+            there = [(x, row[seed]["activity"]) for x, row in zip(phi[part], rows[part], strict=True) if row[seed]["activity"]]
+            values.append(fit(*np.array(there).T) if len(there) > 2 else None)
+        return mean_and_error(values)
+
+    uncertain = phi_c["standard_error"] or s.spacing
+    middle, betas = s.plateau_phis // 2, []
+    for part in (slice(None), slice(middle + 1), slice(middle - 1, None)):
+
+        def beta(shift: float, part: slice = part) -> dict[str, Any]:
+            return by_seed(lambda x, y: measure.order_exponent(x - critical - shift, y), part)
+
+        # Not so far that the first distance vanishes.
+        shift = min(uncertain, 0.9 * (phi[part][0] - critical))
+        low, high = beta(-shift)["mean"], beta(shift)["mean"]
+        from_phi_c = None if low is None or high is None else abs(low - high) / 2
+        window = (phi[part] - critical)[[0, -1]].tolist()
+        betas.append({"window": window, "beta": beta(0.0), "error_from_phi_c": from_phi_c})
+    plateaus = [
+        {"phi": float(x), **{k: mean_and_error([r[k] for r in row]) for k in ("activity", "earlier")}}
+        for x, row in zip(phi, rows, strict=True)
+    ]
+    free = {k: by_seed(lambda x, y, k=k: measure.order_fit(x, y)[k], slice(None)) for k in ("phi_c", "beta")}
+    return {"plateaus": plateaus, "beta": betas, "beta_with_phi_c_fitted": free}
+
+
+def flatness(s: Settings) -> list[dict[str, Any]]:
+    """By potential, packing fraction and p."""
+    rates = {1.0: s.learning_rate, 2.0: 0.5}
+    jobs = [(m, phi, p) for m in rates for phi in (s.flat_phis if m == 1 else s.flat_phis[::2]) for p in P]
+    cells = {}
+    for m, phi, p in jobs:
+        for seed in range(s.seeds):
+            # The same random positions for all p.
+            arguments = {"m": m, "phi": phi, "p": p, "learning_rate": rates[m], "seed": [s.seed + seed, 3, round(1000 * phi)]}
+            # As many kicks for all p: what is rarer needs longer.
+            steps = round((s.flat_steps if m == 1 else s.flat_steps / 2) / p)
+            cells[f"flat, m={m:g}, phi={phi:g}, p={p:g}, seed={seed}"] = {**arguments, "steps": steps}
+    fixed = {"what": "flat", "particles": s.flat_particles, "deviations": DEVIATIONS, "draws": 20}
+    done = list(_sweep.run(cell, cells, s.out / "cells", fixed, s.cluster).values())
+    rows = []
+    for i, (m, phi, p) in enumerate(jobs):
+        row: dict[str, Any] = {"m": m, "phi": phi, "p": p, "learning_rate": rates[m]}
+        for when in ("quarter", "final"):
+            seeds = [d[when] for d in done[s.seeds * i : s.seeds * (i + 1)]]
+            row[when] = {k: mean_and_error([d[k] for d in seeds]) for k in ("activity", "energy")}
+            row[when]["increase"] = {
+                f"{x:g}": mean_and_error([d["increase"][j] for d in seeds]) for j, x in enumerate(DEVIATIONS)
+            }
+        rows.append(row)
+    return rows
+
+
+def draw(result: dict[str, Any], s: Settings, path: Path) -> None:
+    figure, axes = plt.subplots(2, 3, figsize=(16, 9.5), layout="constrained")
+    (by_phi, zero, order), (decay, windows, flat) = axes
+    colors = dmftopt.plot.COLORS
+    for (name, rows), marker in zip(((n, result["critical"][n]) for n in MAIN), "os", strict=True):
+        for k, (epsilon, row) in enumerate(rows.items()):
+            color = plt.get_cmap("viridis")(0.95 * k / max(1, len(rows) - 1))
+            for fates, form in ((("absorbed", "stationary"), marker), (("undecided",), "x")):
+                seen = [(r["phi"], r["activity"]) for r in row["seen"] if r["fate"] in fates]
+                label = rf"$\epsilon$ = {epsilon}" if name == "BRO" and form != "x" else None
+                x, y = zip(*seen, strict=True) if seen else ((), ())
+                by_phi.plot(x, y, form, ms=5, mfc="none", color=color, label=label)
+    by_phi.set(xlabel=r"packing fraction $\phi$", ylabel="activity (0: absorbed)", title="runs of the bisections")
+    by_phi.set_xlim(0.05, 0.7)
+    by_phi.legend(frameon=False, fontsize=9, loc="upper left", title="circles: BRO\nsquares: SGD, p = 3/4\ncrosses: undecided")
+
+    for (name, rows), color, marker in zip(result["critical"].items(), colors, "osv^D", strict=False):
+        known = [(float(e), r["mean"], r["error"]) for e, r in rows.items() if r["seeds"] and float(e) != s.large_epsilon]
+        if not known:
+            continue
+        x, y, error = zip(*known, strict=True)
+        zero.errorbar(x, y, error, fmt=marker, ms=6, mfc="none", color=color, capsize=2, label=name)
+        for form, fit in result["limits"][name].items():
+            if "failed" in fit:
+                continue
+            k = fit["parameters"][2] if len(fit["parameters"]) > 2 else 1.0
+            e = np.linspace(0, max(fit["step_sizes"]), 200)
+            zero.plot(e, fit["phi_0"] - fit["parameters"][1] * e**k, "--" if "line" in form else "-", color=color, lw=1)
+    zero.axhspan(0.63, 0.65, color="0.9", zorder=0, label="0.63 to 0.65")
+    zero.set(xlabel=r"step size $\epsilon$ (twice the mean kick, in diameters)", ylabel=r"critical packing fraction $\phi_c$")
+    zero.set_title("limit of zero steps (dashed: line,\nsolid: fitted power)", fontsize=11)
+    zero.set_xlim(left=-0.003)
+    zero.legend(frameon=False, fontsize=9, loc="lower left")
+
+    for (name, found), color, marker in zip(result["exponents"].items(), colors, "os", strict=False):
+        if "plateaus" in found:
+            there = [r for r in found["plateaus"] if r["activity"]["seeds"] and r["phi"] > found["phi_c"]["mean"]]
+            x = np.array([r["phi"] - found["phi_c"]["mean"] for r in there])
+            y = np.array([r["activity"]["mean"] for r in there])
+            error = [r["activity"]["standard_error"] or 0.0 for r in there]
+            order.errorbar(x, y, error, fmt=marker, ms=6, mfc="none", color=color, capsize=2, label=name)
+            if name == "BRO" and len(x):
+                order.plot(x, y[len(y) // 2] * (x / x[len(y) // 2]) ** MANNA["beta"], "k:", label=f"Manna: slope {MANNA['beta']}")
+        for j, w in enumerate(found.get("decay", [])):
+            if w["exponent"]["seeds"]:
+                at = j + 0.12 * (marker == "s")
+                error = w["exponent"]["standard_error"] or 0.0
+                windows.errorbar(at, w["exponent"]["mean"], error, fmt=marker, ms=6, mfc="none", color=color, capsize=2)
+        for j, w in enumerate(found.get("beta", [])):
+            if w["beta"]["seeds"]:
+                at = j + 5.5 + 0.12 * (marker == "s")
+                error = np.hypot(w["beta"]["standard_error"] or 0.0, w["error_from_phi_c"] or 0.0)
+                windows.errorbar(at, w["beta"]["mean"], error, fmt=marker, ms=6, mfc="none", color=color, capsize=2)
+    order.set(xscale="log", yscale="log", xlabel=r"$\phi - \phi_c$", ylabel="stationary activity")
+    order.set_title(rf"above criticality, $\epsilon$ = {s.large_epsilon:g}", fontsize=11)
+    for axis, ticks in ((order.xaxis, (0.003, 0.01, 0.03)), (order.yaxis, (0.2, 0.3, 0.5, 0.7))):
+        axis.set_ticks(ticks, labels=[f"{t:g}" for t in ticks])
+        axis.set_ticks([], minor=True)
+    order.legend(frameon=False)
+
+    found = result["exponents"]["BRO"]
+    phis = list(found["decays"][0]) if "decays" in found else []
+    for k, phi in enumerate(phis):
+        seeds = [d[phi] for d in found["decays"]]
+        length = min(len(d["time"]) for d in seeds)
+        time, y = np.array(seeds[0]["time"][:length]), np.mean([d["activity"][:length] for d in seeds], axis=0)
+        decay.plot(time, y * time ** MANNA["decay"], color=plt.get_cmap("viridis")(0.9 * k / len(phis)), label=f"{phi:.4f}")
+    decay.set(xscale="log", yscale="log", xlabel="time (steps)", ylabel=rf"activity $\times$ time$^{{{MANNA['decay']}}}$")
+    decay.set_title(rf"BRO, $\epsilon$ = {s.large_epsilon:g}: level where it decays as in the Manna class", fontsize=11)
+    decay.legend(frameon=False, title=r"$\phi$", fontsize=9)
+
+    ticks = [f"{w['window'][0]:.0f}-{w['window'][1]:.0f}" for w in found.get("decay", [])]
+    ends = [f"{w['window'][0]:.3f}-\n{w['window'][1]:.3f}" for w in found.get("beta", [])]
+    windows.set_xticks(
+        [*range(len(ticks)), *(5.5 + j for j in range(len(ends)))], labels=[*ticks, *ends], fontsize=8, rotation=30
+    )
+    windows.hlines(MANNA["decay"], -0.4, 4.6, color="k", ls=":", label="Manna")
+    windows.hlines(MANNA["beta"], 5.2, 8.0, color="k", ls=":")
+    windows.set(
+        ylabel="exponent", title="decay in windows of time, beta in windows of $\\phi - \\phi_c$\n(circles: BRO, squares: SGD)"
+    )
+    windows.set_ylim(0, 1.25)
+    windows.legend(frameon=False, loc="lower right")
+
+    deviation = f"{DEVIATIONS[0]:g}"
+    for p, color, marker in zip(P, colors, "osv^", strict=False):
+        rows = [r for r in result["flatness"] if r["p"] == p and r["m"] == 1]
+        y = [r["final"]["increase"][deviation] for r in rows]
+        error = [v["standard_error"] or 0.0 for v in y]
+        x = [r["phi"] for r in rows]
+        flat.errorbar(x, [v["mean"] for v in y], error, fmt=f"{marker}-", color=color, capsize=2, label=f"p = {p:g}")
+        quarter = [r["quarter"]["increase"][deviation]["mean"] for r in rows]
+        flat.plot(x, quarter, ":", color=color, lw=1)
+    flat.set(xlabel=r"packing fraction $\phi$", ylabel=r"mean energy increase per particle / $a$")
+    flat.set_title(f"flatness: perturbations of {deviation} diameters\n(dotted: after a quarter of the steps)", fontsize=11)
+    flat.legend(frameon=False)
+    _common.write_figure(path, figure)
+    plt.close(figure)
+
+
+def number(value: dict[str, Any], digits: int = 4) -> str:
+    if value["mean"] is None:
+        return "none"
+    error = value.get("error", value["standard_error"])
+    return f"{value['mean']:.{digits}f}" + (f" ± {error:.{digits}f}" if error is not None else "")
+
+
+def main(s: Settings) -> None:
+    if s.smoke:
+        tiny: Any = {
+            "epsilons": (0.2, 0.1),
+            "other_epsilons": (0.2,),
+            "particles": 400,
+            "seeds": 2,
+            "halvings": 4,
+            "least_steps": 40,
+            "patience": 2.0,
+        }
+        tiny |= {"decay_particles": 200, "decay_steps": 60, "decay_phis": 4, "spacing": 0.02, "plateau_particles": 200}
+        tiny |= {"plateau_steps": 40, "plateau_phis": 4, "flat_phis": (0.7,), "flat_particles": 60, "flat_steps": 40}
+        s = dataclasses.replace(s, out=s.out.with_name(s.out.name + "_smoke"), checked=0.1, **tiny)
+    rows = critical(s, MAIN, (s.large_epsilon, *s.epsilons))
+    measured = exponents(rows, s)
+    flat = flatness(s)
+    for name, other in OTHERS.items():
+        rows |= critical(s, {name: other}, s.other_epsilons)
+    result: dict[str, Any] = {
+        "settings": {k: v for k, v in dataclasses.asdict(s).items() if k not in ("cluster", "out")},
+        "critical": rows,
+        "checks": checks(s),
+        "limits": limits(rows, s),
+        "flatness": flat,
+        "exponents": measured,
+    }
+    _common.write_json(s.out / "result.json", result)
+    draw(result, s, s.out / "figure.png")
+    for name, row in rows.items():
+        print(f"\n{name}")
+        for epsilon, r in row.items():
+            print(f"  epsilon {epsilon:>8}: phi_c = {number(r)} ({r['seeds']} of {r['of']} seeds,", end="")
+            print(f" {r['undecided_runs']} of {r['runs']} runs undecided)")
+        for form, fit in result["limits"][name].items():
+            if "failed" in fit:
+                print(f"  zero step, {form}: {fit['failed']}")
+            else:
+                print(
+                    f"  zero step, {form}: {fit['phi_0']:.4f} ± {fit['standard_error']:.4f} (chi2 {fit['chi2_per_degree']:.1f})"
+                )
+    for name, r in result["checks"].items():
+        print(f"{name}: phi_c = {number(r)}, {r['undecided_runs']} of {r['runs']} runs undecided")
+    for name, found in result["exponents"].items():
+        print(f"\n{name}, epsilon {s.large_epsilon:g}", found.get("failed", ""))
+        for w in found.get("decay", []):
+            print(
+                f"  {w['window'][0]:.0f} to {w['window'][1]:.0f} steps: {number(w['exponent'], 3)}, phi_c = {number(w['phi'], 5)}"
+            )
+        for w in found.get("beta", []):
+            print(f"  beta, {w['window'][0]:.4f} to {w['window'][1]:.4f}: {number(w['beta'], 3)}", end="")
+            print(f" (and ± {w['error_from_phi_c']:.3f} from phi_c)" if w["error_from_phi_c"] is not None else "")
+        if "beta_with_phi_c_fitted" in found:
+            free = found["beta_with_phi_c_fitted"]
+            print(f"  beta with phi_c fitted: {number(free['beta'], 3)}, phi_c = {number(free['phi_c'], 5)}")
+    print("\nmean energy increase per particle under perturbations of", ", ".join(f"{d:g}" for d in DEVIATIONS), "diameters")
+    for r in result["flatness"]:
+        print(
+            f"  m={r['m']:g} phi={r['phi']:g} p={r['p']:<5g}", *(number(v, 5) for v in r["final"]["increase"].values()), sep="  "
+        )
+    print(f"wrote {s.out}")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Settings))

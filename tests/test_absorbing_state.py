@@ -180,15 +180,17 @@ def test_fates_and_bisection():
 
 def test_estimators_on_known_answers():
     time = np.geomspace(1, 1000, 40)
-    # Activity time^-0.7 at phi = 0.3, bent up above and down below.
-    decays = {phi: {"time": time, "absorbed_after": None} for phi in (0.298, 0.299, 0.3005, 0.301)}
+    # Activity dies below 0.3, above it levels off.
+    decays = {phi: {"time": time, "absorbed_after": 2000 if phi < 0.3 else None} for phi in (0.297, 0.298, 0.299, 0.301, 0.302)}
     for phi, d in decays.items():
-        d["activity"] = time**-0.7 * np.exp(30 * (phi - 0.3) * np.log(time) ** 2)
-    found = measure.straightest(decays, (10, 1000))
-    assert found == pytest.approx({"phi": 0.3, "exponent": 0.7}, rel=1e-3)
-    assert measure.straightest({phi: d for phi, d in decays.items() if phi > 0.3}, (10, 1000)) is None
-    decays[0.298]["absorbed_after"] = decays[0.299]["absorbed_after"] = 500
-    assert measure.straightest(decays, (10, 1000)) is None
+        d["activity"] = time ** (-0.7 + 40 * (phi - 0.3))
+    found = measure.critical_decay(decays, (10, 1000))
+    assert found == pytest.approx({"phi": 0.3, "half_width": 0.001, "exponent": 0.7, "half_difference": 0.04})
+    # Not bracketed, or dead too early to tell.
+    assert measure.critical_decay({phi: d for phi, d in decays.items() if phi > 0.3}, (10, 1000)) is None
+    assert measure.critical_decay({phi: d for phi, d in decays.items() if phi < 0.3}, (10, 1000)) is None
+    decays[0.299]["absorbed_after"] = 500
+    assert measure.critical_decay(decays, (10, 1000)) is None and measure.critical_decay(decays, (10, 100)) is not None
     x = np.array([0.01, 0.02, 0.05])
     assert measure.order_exponent(x, 3 * x**0.84) == pytest.approx(0.84)
     assert measure.order_fit(0.3 + x, 3 * x**0.84) == pytest.approx({"phi_c": 0.3, "beta": 0.84}, rel=1e-3)

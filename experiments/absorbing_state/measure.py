@@ -140,25 +140,28 @@ def line(x, y) -> tuple[float, float]:
     return float(slope), float(intercept)
 
 
-def straightest(decays: dict[float, dict], window: tuple[float, float]) -> dict[str, Any] | None:
-    """phi at which log activity is straight in log time within the window (its curvature there, linear in phi, vanishes), and the
-    exponent of decay there, likewise interpolated. Runs absorbed within the window do not count: None if less than three are
-    left, or if the curvature does not vanish between them."""
-    rows = []
-    for phi, d in decays.items():
-        time, activity = np.array(d["time"]), np.array(d["activity"])
+def critical_decay(decays: dict[float, dict], window: tuple[float, float]) -> dict[str, Any] | None:
+    """phi_c half-way between the largest packing fraction at which activity died within the run and the next one, and there the
+    exponent of the decay within the window of time, the mean of both. `half_width` and `half_difference`: how far they are apart.
+
+    None if activity died at the largest packing fraction or at none, or at one of the two already within the window."""
+    phis = sorted(decays)
+    died = [k for k, phi in enumerate(phis) if decays[phi]["absorbed_after"] is not None]
+    if not died or died[-1] == len(phis) - 1:
+        return None
+    pair, exponents = phis[died[-1] : died[-1] + 2], []
+    for phi in pair:
+        time, activity = np.array(decays[phi]["time"]), np.array(decays[phi]["activity"])
         inside = (time >= window[0]) & (time <= window[1])
-        if inside.sum() >= 5 and (d["absorbed_after"] or np.inf) > window[1]:
-            x, y = np.log(time[inside]), np.log(activity[inside])
-            rows.append((phi, np.polyfit(x, y, 2)[0], -line(x, y)[0]))
-    if len(rows) < 3:
-        return None
-    phi, curvature, exponent = np.array(rows).T
-    slope, intercept = line(phi, curvature)
-    critical = -intercept / slope
-    if not phi.min() <= critical <= phi.max():
-        return None
-    return {"phi": critical, "exponent": float(np.polyval(np.polyfit(phi, exponent, 1), critical))}
+        if inside.sum() < 5 or (decays[phi]["absorbed_after"] or np.inf) <= window[1]:
+            return None
+        exponents.append(-line(np.log(time[inside]), np.log(activity[inside]))[0])
+    return {
+        "phi": (pair[0] + pair[1]) / 2,
+        "half_width": (pair[1] - pair[0]) / 2,
+        "exponent": (exponents[0] + exponents[1]) / 2,
+        "half_difference": abs(exponents[0] - exponents[1]) / 2,
+    }
 
 
 def order_exponent(distance, activity) -> float:

@@ -65,9 +65,9 @@ class Settings:
     large_epsilon: float = 0.5
     """For the exponents."""
     decay_particles: int = 20000
-    decay_steps: int = 1000
-    decay_phis: int = 5
-    spacing: float = 0.0015
+    decay_steps: int = 4000
+    decay_phis: int = 9
+    spacing: float = 0.001
     """Between the packing fractions at which the decay is watched, around the estimate of phi_c."""
     plateau_particles: int = 5000
     plateau_steps: int = 1000
@@ -169,7 +169,7 @@ def limits(rows: dict[str, Any], s: Settings) -> dict[str, Any]:
 
 
 def exponents(rows: dict[str, Any], s: Settings) -> dict[str, Any]:
-    """At the large step: phi_c from the straightest decay, the decay's exponent and beta, in several windows, over seeds."""
+    """At the large step: phi_c from where activity dies, its decay there and its growth above, in several windows, over seeds."""
     results: dict[str, Any] = {}
     for name, (kind, p) in MAIN.items():
         called, same = name.replace("/", " of "), {"kind": kind, "p": p, "epsilon": s.large_epsilon}
@@ -179,7 +179,7 @@ def exponents(rows: dict[str, Any], s: Settings) -> dict[str, Any]:
             continue
         results[name] = decays(s, called, same, estimate)
         if results[name]["phi_c"] is None:
-            results[name]["failed"] = "the decay is straight at none of the packing fractions, or in too few runs"
+            results[name]["failed"] = "activity died at all of the packing fractions or at none, or too early"
         else:
             results[name] |= order(s, called, same, results[name]["phi_c"])
     return results
@@ -196,14 +196,21 @@ def decays(s: Settings, called: str, same: dict[str, Any], estimate: float) -> d
     done = list(_sweep.run(cell, cells, s.out / "cells", fixed, s.cluster).values())
     by_seed = [dict(zip(around, done[seed :: s.seeds], strict=True)) for seed in range(s.seeds)]
     by_window = []
-    for part in ((0.01, 0.1), (0.01, 1.0), (0.03, 0.3), (0.03, 1.0), (0.1, 1.0)):
+    # They end at a quarter of the run: what comes later shows whether activity dies.
+    for part in ((0.0025, 0.025), (0.0025, 0.25), (0.0075, 0.075), (0.0075, 0.25), (0.025, 0.25)):
         window = (part[0] * s.decay_steps, part[1] * s.decay_steps)
-        found = [measure.straightest(d, window) for d in by_seed]
-        values = {k: mean_and_error([f and f[k] for f in found]) for k in ("phi", "exponent")}
-        by_window.append({"window": window, **values})
-    # Not of the first steps, in which activity falls slowly at any phi: random positions are far from what comes of them.
-    known = [w["phi"] for w in (by_window[3], *by_window) if w["phi"]["mean"] is not None]
-    return {"estimate": estimate, "phi_c": known[0] if known else None, "decay": by_window, "decays": by_seed}
+        found = [measure.critical_decay(d, window) for d in by_seed]
+        row: dict[str, Any] = {"window": window}
+        for name, apart in (("phi", "half_width"), ("exponent", "half_difference")):
+            row[name] = mean_and_error([f and f[name] for f in found])
+            if row[name]["seeds"]:
+                # Over seeds, and as if phi_c were uniform between the two packing fractions.
+                half = np.mean([f[apart] for f in found if f])
+                row[name]["error"] = float(np.hypot(row[name]["standard_error"] or 0.0, half / 3**0.5))
+        by_window.append(row)
+    known = [w["phi"] for w in by_window if w["phi"]["mean"] is not None]
+    phi_c = max(known, key=lambda phi: phi["seeds"], default=None)
+    return {"estimate": estimate, "phi_c": phi_c, "decay": by_window, "decays": by_seed}
 
 
 def order(s: Settings, called: str, same: dict[str, Any], phi_c: dict[str, Any]) -> dict[str, Any]:
@@ -227,7 +234,7 @@ def order(s: Settings, called: str, same: dict[str, Any], phi_c: dict[str, Any])
             values.append(fit(*np.array(there).T) if len(there) > 2 else None)
         return mean_and_error(values)
 
-    uncertain = phi_c["standard_error"] or s.spacing
+    uncertain = phi_c["error"]
     middle, betas = s.plateau_phis // 2, []
     for part in (slice(None), slice(middle + 1), slice(middle - 1, None)):
 
@@ -321,7 +328,7 @@ def draw(result: dict[str, Any], s: Settings, path: Path) -> None:
         for j, w in enumerate(found.get("decay", [])):
             if w["exponent"]["seeds"]:
                 at = j + 0.12 * (marker == "s")
-                error = w["exponent"]["standard_error"] or 0.0
+                error = w["exponent"]["error"]
                 windows.errorbar(at, w["exponent"]["mean"], error, fmt=marker, ms=6, mfc="none", color=color, capsize=2)
         for j, w in enumerate(found.get("beta", [])):
             if w["beta"]["seeds"]:

@@ -157,10 +157,10 @@ def judged(objective: dmftopt.Objective, protocols: dict[str, dmftopt.Protocol],
             "rate": np.asarray(p.learning_rate(np.linspace(0.0, 1.0, 129))).tolist(),
             "exact": exact[name],
             "other_route": made.rows[name][0].predicted._asdict(),
-            "sgd": estimate(batches[name]),
+            "sgd": _common.estimate(batches[name]),
             "gain_of_optimized": {
                 "exact": exact[name] - exact["optimized"],
-                "sgd": estimate(batches[name] - batches["optimized"]),
+                "sgd": _common.estimate(batches[name] - batches["optimized"]),
             },
         }
         if online:
@@ -204,10 +204,6 @@ def _one_pass(eigenvalues, label_noise, rates, keys):
         return 0.5 * (jnp.sum(eigenvalues * (theta - teacher) ** 2) / d + label_noise**2)
 
     return jax.vmap(run)(keys)
-
-
-def estimate(values: np.ndarray) -> dict[str, float]:
-    return {"mean": float(np.mean(values)), "standard_error": float(np.std(values, ddof=1) / np.sqrt(len(values)))}
 
 
 def draw(results: dict[str, dict], s: dict[str, Any], path: Path) -> None:

@@ -150,10 +150,6 @@ def time_to(target, times, excess):
     return np.where(np.any(excess <= target, axis=-1), crossing[..., 0], np.nan)
 
 
-def mean_and_error(values):
-    return {"mean": float(np.mean(values)), "standard_error": float(np.std(values, ddof=1) / np.sqrt(len(values)))}
-
-
 def cell(horizon, escape, target, batches, *, lean, student_scale, label_noise, knots, peak, steps, dimension, runs, seed):
     """All schedules of one horizon. JSON values."""
     settings: Any = (horizon, lean, student_scale, label_noise, knots, peak)
@@ -200,10 +196,10 @@ def cell(horizon, escape, target, batches, *, lean, student_scale, label_noise, 
         rows[name] = {
             "batch_size": batch_of[name],
             "predicted": float(predicted[-1]),
-            "realized": mean_and_error(here[:, -1]),
-            "realized_gain_over_constant": mean_and_error(base[:, -1] - here[:, -1]),
+            "realized": _common.estimate(here[:, -1]),
+            "realized_gain_over_constant": _common.estimate(base[:, -1] - here[:, -1]),
             "predicted_wait": float(np.nan_to_num(time_to(target, at, predicted), nan=-1.0)),
-            "realized_wait": mean_and_error(waits) if np.all(np.isfinite(waits)) else None,
+            "realized_wait": _common.estimate(waits) if np.all(np.isfinite(waits)) else None,
             "never": int(np.sum(np.isnan(waits))),
             "times": at.tolist(),
             "excess": predicted.tolist(),

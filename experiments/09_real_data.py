@@ -128,20 +128,16 @@ def summary(rows: dict[str, dict]) -> dict[str, dict]:
         gain = real - np.asarray(best["realized"])[:, -1]
         table[name] = {
             "predicted": r["predicted"][-1],
-            "gaussian": mean_and_error(r["gaussian"]),
-            "realized": mean_and_error(real),
+            "gaussian": _common.mean_and_error(r["gaussian"]),
+            "realized": _common.mean_and_error(real),
             "real_over_predicted": float(real.mean() / r["predicted"][-1] - 1),
-            "wrong_signs": mean_and_error(r["wrong_signs"]),
+            "wrong_signs": _common.mean_and_error(r["wrong_signs"]),
             "gain_predicted": r["predicted"][-1] - best["predicted"][-1],
             "gain_predicted_error": float(np.hypot(r["predicted_standard_error"], best["predicted_standard_error"])),
-            "gain_gaussian": mean_and_error(np.asarray(r["gaussian"]) - np.asarray(best["gaussian"])),
-            "gain_realized": mean_and_error(gain),
+            "gain_gaussian": _common.mean_and_error(np.asarray(r["gaussian"]) - np.asarray(best["gaussian"])),
+            "gain_realized": _common.mean_and_error(gain),
         }
     return table
-
-
-def mean_and_error(values) -> list[float]:
-    return [float(np.mean(values)), float(np.std(values, ddof=1) / np.sqrt(len(values)))]
 
 
 def draw(results: dict[str, dict], summaries: dict[str, dict], path: Path) -> None:

@@ -202,9 +202,9 @@ def cell(
         values = np.asarray(measured[name])
         result.setdefault("check", {})[name] = {
             "predicted": _search.risk(finer, p, jax.random.key(seed + 1000)),
-            "realized": mean_and_error(values),
-            "gain over start": mean_and_error(base - values),
-            "design's gain over it": mean_and_error(values - np.asarray(measured["design"])),
+            "realized": _common.mean_and_error(values),
+            "gain over start": _common.mean_and_error(base - values),
+            "design's gain over it": _common.mean_and_error(values - np.asarray(measured["design"])),
         }
     return result
 
@@ -229,8 +229,9 @@ def experiment_cell(name, *, times, seconds, optimizer_steps, seed) -> dict[str,
     )
 
 
-def mean_and_error(values) -> list[float]:
-    return [float(np.mean(values)), float(np.std(values, ddof=1) / np.sqrt(len(values)))]
+def missing(a: dict[str, Any]) -> float:
+    """Of the design's gain, in a search's last incumbent; all where no trial was finite."""
+    return (a["trace"][-1]["predicted"] - a["design"]) / (a["start"] - a["design"]) if a["trace"] else 1.0
 
 
 def draw(results: dict[int, dict], path: Path) -> None:
@@ -306,21 +307,19 @@ def main(s: Settings) -> None:
         for sampler in _search.SAMPLERS:
             a = r[sampler]
             more = "" if a["reached"] else ">"
-            gap = (a["trace"][-1]["predicted"] - a["design"]) / (a["start"] - a["design"])
             same = f"{more}{a['ratio_to_target']:.0f}" if a["ratio_to_target"] is not None else "-"
             mean, error = r["check"][sampler]["design's gain over it"]
             print(
                 f"{count:>7}  {sampler:<7}{a['trials']:>7}{a['seconds']:>9.1f}{a['design_seconds']:>8.2f}"
                 f"{more + format(a['ratio'], '.1f'):>9}{same:>11}{more + format(a['ratio_with_compilation'], '.1f'):>18}"
-                f"{gap:>9.1%}{f'{mean:.4f} ± {error:.4f}':>38}"
+                f"{missing(a):>9.1%}{f'{mean:.4f} ± {error:.4f}':>38}"
             )
     for name, a in others.items():
-        gap = (a["trace"][-1]["predicted"] - a["design"]) / (a["start"] - a["design"]) if a["trace"] else 1.0
         more = "" if a["reached"] else ">"
         print(
             f"{name:<18}{a['hyperparameters']:>3} numbers: start {a['start']:.4f}, design {a['design']:.4f} in "
             f"{a['design_seconds']:.1f} s, TPE {a['trials']} trials in {a['seconds']:.0f} s: {more}{a['ratio']:.1f} times, "
-            f"with compilation {more}{a['ratio_with_compilation']:.1f}; {gap:.0%} missing"
+            f"with compilation {more}{a['ratio_with_compilation']:.1f}; {missing(a):.0%} missing"
         )
     for name, row in results[max(results)]["check"].items():
         mean, error = row["realized"]

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import equinox as eqx
+import numpy as np
 
 from dmftopt._files import write_atomically
 
@@ -20,6 +21,16 @@ def write_text(path: Path, text: str) -> None:
 
 def write_figure(path: Path, figure: Any) -> None:
     write_atomically(path, lambda file: figure.savefig(file, dpi=150, format=path.suffix[1:]))
+
+
+def mean_and_error(values: Any) -> list[float]:
+    """Mean and its standard error."""
+    return [float(np.mean(values)), float(np.std(values, ddof=1) / np.sqrt(len(values)))]
+
+
+def estimate(values: Any) -> dict[str, float]:
+    """The same by name."""
+    return dict(zip(("mean", "standard_error"), mean_and_error(values), strict=True))
 
 
 def observed(objective: Any, protocol: Any, grid: Any) -> Any:

@@ -41,28 +41,24 @@ class BRO:
 
 
 @dataclasses.dataclass(frozen=True)
-class PairwiseSGD:
+class _SGD:
     learning_rate: float
     p: float
     m: float = 1.0
 
     def __post_init__(self):
-        _check_sgd(self)
+        _check(0 < self.learning_rate < np.inf, "learning_rate", self.learning_rate, "positive and finite")
+        _check(0 < self.p <= 1, "p", self.p, "in (0, 1]")
+        _check(1 <= self.m < np.inf, "m", self.m, "at least 1: below, the force is infinite where spheres touch")
 
+
+class PairwiseSGD(_SGD):
     def kicks(self, rng, first, second, distance, particles):
         size = self.learning_rate * slope(distance, self.m) * (rng.random(len(distance)) < self.p)
         return size, size
 
 
-@dataclasses.dataclass(frozen=True)
-class ParticlewiseSGD:
-    learning_rate: float
-    p: float
-    m: float = 1.0
-
-    def __post_init__(self):
-        _check_sgd(self)
-
+class ParticlewiseSGD(_SGD):
     def kicks(self, rng, first, second, distance, particles):
         size, selected = self.learning_rate * slope(distance, self.m), rng.random(particles) < self.p
         return size * selected[first], size * selected[second]
@@ -223,12 +219,6 @@ def run(spheres: Spheres, dynamics: Dynamics, rng: np.random.Generator, steps: i
         if activity[t] == 0:
             return activity[: t + 1]
     return activity
-
-
-def _check_sgd(sgd: PairwiseSGD | ParticlewiseSGD) -> None:
-    _check(0 < sgd.learning_rate < np.inf, "learning_rate", sgd.learning_rate, "positive and finite")
-    _check(0 < sgd.p <= 1, "p", sgd.p, "in (0, 1]")
-    _check(1 <= sgd.m < np.inf, "m", sgd.m, "at least 1: below, the force is infinite where spheres touch")
 
 
 def _check(holds: bool, name: str, value, wanted: str) -> None:

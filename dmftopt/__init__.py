@@ -12,6 +12,8 @@ from . import regularizers as regularizers
 from . import schedules as schedules
 from . import simulate as simulate
 from . import tasks as tasks
+from ._results import RESULTS as RESULTS
+from ._results import SolveError as SolveError
 from .compare import Comparison as Comparison
 from .compare import compare as compare
 from .design import Budget as Budget
@@ -23,14 +25,12 @@ from .design import objectives as objectives
 from .design import pareto as pareto
 from .design import report as report
 from .design import sensitivity as sensitivity
-from .dmft import RESULTS as RESULTS
 from .dmft import CausalInnovations as CausalInnovations
 from .dmft import DirectAdjoint as DirectAdjoint
 from .dmft import DiscreteStep as DiscreteStep
 from .dmft import ExponentialStep as ExponentialStep
 from .dmft import FixedPoint as FixedPoint
 from .dmft import Solution as Solution
-from .dmft import SolveError as SolveError
 from .dmft import WriteOnceAdjoint as WriteOnceAdjoint
 from .dmft import solve as solve
 from .grid import TimeGrid as TimeGrid

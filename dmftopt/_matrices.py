@@ -9,57 +9,88 @@ from jaxtyping import Array, Float, PyTree
 
 
 def of_symmetric(
-    function: Callable[[Float[Array, " m"]], PyTree[Float[Array, "... m"]]], matrix: Float[Array, "m m"]
+    function: Callable[[Float[Array, " m"]], PyTree[Float[Array, "... m"]]], matrix: Float[Array, "m m"], order: int = 1
 ) -> PyTree[Float[Array, "... m m"]]:
     """U function(h) U^T for matrix = U diag(h) U^T; `function` acts on each eigenvalue by itself and may return several arrays.
 
-    Eigenvectors have no derivative where eigenvalues meet (identical hidden units), functions of the matrix do: that of
-    Daleckii and Krein, the divided differences of the function times the change of the matrix in the eigenbasis. First
-    derivatives only.
+    Eigenvectors have no derivative where eigenvalues meet (identical hidden units), functions of the matrix do: see `_expanded`.
+    `order`: of the derivatives that are right, 1 or 2; what is right to second order is more to compile.
     """
-    m = matrix.shape[0]
-    if m == 1:
+    if matrix.shape[0] == 1:
         return jax.tree.map(lambda f: f[..., None], function(matrix[0]))
-    fixed = jax.lax.stop_gradient(0.5 * (matrix + matrix.T))
-    h, U = jnp.linalg.eigh(fixed)
-    # Zero, but for its derivative.
-    change = U.T @ (0.5 * (matrix + matrix.T)) @ U - jnp.diag(h)
-    values, slopes = jax.jvp(function, (h,), (jnp.ones_like(h),))
+
+    def slope(h):
+        return jax.jvp(function, (h,), (jnp.ones_like(h),))[1]
+
+    h, U, change = _eigen(matrix)
+    if order == 1:
+        values, slopes = jax.jvp(function, (h,), (jnp.ones_like(h),))
+        return jax.tree.map(lambda f, df: _expanded(h, U, change, f, df, None), values, slopes)
+    slopes, bends = jax.jvp(slope, (h,), (jnp.ones_like(h),))
+    return jax.tree.map(lambda f, df, ddf: _expanded(h, U, change, f, df, ddf), function(h), slopes, bends)
+
+
+def _eigen(matrix: Float[Array, "m m"]) -> tuple[Float[Array, " m"], Float[Array, "m m"], Float[Array, "m m"]]:
+    """Eigenvalues and eigenvectors without derivatives, and the change of the matrix in its eigenbasis: zero, but for those."""
+    matrix = 0.5 * (matrix + matrix.T)
+    h, U = jnp.linalg.eigh(jax.lax.stop_gradient(matrix))
+    return h, U, U.T @ matrix @ U - jnp.diag(h)
+
+
+def _expanded(
+    h: Float[Array, " m"],
+    U: Float[Array, "m m"],
+    change: Float[Array, "m m"],
+    f: Float[Array, "*group m"],
+    slope: Float[Array, "*group m"],
+    bend: Float[Array, "*group m"] | None,
+) -> Float[Array, "*group m m"]:
+    """From a function's values, slopes and second derivatives at the eigenvalues, Daleckii and Krein's expansion
+
+        F_ij = f(h_i) 1[i=j] + f[h_i, h_j] change_ij + sum_k f[h_i, h_k, h_j] change_ik change_kj
+
+    in its divided differences. Where `bend` is None the last term is left out, and first derivatives only are right."""
     gap = h[:, None] - h[None, :]
     # Equal within what the mean of two slopes is good for, or within rounding.
     size = jnp.abs(h)[:, None] + jnp.abs(h)[None, :]
     close = jnp.abs(gap) <= jnp.maximum(1e-5 * size, jnp.finfo(h.dtype).eps ** (2 / 3) * jnp.max(size))
-
-    def assemble(f, slope):
-        divided = jnp.where(
-            close,
-            0.5 * (slope[..., :, None] + slope[..., None, :]),
-            (f[..., :, None] - f[..., None, :]) / jnp.where(close, 1.0, gap),
-        )
-        inner = f[..., None] * jnp.eye(m, dtype=h.dtype) + jax.lax.stop_gradient(divided) * change
-        return U @ inner @ U.T
-
-    return jax.tree.map(assemble, values, slopes)
+    apart = jnp.where(close, 1.0, gap)
+    mean = 0.5 * (slope[..., :, None] + slope[..., None, :])
+    first = jnp.where(close, mean, (f[..., :, None] - f[..., None, :]) / apart)
+    diagonal = f[..., None] * jnp.eye(h.size, dtype=h.dtype)
+    if bend is None:
+        return U @ (diagonal + jax.lax.stop_gradient(first) * change) @ U.T
+    # f[i, k, j] from f[i, k] and f[k, j] where i and j are apart, otherwise from f'(i) and f[i, k] where k is apart.
+    ends = (first[..., :, :, None] - first[..., None, :, :]) / apart[:, None, :]
+    middle = jnp.where(close, 0.5 * bend[..., :, None], (slope[..., :, None] - first) / apart)
+    second = jnp.where(close[:, None, :], middle[..., None], ends)
+    return U @ (diagonal + first * change + jnp.einsum("...ikj,ik,kj->...ij", second, change, change)) @ U.T
 
 
 def square_root(matrix: Float[Array, "m m"], floor: Any = 0.0) -> Float[Array, "m m"]:
     """Symmetric root of a covariance; eigenvalues not above `floor` count as 0, with derivative 0."""
-
-    def root(h):
-        keep = h > floor
-        return jnp.where(keep, jnp.sqrt(jnp.where(keep, h, 1.0)), 0.0)
-
-    return of_symmetric(root, matrix)
+    return _power(matrix, 0.5, floor)
 
 
 def inverse_root(matrix: Float[Array, "m m"], floor: Any = 0.0) -> Float[Array, "m m"]:
     """Inverse of the symmetric root where eigenvalues exceed `floor`, 0 on the other eigenvectors."""
+    return _power(matrix, -0.5, floor)
 
-    def inverse(h):
+
+def _power(matrix: Float[Array, "m m"], exponent: float, floor: Any) -> Float[Array, "m m"]:
+    """matrix^exponent where eigenvalues exceed `floor`, 0 on the other eigenvectors. Right to second order."""
+
+    def terms(h):
         keep = h > floor
-        return jnp.where(keep, 1 / jnp.sqrt(jnp.where(keep, h, 1.0)), 0.0)
+        safe = jnp.where(keep, h, 1.0)
+        value = jnp.where(keep, jnp.sqrt(safe) if exponent > 0 else 1 / jnp.sqrt(safe), 0.0)
+        slope = exponent * value / safe
+        return value, slope, (exponent - 1) * slope / safe
 
-    return of_symmetric(inverse, matrix)
+    if matrix.shape[0] == 1:
+        return terms(matrix[0])[0][None]
+    h, U, change = _eigen(matrix)
+    return _expanded(h, U, change, *terms(h))
 
 
 def rank_floor(covariance: Float[Array, "m m"]) -> Array:

@@ -21,9 +21,10 @@ import numpy as np
 from ._checks import is_concrete
 from ._dataset import version
 from ._files import write_atomically
+from ._results import RESULTS
 from .design import Plan, Report, Sensitivity
 from .design._report import Estimate, Row
-from .dmft import RESULTS, Solution
+from .dmft import Solution
 from .dmft._solution import Statistics
 from .limits import Limit
 from .observables import Observables

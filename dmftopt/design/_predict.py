@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from .._checks import check_count
+from .._rates import node_times
 from ..dmft import AbstractStep, DiscreteStep, ExponentialStep, solve
 from ..grid import TimeGrid
 from ..noise import AbstractNoise, Brownian
@@ -45,7 +46,7 @@ class Solve(AbstractPrediction):
     def tabulated(self, protocol, grid):
         # Its values at the times at which `solve` reads it.
         step = self.step or (DiscreteStep() if self.noise.discrete else ExponentialStep())
-        times = step.evaluation_times(grid).ravel()
+        times = node_times(grid, step.nodes).ravel()
 
         def read(schedule):
             return Table(jnp.broadcast_to(jnp.asarray(schedule(times), times.dtype), times.shape))

@@ -5,11 +5,12 @@ from ._adjoint import DirectAdjoint as DirectAdjoint
 from ._adjoint import WriteOnceAdjoint as WriteOnceAdjoint
 from ._causal import CausalInnovations as CausalInnovations
 from ._fixed_point import FixedPoint as FixedPoint
-from ._solution import RESULTS as RESULTS
 from ._solution import Solution as Solution
-from ._solution import SolveError as SolveError
 from ._solve import solve as solve
 from ._solver import AbstractSolver as AbstractSolver
+from ._solver import Inputs as Inputs
+from ._solver import Sizes as Sizes
 from ._step import AbstractStep as AbstractStep
 from ._step import DiscreteStep as DiscreteStep
 from ._step import ExponentialStep as ExponentialStep
+from ._step import Factors as Factors

@@ -2,7 +2,7 @@
 
 import abc
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
@@ -18,7 +18,9 @@ class AbstractAdjoint(eqx.Module):
         carry, row, output = advance(constants, parameters, x, carry, history, k)     for k = 0..length-1
 
     on a history of `length` rows, shaped like `row`, of which step k writes row k and reads only those before it. Nothing is
-    differentiated in `constants`."""
+    differentiated in `constants`. `order`: of the derivatives it is right for."""
+
+    order: ClassVar[int]
 
     @abc.abstractmethod
     def scan(
@@ -38,6 +40,8 @@ class WriteOnceAdjoint(AbstractAdjoint):
     """Reverse mode only (`grad`, `vjp`, `jacrev`), first derivatives, memory O(samples * steps): each row of the history is
     written once, so the final one holds all earlier ones, and the reverse pass replays one step at a time on it (25)."""
 
+    order: ClassVar[int] = 1
+
     def scan(self, advance, length, constants, parameters, xs, carry, row):
         return history_scan(advance, length, constants, parameters, xs, carry, row)[1]
 
@@ -46,6 +50,8 @@ class DirectAdjoint(AbstractAdjoint):
     """JAX's own derivatives of a plain scan: forward mode (`jvp`, `jacfwd`) and second derivatives too. In reverse mode every
     step keeps its copy of the history, O(samples * steps²) memory: for few parameters in forward mode, for Hessians of small
     problems, and as a check of `WriteOnceAdjoint`."""
+
+    order: ClassVar[int] = 2
 
     def scan(self, advance, length, constants, parameters, xs, carry, row):
         constants = jax.lax.stop_gradient(constants)

@@ -104,7 +104,7 @@ class CausalInnovations(AbstractSolver):
         )
         # One more step than there are updates, so that the fields at the last time are read; it does not move.
         xs = jax.tree.map(lambda value: jnp.append(value, 0.0), inputs)
-        advance = Advance(static, is_told(problem, inputs, not noise.deterministic))
+        advance = Advance(static, is_told(problem, inputs, not noise.deterministic), self.adjoint.order)
         parameters = Parameters(numbers, start.known, sample, nodes, theta_star)
         out = self.adjoint.scan(advance, times, constants, parameters, xs, state, row)
         return _observables(problem, step, inputs, start, metrics, out), jnp.asarray(True)

@@ -71,10 +71,11 @@ class Readout(NamedTuple):
 
 class Advance:
     """(constants, parameters, inputs, state, history, k) -> (state, row of the history, readout): what an adjoint scans.
-    `static`: what is no number in problem, step and metrics. `tells`: whether the noise tells the response."""
+    `static`: what is no number in problem, step and metrics. `tells`: whether the noise tells the response. `order`: of the
+    derivatives that must be right."""
 
-    def __init__(self, static: Any, tells: bool):
-        self.static, self.tells = static, tells
+    def __init__(self, static: Any, tells: bool, order: int):
+        self.static, self.tells, self.order = static, tells, order
 
     def __call__(
         self, constants: Constants, parameters: Parameters, x: Inputs, state: State, history: History, k: Int[Array, ""]
@@ -94,7 +95,9 @@ class Advance:
         mean, swing = fields.means(task, gradient, r, sample, past, k, metrics.fields)
         pull, new = fields.directions(gradient, mean, swing, past, k)
         phi = jax.lax.dynamic_update_index_in_dim(history.phi, reading.phi, k, 0)
-        moved, last, kicks = motion.move(problem, step, x, space, state.trained, parameters.known, phi, pull, state.last, k)
+        moved, last, kicks = motion.move(
+            problem, step, x, space, state.trained, parameters.known, phi, pull, state.last, k, self.order
+        )
         memory = None
         if x.momentum is not None and state.memory is not None:
             moved, memory = x.momentum.carry(state.trained, moved, state.memory)

@@ -64,9 +64,10 @@ def move(
     pull: Pull,
     last: Last,
     k: Array,
+    order: int,
 ) -> tuple[Float[Array, "*component m group basis"], Last, Float[Array, "m group zeta"] | None]:
     """What is trained at the next time (without momentum), what this step saw, and what it added on the zetas to the weights
-    themselves, None if it is not those that are trained."""
+    themselves, None if it is not those that are trained. `order`: of the derivatives that must be right."""
     m, rows, count = pull.zetas.shape
     root_delta = jnp.sqrt(problem.delta)
     on_zetas = pull.zetas.reshape(m, rows * count) / root_delta
@@ -78,12 +79,12 @@ def move(
     drift = jnp.tensordot(pull.known, known, 1) + jnp.tensordot(pull.phi, phi, 2)
     drift = jnp.sqrt(problem.features.eigenvalues)[:, None] * drift
     if problem.direct:
-        return _move_weights(problem, step, x, space, trained, drift, on_zetas, swing, pull, last)
+        return _move_weights(problem, step, x, space, trained, drift, on_zetas, swing, pull, last, order)
     moved = _move_parameters(problem, x, space, trained, drift, on_zetas, swing)
     return moved, Last(pull.curvature, pull.power_root, None, None), None
 
 
-def _move_weights(problem, step, x, space, theta, drift, on_zetas, swing, pull, last):
+def _move_weights(problem, step, x, space, theta, drift, on_zetas, swing, pull, last, order):
     """Equation (13):
 
     theta_{k+1} = theta_k - f (x theta_k + eta D drive_k) - c eta D (drive_k - drive_{k-1}) - s sqrt(lambda) swing."""
@@ -97,7 +98,7 @@ def _move_weights(problem, step, x, space, theta, drift, on_zetas, swing, pull, 
     decay = x.mean * features.eigenvalues[:, None, None] * curvature + shrinkage[:, None] * jnp.eye(m)
     excess = curvature_ratio(features, problem.delta)[:, None]
     f, s, c = of_symmetric(
-        lambda h: step.factors(x.mean * features.eigenvalues[:, None] * h + shrinkage, x.ratio, excess), curvature
+        lambda h: step.factors(x.mean * features.eigenvalues[:, None] * h + shrinkage, x.ratio, excess), curvature, order
     )
     root = jnp.sqrt(features.eigenvalues)[:, None]
 

@@ -1,13 +1,14 @@
 """One replicate: one or two levels of the time step, all or half of the samples."""
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from .._measure import Metrics
+from .._rates import Averages
 from ..grid import TimeGrid
 from ..noise import AbstractNoise
 from ..observables import Observables
@@ -19,7 +20,7 @@ class Level(NamedTuple):
     """A grid, and the protocol averaged over its steps."""
 
     grid: TimeGrid
-    average: Any
+    average: Averages
     delta: Array
 
     @property

@@ -4,36 +4,8 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from .._results import RESULTS, finite_times, name_of, until_failure
 from ..observables import AbstractResult, Observables
-
-
-class RESULTS(eqx.Enumeration):
-    """How a solve ended."""
-
-    successful = ""
-    diverged = (
-        "The student's overlap grew ten thousand times beyond teacher, initial student and labels: this learning rate is "
-        "unstable, or the time steps are too large for it. Lower the learning rate or raise the batch size; if a grid of "
-        "twice as many steps succeeds, it was the steps. (With DiscreteStep step * learning_rate * largest eigenvalue of the "
-        "sample covariance must stay below about 2.)"
-    )
-    nonfinite = (
-        "A value became infinite or NaN. Check the loss and the label law for overflow; otherwise the learning rate is "
-        "far above its stability limit, or (in float32) the numbers need jax_enable_x64."
-    )
-    unconverged = (
-        "The fixed-point iteration did not reach its tolerance within max_iterations. Raise FixedPoint(max_iterations=...), or "
-        "its damping, or shorten the horizon."
-    )
-    invalid = (
-        "The protocol or the problem left its domain: learning rate and ridge must be >= 0, batch size >= 1, delta > 0, "
-        "scales >= 0, times increasing, all finite; noise.Poisson() takes at most 1e5 epochs (use Brownian or NoNoise beyond). "
-        "Parametrize with log=True or bound what is tuned."
-    )
-
-
-class SolveError(RuntimeError):
-    """A solve that did not succeed; the message says why and what to do."""
 
 
 class Statistics(NamedTuple):
@@ -69,27 +41,16 @@ class Solution(AbstractResult):
         return self.half_difference
 
     def _attributes(self) -> dict[str, str | int]:
-        name = list(RESULTS._name_to_item)[int(self.result._value)]
-        return {"result": name, "message": RESULTS[self.result], **self.stats._asdict()}
+        return {"result": name_of(self.result), "message": RESULTS[self.result], **self.stats._asdict()}
 
 
 def judge(observables: Observables, scale: Array, valid: Array, converged: Array) -> tuple[RESULTS, Array]:
     """Result code, and the mask of times before the first failure."""
-    steps = observables.norm.shape[0]
-    per_time = (observables.test_risk, observables.train_loss, observables.norm)
-    finite = [jnp.all(jnp.isfinite(a.reshape(steps, -1)), axis=1) for a in per_time]
-    # A NaN at time k also enters row j < k of the correlation, in column k: look at the lower triangle only.
-    pairs = jnp.all(jnp.isfinite(observables.correlation), axis=(2, 3)) | ~jnp.tril(jnp.ones((steps, steps), bool))
-    finite = jnp.all(jnp.stack([*finite, jnp.all(pairs, axis=1)]), axis=0)
+    finite = finite_times(observables)
     bounded = ~(jnp.trace(observables.student_overlap, axis1=1, axis2=2) > 1e4 * scale)
-    good = jnp.cumprod((finite & bounded & valid & converged).astype(int)).astype(bool)
+    good = until_failure(finite & bounded & valid & converged)
     result = RESULTS.where(jnp.all(good), RESULTS.successful, RESULTS.nonfinite)
     first_bad = jnp.argmin(good)
     result = RESULTS.where(jnp.all(good) | bounded[first_bad], result, RESULTS.diverged)
     result = RESULTS.where(converged | ~finite[first_bad] | ~bounded[first_bad], result, RESULTS.unconverged)
     return RESULTS.where(valid, result, RESULTS.invalid), good
-
-
-def blank(observables: Observables, good: Array) -> Observables:
-    """NaN from the failing time on."""
-    return observables.along_time(lambda a: jnp.where(good.reshape(-1, *[1] * (a.ndim - 1)), a, jnp.nan))

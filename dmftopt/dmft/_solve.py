@@ -5,40 +5,28 @@ import dataclasses
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array
 
-from .._checks import check_count, check_instance, check_key, check_real, is_concrete, numbers_to_arrays
+from .._checks import check_count, check_instance, check_key, numbers_to_arrays
 from .._measure import check_metrics
+from .._rates import averaged, check_protocol
+from .._results import blank, raise_unless
 from ..grid import TimeGrid
 from ..metrics import AbstractFieldMetric, AbstractWeightMetric
-from ..noise import AbstractNoise, Bernoulli, NoNoise, Poisson
+from ..noise import AbstractNoise, Poisson
 from ..observables import mean_and_error
 from ..problem import Problem, check_problem
-from ..protocol import Momentum, Protocol, check_momentum
-from ..quadrature import safe_sqrt
+from ..protocol import Protocol
 from ._causal import CausalInnovations
 from ._mesh import REPLICATES, SAMPLES, axis_size, check_mesh, constrained, replicated
 from ._replicate import Level, replicate
-from ._solution import RESULTS, Solution, SolveError, Statistics, blank, judge
+from ._solution import Solution, Statistics, judge
 from ._solver import AbstractSolver, Randomness, Sizes
 from ._step import AbstractStep
 
 # Some accelerators multiply float32 matrices in 10 bits by default; orthogonality would not survive that.
 _PRECISION = "highest"
-
-
-class _Values(eqx.Module):
-    """The protocol on one grid, averaged over each step: learning rate, batch size, learning rate times ridge, the learning
-    rate that with this batch size has the average of eta²/B, momentum, and whether all was in its domain."""
-
-    learning_rate: Array
-    batch_size: Array
-    shrinkage: Array
-    noisy_rate: Array
-    momentum: Momentum | None
-    valid: Array
 
 
 def solve(
@@ -104,7 +92,7 @@ def solve(
     asked = check_metrics(metrics, problem)
     problem, noise, solver, grid, asked = numbers_to_arrays((problem, noise, solver, grid, asked))
     grids = (grid, grid.refined()) if richardson else (grid,)
-    values = tuple(_read(protocol, g, step, noise) for g in grids)
+    values = tuple(averaged(protocol, g, step.nodes, step.node_weights, batched=noise.batched) for g in grids)
     settings = Statistics(solver.samples, replicates, grid.steps, richardson)
     given = (problem, noise, solver, grids, values, asked, jax.random.split(key, replicates))
     problem, noise, solver, grids, values, asked, keys = replicated(given, mesh)
@@ -113,10 +101,7 @@ def solve(
         # By a program of its own, which other tasks and gradients share.
         drawn = _drawn(problem, noise, solver, grids[-1], values[-1], keys[0], mesh)
     solution = _solve(problem, noise, solver, grids, values, asked, keys, drawn, settings, estimate_bias, mesh)
-    code = solution.result._value
-    if throw and is_concrete(code) and np.ndim(code) == 0 and bool(solution.result != RESULTS.successful):
-        failed = solution.times[int(jnp.argmin(jnp.isfinite(solution.test_risk)))]
-        raise SolveError(f"solve failed at t = {float(failed):.4g}. {RESULTS[solution.result]} (throw=False returns the rest.)")
+    raise_unless(solution.result, throw, "solve failed", solution.times, solution.test_risk)
     return solution
 
 
@@ -177,43 +162,10 @@ def _solve(
     return constrained(solution, mesh)
 
 
-def _read(protocol: Protocol, grid: TimeGrid, step: AbstractStep, noise: AbstractNoise) -> _Values:
-    """The protocol, averaged over each step and checked where concrete."""
-    times = step.evaluation_times(grid)
-    weights = jnp.asarray(step.node_weights, times.dtype)
-
-    def at(name, minimum, cure):
-        value = jnp.asarray(getattr(protocol, name)(times.ravel()), dtype=times.dtype)
-        if value.shape not in ((), (times.size,)):
-            raise ValueError(
-                f"{name} must return one value per time, shape {(times.size,)} or (), got {value.shape}. "
-                "Write the schedule with jax.numpy, elementwise in t."
-            )
-        check_real(name, value, minimum=minimum, cure=cure)
-        return jnp.broadcast_to(value, (times.size,)).reshape(times.shape)
-
-    learning_rate = at("learning_rate", 0.0, "Learning rates cannot be negative.")
-    ridge = at("ridge", 0.0, "A negative ridge is unbounded below.")
-    # Full-batch and extensive-batch algorithms do not read the batch size.
-    minibatch = not isinstance(noise, (NoNoise, Bernoulli))
-    batch_size = at("batch_size", 1.0, "SGD uses at least one sample per step.") if minibatch else jnp.ones_like(times)
-    # Rounding of exp(log(1)) must not fail a batch size of 1.
-    valid = jnp.all(learning_rate >= 0) & jnp.all(batch_size >= 1 - 1e-6) & jnp.all(ridge >= 0)
-    mean = learning_rate @ weights, batch_size @ weights, (learning_rate * ridge) @ weights
-    noisy = mean[0] if len(step.node_weights) == 1 else safe_sqrt((learning_rate**2 / batch_size) @ weights * mean[1])
-    momentum = None
-    if protocol.momentum is not None:
-        coefficient = at("momentum", 0.0, "It is a share of the last change.")
-        check_momentum(coefficient)
-        valid = valid & jnp.all((coefficient >= 0) & (coefficient < 1))
-        momentum = Momentum(coefficient @ weights, protocol.nesterov)
-    return _Values(*mean, noisy, momentum, valid)
-
-
 def _check(problem, protocol, grid, noise, solver, replicates, richardson, key) -> AbstractStep:
     """The step that will be taken."""
     check_problem(problem)
-    check_instance("protocol", protocol, Protocol, "Build it with dmftopt.Protocol(learning_rate=...).")
+    check_protocol(protocol)
     check_instance("grid", grid, TimeGrid, "Build it with dmftopt.TimeGrid.uniform(horizon, steps).")
     check_instance("noise", noise, AbstractNoise, "Pass an instance, for example dmftopt.noise.Poisson().")
     check_count("replicates", replicates)

@@ -7,7 +7,6 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ..grid import TimeGrid
 from ..quadrature import GAUSS_NODES, GAUSS_WEIGHTS
 
 
@@ -32,9 +31,6 @@ class AbstractStep(eqx.Module):
     order: ClassVar[int]
     nodes: ClassVar[tuple[float, ...]]
     node_weights: ClassVar[tuple[float, ...]]
-
-    def evaluation_times(self, grid: TimeGrid) -> Float[Array, "step node"]:
-        return grid.times[:-1, None] + grid.step_sizes[:, None] * jnp.asarray(self.nodes, grid.times.dtype)
 
     @abc.abstractmethod
     def ahead(self, now: Array, last: Array, ratio: Array) -> Array:

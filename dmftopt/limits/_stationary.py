@@ -14,11 +14,11 @@ from ..observables import as_column, from_kernel
 from ..problem import Problem, check_linear, check_problem, check_single
 from ..quadrature import gaussian_nodes, safe_sqrt
 from ..tasks import LeastSquares, Logistic
-from ._result import Groups, Limit, blank_unless, finish, positive_or_one
+from ._result import Groups, Limit, ended, finish, positive_or_one
 from ._spectral import ridge_shrinkage
 
 
-def stationary(problem: Problem, ridge: float | Array) -> Limit:
+def stationary(problem: Problem, ridge: float | Array, *, throw: bool = True) -> Limit:
     """The minimizer of (1/delta) sum_i loss(x_i·theta, y_i) + ridge |theta|² / 2 for d -> infinity: what gradient flow reaches
     at infinite time, from any student.
 
@@ -32,9 +32,9 @@ def stationary(problem: Problem, ridge: float | Array) -> Limit:
     where T is the teacher's scale. The result has the one time infinity: shapes are those of `dmftopt.Observables` with 1 time
     and 0 steps.
 
-    Differentiable in everything real (implicitly). Sources: Thrampoulidis, Abbasi and Hassibi, arXiv:1601.06233; Salehi, Abbasi
-    and Hassibi, arXiv:1906.03761. Raises ValueError unless ridge > 0 (without it there may be no minimizer, or many), TypeError
-    for a task other than LeastSquares and Logistic, FloatingPointError where the equations are not solved (inside jit: NaN).
+    `throw`: as in `limits.least_squares`. Differentiable in everything real (implicitly). Sources: Thrampoulidis, Abbasi and
+    Hassibi, arXiv:1601.06233; Salehi, Abbasi and Hassibi, arXiv:1906.03761. Raises ValueError unless ridge > 0 (without it there
+    may be no minimizer, or many), TypeError for a task other than LeastSquares and Logistic.
     """
     check_problem(problem)
     check_single(problem, "limits.stationary")
@@ -43,8 +43,7 @@ def stationary(problem: Problem, ridge: float | Array) -> Limit:
         raise TypeError(f"problem.task must be LeastSquares or Logistic here, got {type(problem.task).__name__}. Use solve.")
     check_real("ridge", ridge, minimum=0.0, exclusive=True, cure="Without a ridge the minimizer may not exist or be unique.")
     check_shape("ridge", ridge, ((),), "Use jax.vmap for a sweep.")
-    limit = _stationary(*numbers_to_arrays((problem, ridge)))
-    return finish(limit, "The equations were not solved: raise the ridge, or use float64.")
+    return finish(_stationary(*numbers_to_arrays((problem, ridge))), throw, "stationary")
 
 
 @eqx.filter_jit
@@ -82,8 +81,8 @@ def _stationary(problem: Problem, ridge: Any) -> Limit:
     kernels = (as_column(a) for a in (square[None, None], overlap[None], norm[None], groups.rho, response))
     correlation, overlap, norm, rho, response = kernels
     observables = from_kernel(problem, correlation, overlap, norm, loss[None], error, rho, response)
-    valid = solved & (jnp.asarray(problem.delta) > 0) & (asked > 0) & problem.task.valid()
-    return Limit(jnp.full(1, jnp.inf, dtype), blank_unless(valid, observables))
+    valid = problem.valid() & (asked > 0)
+    return ended(jnp.full(1, jnp.inf, dtype), observables, valid, solved)
 
 
 def _picture(x, args):

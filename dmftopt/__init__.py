@@ -25,11 +25,13 @@ from .design import report as report
 from .design import sensitivity as sensitivity
 from .dmft import RESULTS as RESULTS
 from .dmft import CausalInnovations as CausalInnovations
+from .dmft import DirectAdjoint as DirectAdjoint
 from .dmft import DiscreteStep as DiscreteStep
 from .dmft import ExponentialStep as ExponentialStep
 from .dmft import FixedPoint as FixedPoint
 from .dmft import Solution as Solution
 from .dmft import SolveError as SolveError
+from .dmft import WriteOnceAdjoint as WriteOnceAdjoint
 from .dmft import solve as solve
 from .grid import TimeGrid as TimeGrid
 from .observables import Observables as Observables

@@ -1,5 +1,8 @@
 """The solver: `solve` and what goes into and comes out of it."""
 
+from ._adjoint import AbstractAdjoint as AbstractAdjoint
+from ._adjoint import DirectAdjoint as DirectAdjoint
+from ._adjoint import WriteOnceAdjoint as WriteOnceAdjoint
 from ._causal import CausalInnovations as CausalInnovations
 from ._fixed_point import FixedPoint as FixedPoint
 from ._solution import RESULTS as RESULTS

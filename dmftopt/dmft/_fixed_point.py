@@ -22,7 +22,7 @@ from ..noise import AbstractNoise
 from ..observables import as_column, from_kernel
 from ..problem import Problem, check_linear, check_single
 from ._solver import AbstractSolver, Inputs
-from ._step import DiscreteStep
+from ._step import AbstractStep, DiscreteStep
 
 
 class Draws(eqx.Module):
@@ -37,7 +37,7 @@ class Draws(eqx.Module):
     def half(self, which: Int[Array, ""]) -> "Draws":
         return jax.tree.map(lambda a: a.reshape(*a.shape[:-1], 2, -1)[..., which, :], self)
 
-    def coarsened(self, fine: TimeGrid, noise: AbstractNoise, rate: Float[Array, " step"]) -> "Draws":
+    def coarsened(self, fine: TimeGrid, noise: AbstractNoise, visits: Float[Array, " step"]) -> "Draws":
         """Sums over pairs of steps, normalized. The normal of time 0 belongs to the initial student."""
 
         def pairs(values, squared):
@@ -46,7 +46,7 @@ class Draws(eqx.Module):
 
         steps = jax.lax.stop_gradient(fine.step_sizes)
         normals = jnp.concatenate([self.normals[:1], pairs(self.normals[1:], steps)])
-        return Draws(self.teacher, self.label, normals, pairs(self.multipliers, noise.coarsening(steps, rate)))
+        return Draws(self.teacher, self.label, normals, pairs(self.multipliers, noise.coarsening(steps, visits)))
 
 
 class Kernels(NamedTuple):
@@ -91,7 +91,7 @@ class FixedPoint(AbstractSolver):
     for new kernels; repeat on the same random numbers until they stop changing. R_g(k, *) comes from Gaussian integration by
     parts, so a label may jump.
 
-    The step is `DiscreteStep()`. Plain Monte Carlo: errors of order 1 / sqrt(samples), which must be even. Time
+    The step is `DiscreteStep()`, no other. Plain Monte Carlo: errors of order 1 / sqrt(samples), which must be even. Time
     O(samples * steps³) per iteration. Everything is causal, so iteration n makes the first n steps exact, and undamped the
     fixed point is reached after at most `steps` iterations; damping only slows it down.
 
@@ -107,13 +107,22 @@ class FixedPoint(AbstractSolver):
     - `damping`: share of the old kernels kept in each iteration, in [0, 1).
     """
 
-    steps = (DiscreteStep,)
-
+    samples: int = eqx.field(static=True, default=4096)
+    step: AbstractStep | None = None
     max_iterations: int = eqx.field(static=True, default=100)
     tolerance: Any = eqx.field(converter=as_number, default=1e-6)
     damping: Any = eqx.field(converter=as_number, default=0.0)
 
     def __check_init__(self):
+        check_count("samples", self.samples, minimum=4)
+        if self.samples % 2:
+            raise ValueError(
+                f"samples must be even (the bias is estimated from halves), got {self.samples}. Use {self.samples + 1}."
+            )
+        if self.step is not None and not isinstance(self.step, DiscreteStep):
+            raise ValueError(
+                f"step: FixedPoint takes DiscreteStep(), got {type(self.step).__name__}. Pass that, or leave step out."
+            )
         check_count("max_iterations", self.max_iterations)
         check_real("tolerance", self.tolerance, minimum=0.0, exclusive=True, cure="It is a relative change of the kernels.")
         check_real("damping", self.damping, minimum=0.0, cure="It is the share of the old kernels that is kept.")
@@ -122,13 +131,16 @@ class FixedPoint(AbstractSolver):
         if is_concrete(self.damping) and np.any(np.asarray(self.damping) >= 1):
             raise ValueError(f"damping must be below 1, got {self.damping}. At 1 nothing would ever change.")
 
-    def check(self, problem, samples, steps, noise):
+    def step_for(self, noise):
+        return DiscreteStep() if self.step is None else self.step
+
+    def check(self, problem, protocol, noise, steps):
         check_single(problem, "solver: FixedPoint()")
         check_linear(problem, "solver: FixedPoint()")
-        if samples % 2:
-            raise ValueError(f"samples must be even (the bias is estimated from halves), got {samples}. Use {samples + 1}.")
+        if protocol.momentum is not None:
+            raise ValueError("momentum: FixedPoint takes none. Use solver=CausalInnovations().")
 
-    def draw(self, key, sizes, grid, noise, rate):
+    def draw(self, key, sizes, grid, noise, visits):
         dtype = grid.times.dtype
         edge = float(jnp.finfo(dtype).eps)
         key_field, key_normals, key_multipliers = jax.random.split(key, 3)
@@ -136,23 +148,23 @@ class FixedPoint(AbstractSolver):
         def uniforms(key, shape):
             return jax.random.uniform(key, shape, dtype, minval=edge, maxval=1 - edge)
 
-        teacher, label = uniforms(key_field, (2, sizes.samples))
-        normals = jax.random.normal(key_normals, (grid.steps + 1, sizes.samples), dtype)
+        teacher, label = uniforms(key_field, (2, self.samples))
+        normals = jax.random.normal(key_normals, (grid.steps + 1, self.samples), dtype)
         unrotated = jnp.eye(grid.steps, dtype=dtype)
-        multipliers = noise.standardized(uniforms(key_multipliers, (grid.steps, sizes.samples)), unrotated, rate)
+        multipliers = noise.standardized(uniforms(key_multipliers, (grid.steps, self.samples)), unrotated, visits)
         return Draws(teacher, label, normals, multipliers)
 
-    def run(self, problem, noise, step, inputs, points, metrics):
+    def run(self, problem, noise, inputs, randomness, metrics):
         scale = (problem.rho + problem.initial_overlap)[0, 0]
-        steps = inputs.drift.shape[0]
+        steps = inputs.mean.shape[0]
 
         def iterate(scaled: Kernels, args):
             kernels = Kernels(scaled.correlation * scale, scaled.overlap * scale, scaled.response)
-            gradients, of_samples = _field(problem, inputs, kernels, points, metrics.fields)
+            gradients, of_samples = _field(problem, inputs, kernels, randomness, metrics.fields)
             kernels, law = _weights(problem, inputs, gradients)
             return Kernels(kernels.correlation / scale, kernels.overlap / scale, kernels.response), (kernels, law, of_samples)
 
-        nothing = jnp.zeros((steps, steps), inputs.drift.dtype)
+        nothing = jnp.zeros((steps, steps), inputs.mean.dtype)
         first, _ = _weights(problem, inputs, Gradients(nothing, nothing, nothing[0]))
         first = Kernels(first.correlation / scale, first.overlap / scale, first.response)
         iteration = optimistix.FixedPointIteration(rtol=self.tolerance, atol=self.tolerance, damp=self.damping)
@@ -183,13 +195,13 @@ def _field(
     """Averages over the samples of the field process; train loss and error (time,) and train metrics (time, ...)."""
     task, rho = problem.task, problem.rho[0, 0]
     root = jnp.sqrt(rho)
-    steps = inputs.drift.shape[0]
+    steps = inputs.mean.shape[0]
     times = jnp.arange(steps + 1)
     alignment = kernels.overlap / root
     factor = _semidefinite_cholesky(kernels.correlation - jnp.outer(alignment, alignment), jnp.diagonal(kernels.correlation))
     memory = jnp.pad(kernels.response, ((0, 0), (0, 1))) / problem.delta
     # At the last time fields are read, but nothing is updated.
-    drift, noise = jnp.append(inputs.drift, 0.0), jnp.append(inputs.noise, 0.0)
+    mean, deviation = jnp.append(inputs.mean, 0.0), jnp.append(inputs.deviation, 0.0)
 
     def batch(teacher, label, normals, multipliers):
         xi, y = task.sample(teacher, label, root)
@@ -197,37 +209,37 @@ def _field(
 
         def advance(past, x):
             g, tangents = past
-            k, w, memory, drift, M = x
+            k, w, memory, mean, M = x
             r = w - memory @ g
             # d r_k / d w_j = 1[k = j] - (1/delta) sum_i R(k, i) d g_i / d w_j
             moved = jnp.where(times == k, 1.0, 0.0)[:, None] - jnp.tensordot(memory, tangents, 1)
             l, slope, error = task.gradient(r, y), task.curvature(r, y), task.error(r, y)
             # M_k does not depend on what came before k, so its mean can stand for it in every average with the past.
             averages = (
-                drift * (g @ l) / count,
+                mean * (g @ l) / count,
                 jnp.mean(l**2),
-                drift * (moved @ slope) / count,
-                drift * jnp.mean(l * xi) * root,
+                mean * (moved @ slope) / count,
+                mean * jnp.mean(l * xi) * root,
                 jnp.mean(task.loss(r, y)),
                 None if error is None else jnp.mean(error),
                 jax.tree.map(lambda a: a / count, field_sums(fields, task, r[None], y, mirror=True)),
             )
             return (g.at[k].set(l * M), tangents.at[k].set(slope * M * moved)), averages
 
-        M = drift[:, None] + noise[:, None] * jnp.pad(multipliers, ((0, 1), (0, 0)))
+        M = mean[:, None] + deviation[:, None] * jnp.pad(multipliers, ((0, 1), (0, 0)))
         w = alignment[:, None] * xi + factor @ normals
         start = jnp.zeros((steps + 1, count), w.dtype), jnp.zeros((steps + 1, steps + 1, count), w.dtype)
-        return jax.lax.scan(advance, start, (times, w, memory, drift, M))[1]
+        return jax.lax.scan(advance, start, (times, w, memory, mean, M))[1]
 
     # The tangents (time, time, sample) and a copy of them stay below about 200 MB.
     samples = draws.teacher.shape[0]
-    together = max(1, int(1e8 / (drift.dtype.itemsize * (steps + 1) ** 2)))
+    together = max(1, int(1e8 / (mean.dtype.itemsize * (steps + 1) ** 2)))
     batches = next(n for n in range(1, samples + 1) if samples % n == 0 and samples // n <= together)
     split = jax.tree.map(lambda a: jnp.moveaxis(a.reshape(*a.shape[:-1], batches, -1), -2, 0), draws)
     means = jax.lax.map(lambda d: batch(d.teacher, d.label, d.normals, d.multipliers), split)
     means = jax.tree.map(lambda a: jnp.mean(a, axis=0), means)
     product, second, response, with_teacher, train_loss, train_error, train_metrics = means
-    product, second, response = product[:-1, :-1], (drift**2 + noise**2) * second, response[:-1, :-1]
+    product, second, response = product[:-1, :-1], (mean**2 + deviation**2) * second, response[:-1, :-1]
     # E[g_k w_star] = rho R_g(k, *) + sum_j R_g(k, j) E[w_j w_star], which needs no derivative of the label law.
     toward = (with_teacher[:-1] - response @ kernels.overlap[:-1]) / rho
     of_samples = train_loss, train_error, train_metrics
@@ -237,19 +249,19 @@ def _field(
 def _weights(problem: Problem, inputs: Inputs, gradients: Gradients) -> tuple[Kernels, Law]:
     """The kernels and the law of the weights, linear in theta_0, theta_star and u in each eigenvalue group."""
     features = problem.features
-    steps = inputs.drift.shape[0]
+    steps = inputs.mean.shape[0]
     pull = jnp.pad(gradients.response, ((0, 0), (0, 1)))
 
     def group(eigenvalue, teacher_scale, student_scale):
         # Row k: theta_k in terms of theta_0 and of what is added in the update that makes theta_1, theta_2, ...
         # (A batched triangular solve would do it, but two at once deadlock on two CPU threads, in jaxlib 0.10.)
         def advance(rows, x):
-            k, ridge, pull = x
-            new = (1 - ridge) * rows[k] - eigenvalue * pull @ rows
+            k, shrinkage, pull = x
+            new = (1 - shrinkage) * rows[k] - eigenvalue * pull @ rows
             return rows.at[k + 1].set(new.at[k + 1].set(1.0)), None
 
         start = jnp.zeros((steps + 1, steps + 1), pull.dtype).at[0, 0].set(1.0)
-        propagator, _ = jax.lax.scan(advance, start, (jnp.arange(steps), inputs.ridge, pull))
+        propagator, _ = jax.lax.scan(advance, start, (jnp.arange(steps), inputs.shrinkage, pull))
         free, response = propagator[:, 0], propagator[:, 1:]
         toward = -eigenvalue * response @ gradients.teacher
         gaussian = eigenvalue / problem.delta * response @ gradients.correlation @ response.T

@@ -1,6 +1,7 @@
 """Gram-Schmidt against a write-once history."""
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,9 +13,14 @@ from jaxtyping import Array, Float, PyTree
 DROP = 1e-9
 
 
-def block_drop(dtype) -> float:
+def block_drop(dtype: Any) -> float:
     """As DROP, where differences cancel: what is left must also be more than rounding."""
     return max(DROP, 100 * float(jnp.finfo(dtype).eps))
+
+
+def drop(m: int, dtype: Any) -> float:
+    """For a residual of m columns: with several, one column's is a difference of what the others leave."""
+    return DROP if m == 1 else block_drop(dtype)
 
 
 # Vectors over the samples are laid out (shard, local), one row per device. Sums are taken within a shard first, and those of

@@ -41,7 +41,7 @@ class Points(eqx.Module):
 
         return jax.tree.map(select, self)
 
-    def coarsened(self, fine: TimeGrid, noise: AbstractNoise, rate: Float[Array, " step"]) -> "Points":
+    def coarsened(self, fine: TimeGrid, noise: AbstractNoise, visits: Float[Array, " step"]) -> "Points":
         """The same randomness on the grid of every second time: normalized sums of pairs."""
 
         def pairs(values, squared_weights):
@@ -63,7 +63,7 @@ class Points(eqx.Module):
             zetas = jnp.concatenate([with_first(zetas[:, :m]), with_last(zetas[:, m:])], axis=1)
         multipliers = self.multipliers
         if multipliers is not None:
-            summed = pairs(multipliers[:-1], noise.coarsening(steps, rate))
+            summed = pairs(multipliers[:-1], noise.coarsening(steps, visits))
             multipliers = jnp.concatenate([summed, multipliers[-1:]])
         return Points(self.teacher, self.label, with_first(self.innovations), multipliers, self.entries, zetas, self.shards)
 
@@ -73,7 +73,7 @@ def draw(
     samples: int,
     grid: TimeGrid,
     noise: AbstractNoise,
-    rate: Float[Array, " step"],
+    visits: Float[Array, " step"],
     shards: int = 1,
     m: int = 1,
     m_star: int = 1,
@@ -88,7 +88,7 @@ def draw(
     turns = uniforms[start + m :].reshape(steps, -1, samples)
     multipliers = None
     if not noise.deterministic:
-        multipliers = jnp.pad(noise.standardized(turns[:, m], rotation, rate), ((0, 1), (0, 0)))
+        multipliers = jnp.pad(noise.standardized(turns[:, m], rotation, visits), ((0, 1), (0, 0)))
     rotated = jnp.zeros((steps + 1, steps + 1)).at[0, 0].set(1.0).at[1:, 1:].set(rotation)
 
     def rotate(uniforms):

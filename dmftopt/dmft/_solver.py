@@ -1,7 +1,7 @@
 """What a solver of the DMFT equations is, to the front door."""
 
 import abc
-from typing import ClassVar, NamedTuple
+from typing import Any, NamedTuple
 from typing import Protocol as Structure
 
 import equinox as eqx
@@ -12,19 +12,20 @@ from ..grid import TimeGrid
 from ..noise import AbstractNoise
 from ..observables import Observables
 from ..problem import Problem
-from ..protocol import Momentum
+from ..protocol import Momentum, Protocol
 from ._step import AbstractStep
 
 
 class Inputs(NamedTuple):
-    """The protocol on the grid, one entry per step: drift = eta D, noise = deviation of M, ridge = D eta ridge, ratio = D over
-    the last step's (0 for the first), skewness of M where it jumps, momentum."""
+    """The protocol on the grid, one entry per step D. Of the multipliers M, equation (2): `mean` = eta D, `deviation`, and
+    `skewness` where M jumps. `shrinkage` = D eta ridge. `ratio`: D over the last step's, 0 for the first. `momentum`: None for
+    none."""
 
-    drift: Float[Array, " step"]
-    noise: Float[Array, " step"]
-    ridge: Float[Array, " step"]
-    ratio: Float[Array, " step"]
+    mean: Float[Array, " step"]
+    deviation: Float[Array, " step"]
     skewness: Float[Array, " step"] | None
+    shrinkage: Float[Array, " step"]
+    ratio: Float[Array, " step"]
     momentum: Momentum | None
 
 
@@ -32,7 +33,6 @@ class Sizes(NamedTuple):
     """All that the random numbers know of the problem: problems that share it share the program that draws them. `shards`: the
     number of devices that share the samples, if more than one the last axis of every array of random numbers."""
 
-    samples: int
     m: int
     m_star: int
     linear_weights: bool
@@ -46,25 +46,36 @@ class Randomness(Structure):
         """Those of the first (0) or second (1) half of the samples."""
         ...
 
-    def coarsened(self, fine: TimeGrid, noise: AbstractNoise, rate: Float[Array, " step"]) -> "Randomness":
+    def coarsened(self, fine: TimeGrid, noise: AbstractNoise, visits: Float[Array, " step"]) -> "Randomness":
         """The same randomness on the grid of every second time."""
         ...
 
 
 class AbstractSolver(eqx.Module):
-    """A route to the solution of the DMFT equations on a grid. `steps`: the steps it can take, the default first."""
+    """A route to the solution of the DMFT equations on a grid.
 
-    steps: ClassVar[tuple[type[AbstractStep], ...]]
+    - `samples`: how many samples stand for the law of the fields.
+    - `step`: how a time step moves the weights; None: what `step_for` chooses.
+    """
 
-    def check(self, problem: Problem, samples: int, steps: int, noise: AbstractNoise) -> None:
-        """Raise ValueError for problems and sizes that this solver cannot take; `steps` on its finest grid."""
+    samples: eqx.AbstractVar[int]
+    step: eqx.AbstractVar[AbstractStep | None]
 
     @abc.abstractmethod
-    def draw(self, key: Array, sizes: Sizes, grid: TimeGrid, noise: AbstractNoise, rate: Float[Array, " step"]) -> Randomness:
-        """The random numbers of one replicate. `rate` = B D / delta: mean visits of a sample in each step."""
+    def step_for(self, noise: AbstractNoise) -> AbstractStep:
+        """`step`, or the default for this noise."""
+
+    @abc.abstractmethod
+    def check(self, problem: Problem, protocol: Protocol, noise: AbstractNoise, steps: int) -> None:
+        """Raise ValueError, naming the argument and the cure, for what this solver cannot take; `steps` on its finest grid."""
+
+    @abc.abstractmethod
+    def draw(self, key: Array, sizes: Sizes, grid: TimeGrid, noise: AbstractNoise, visits: Float[Array, " step"]) -> Randomness:
+        """The random numbers of one replicate. `visits` = B D / delta: mean visits of a sample in each step."""
 
     @abc.abstractmethod
     def run(
-        self, problem: Problem, noise: AbstractNoise, step: AbstractStep, inputs: Inputs, points, metrics: Metrics
+        self, problem: Problem, noise: AbstractNoise, inputs: Inputs, randomness: Any, metrics: Metrics
     ) -> tuple[Observables, Bool[Array, ""]]:
-        """Observables at all grid times, those of `metrics` among them, and whether the solver met its own tolerance."""
+        """Observables at all grid times, those of `metrics` among them, and whether the solver met its own tolerance.
+        `randomness`: what `draw` returned."""

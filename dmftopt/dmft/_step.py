@@ -12,23 +12,26 @@ from ..quadrature import GAUSS_NODES, GAUSS_WEIGHTS
 
 
 class Factors(NamedTuple):
-    """Of one step, for each eigenvalue group: what multiplies the drift, the noise, and the change of the drift since the
-    last step."""
+    """Of one step, for each eigenvalue group and each eigenvalue of the curvature (or the matrices over the columns made of
+    these): what multiplies the drift, the swing, and the change of the drift since the last step, equation (13)."""
 
-    drift: Float[Array, " group"]
-    noise: Float[Array, " group"]
-    change: Float[Array, " group"]
+    drift: Float[Array, "group *m"]
+    swing: Float[Array, "group *m"]
+    change: Float[Array, "group *m"]
 
 
 class AbstractStep(eqx.Module):
-    """`continuous`: the step approximates continuous time (and gets better when halved), or is the algorithm itself.
-    `order`: power of the step with which its error vanishes. `nodes`, `weights`: where in a step (0 to 1) the protocol is read,
-    and how the values are averaged."""
+    """How one time step moves the weights. Your own needs the two methods and, as class variables:
+
+    - `continuous`: the step approximates continuous time (and gets better when halved), or is the algorithm itself.
+    - `order`: power of the step with which its error vanishes. From 2 on Milstein's term (8) is part of the swing.
+    - `nodes`, `node_weights`: where in a step (0 to 1) the protocol is read, and how the values are averaged.
+    """
 
     continuous: ClassVar[bool]
     order: ClassVar[int]
     nodes: ClassVar[tuple[float, ...]]
-    weights: ClassVar[tuple[float, ...]]
+    node_weights: ClassVar[tuple[float, ...]]
 
     def evaluation_times(self, grid: TimeGrid) -> Float[Array, "step node"]:
         return grid.times[:-1, None] + grid.step_sizes[:, None] * jnp.asarray(self.nodes, grid.times.dtype)
@@ -36,16 +39,18 @@ class AbstractStep(eqx.Module):
     @abc.abstractmethod
     def ahead(self, now: Array, last: Array, ratio: Array) -> Array:
         """A slowly varying coefficient as this step should use it, from its values at the start of this step and of the one
-        before; `ratio`: this step over the last, 0 for the first."""
+        before, equation (12); `ratio`: this step over the last, 0 for the first."""
 
     @abc.abstractmethod
-    def factors(self, x: Float[Array, " group"], ratio: Array, curvature_ratio: Float[Array, " group"]) -> Factors:
-        """`x`: decay rate times step of each eigenvalue group; `ratio` as above; `curvature_ratio`: largest ratio of sample to
-        population curvature in the group."""
+    def factors(
+        self, x: Float[Array, "group m"], ratio: Float[Array, "..."], curvature_ratio: Float[Array, "group 1"]
+    ) -> Factors:
+        """`x`: decay rate times step, of each eigenvalue group and eigenvalue of the curvature, equation (11); `ratio` as above;
+        `curvature_ratio`: largest ratio of sample to population curvature in the group. Elementwise in x."""
 
 
 class ExponentialStep(AbstractStep):
-    """Continuous time, second order: exponential Adams-Bashforth.
+    """Continuous time, second order: exponential Adams-Bashforth, equations (11) to (14).
 
     With x = D eta (lambda E[l'] + ridge) the drift is x theta and a rest that varies slowly. The linear part is stepped
     exactly, the rest extrapolated from this step and the last, and so are E[l'] and the noise power E[l²] to the middle of
@@ -63,7 +68,7 @@ class ExponentialStep(AbstractStep):
     continuous: ClassVar[bool] = True
     order: ClassVar[int] = 2
     nodes: ClassVar[tuple[float, ...]] = GAUSS_NODES
-    weights: ClassVar[tuple[float, ...]] = GAUSS_WEIGHTS
+    node_weights: ClassVar[tuple[float, ...]] = GAUSS_WEIGHTS
 
     def ahead(self, now, last, ratio):
         return now + 0.5 * ratio * (now - last)
@@ -85,7 +90,7 @@ class DiscreteStep(AbstractStep):
     continuous: ClassVar[bool] = False
     order: ClassVar[int] = 1
     nodes: ClassVar[tuple[float, ...]] = (0.0,)
-    weights: ClassVar[tuple[float, ...]] = (1.0,)
+    node_weights: ClassVar[tuple[float, ...]] = (1.0,)
 
     def ahead(self, now, last, ratio):
         return now

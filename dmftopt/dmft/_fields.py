@@ -1,0 +1,196 @@
+"""The field side: the law of one training sample, as a population of samples with the inner product <a, b> = mean of a b.
+Equations (5) to (9) of README.md.
+
+Everything over the samples is laid out (..., shard, local), see `_orthogonal`. Sums over the samples are taken together, once for
+each of the two passes of Gram-Schmidt: on many devices each costs one exchange.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from .._matrices import inverse_root, rank_floor, square_root, triangular_root
+from .._measure import field_sums
+from ..metrics import AbstractFieldMetric
+from ..tasks import AbstractTask
+from ..tasks import _columns as columns
+from ._orthogonal import block_drop, combination, dots, drop, products, spread, totals
+from ._solver import Inputs
+from ._step import AbstractStep
+from ._weights import Reading
+
+
+class Past(NamedTuple):
+    """The directions of all rows, and which rows are written: `gradients` one after the other (those of the m mean gradients of a
+    row, then those of its m swings), `innovations` of the m columns of phi, `written` (row,) 1 or 0."""
+
+    gradients: Float[Array, "row*direction shard local"]
+    innovations: Float[Array, "row*m shard local"]
+    written: Float[Array, " row"]
+
+    @property
+    def gradients_written(self) -> Float[Array, " row*direction"]:
+        return jnp.repeat(self.written, self.gradients.shape[0] // self.written.shape[0])
+
+
+class Sample(NamedTuple):
+    """What the samples come with: their known fields (as normals, or indicators of clusters), and labels."""
+
+    known: Float[Array, "m_star shard local"]
+    labels: Float[Array, "shard local"]
+
+
+class Gradient(NamedTuple):
+    """Per sample: l = d loss / d r, dl / dr, loss and error; and the swing n, None without gradient noise."""
+
+    l: Float[Array, "m shard local"]
+    curvature: Float[Array, "m m shard local"]
+    loss: Float[Array, "shard local"]
+    error: Float[Array, "shard local"] | None
+    swing: Float[Array, "m shard local"] | None
+
+
+class Means(NamedTuple):
+    """Over the samples, equation (7): coefficients `G` of l on the past directions and `S` on the innovations, its products
+    `S_known` with the known fields, the power E[l l^T], and means of dl / dr, loss, error and metrics."""
+
+    G: Float[Array, "m row*direction"]
+    S: Float[Array, "m row m"]
+    S_known: Float[Array, "m m_star"]
+    power: Float[Array, "m m"]
+    curvature: Float[Array, "m m"]
+    loss: Array
+    error: Array | None
+    metrics: dict[str, Array]
+
+
+class SwingMeans(NamedTuple):
+    """Of the swing: coefficients on the past directions, and its own products."""
+
+    G: Float[Array, "m row*direction"]
+    power: Float[Array, "m m"]
+
+
+class Pull(NamedTuple):
+    """What the field side hands to the weight side: coefficients of the mean gradient on the known directions, on phi and on
+    the zetas (8), root of the noise power (9) (0 without gradient noise), mean curvature."""
+
+    known: Float[Array, "m m_star"]
+    phi: Float[Array, "m row m"]
+    zetas: Float[Array, "m row direction"]
+    power_root: Float[Array, "m m"]
+    curvature: Float[Array, "m m"]
+
+
+def fields(reading: Reading, sample: Sample, past: Past, delta: Array) -> Float[Array, "m shard local"]:
+    """r_k = sum_j L(k, j) xi_j + (1/sqrt(delta)) sum_{j<k} P(k, j) g^_j, equation (5).
+
+    What comes with a sample is kept apart: it may carry derivatives, the innovations are constants."""
+    m, shards = reading.L.shape[0], sample.labels.shape[0]
+    to_known, to_innovations, to_gradients = spread(
+        shards, reading.known, reading.L.reshape(m, -1), past.gradients_written * reading.P / jnp.sqrt(delta)
+    )
+    r = combination(to_known, sample.known) + combination(to_innovations, past.innovations)
+    return r + combination(to_gradients, past.gradients)
+
+
+def gradient(
+    task: AbstractTask,
+    step: AbstractStep,
+    x: Inputs,
+    delta: Array,
+    r: Float[Array, "m shard local"],
+    labels: Float[Array, "shard local"],
+    z: Float[Array, "shard local"] | None,
+) -> Gradient:
+    """`z`: the standardized multipliers of this step, None without gradient noise."""
+    l = columns.gradient(task, r, labels)
+    curvature = columns.curvature(task, r, labels)
+    loss, error = columns.loss(task, r, labels), columns.error(task, r, labels)
+    if z is None:
+        return Gradient(l, curvature, loss, error, None)
+    swing = l * z
+    if step.order >= 2:
+        # Milstein's term (6): a sample's noise within the step changes its own gradient within the step. The double integral of
+        # the standardized noise is (z² - 1 - skewness z) / 2.
+        if x.skewness is None:
+            change, square = jnp.sum(curvature * l, axis=1), z**2 - 1
+        else:
+            change = _kicked(task, r, labels, l, curvature, x.deviation * x.skewness / delta)
+            square = z**2 - 1 - x.skewness * z
+        swing = swing - (0.5 * x.deviation / delta) * change * square
+    return Gradient(l, curvature, loss, error, swing)
+
+
+def _kicked(task, r, labels, l, curvature, jump):
+    """Loss of the gradient l by a kick -l `jump` of its own field, per `jump`. Noise that jumps (a visit of SGD moves its
+    sample's field by l eta / B) needs the difference, not its limit l' l: across a kink, or at large rates, they differ much."""
+    limit = jnp.sum(curvature * l, axis=1)
+    # Below, the difference (and its derivative in the jump) would lose more digits than the limit is wrong by.
+    smooth = jump < jnp.finfo(l.dtype).eps ** (1 / 3)
+    kicked = columns.gradient(task, r - jnp.where(smooth, 0.0, jump) * l, labels)
+    return jnp.where(smooth, limit, (l - kicked) / jnp.where(smooth, 1.0, jump))
+
+
+def means(
+    task: AbstractTask,
+    of: Gradient,
+    r: Float[Array, "m shard local"],
+    sample: Sample,
+    past: Past,
+    k: Array,
+    metrics: dict[str, AbstractFieldMetric],
+) -> tuple[Means, SwingMeans | None]:
+    """The first pass, over the samples at once."""
+    m, rows = of.l.shape[0], past.written.shape[0]
+    sums = totals(
+        (dots(past.gradients, of.l), dots(past.innovations, of.l), products(of.l, sample.known), products(of.l, of.l)),
+        tuple(None if a is None else jnp.sum(a, axis=-1) for a in (of.curvature, of.loss, of.error)),
+        None if of.swing is None else (dots(past.gradients, of.swing), products(of.swing, of.swing)),
+        jax.vmap(lambda r, y: field_sums(metrics, task, r, y, mirror=True), (1, 0), -1)(r, sample.labels),
+    )
+    (G, S, S_known, power), (curvature, loss, error), swing, measured = jax.tree.map(lambda a: a / sample.labels.size, sums)
+    S = jnp.where((jnp.arange(rows) <= k)[:, None], S.reshape(m, rows, m), 0.0)
+    written = past.gradients_written
+    found = Means(written * G, S, S_known, power, curvature, loss, error, measured)
+    return found, None if swing is None else SwingMeans(written * swing[0], swing[1])
+
+
+def directions(
+    of: Gradient, mean: Means, swing_mean: SwingMeans | None, past: Past, k: Array
+) -> tuple[Pull, Float[Array, "direction shard local"]]:
+    """The second pass, and the new directions g^_k: of the mean gradient (8), then of the swing (9)."""
+    m, rows = of.l.shape[0], past.written.shape[0]
+    shards, samples = of.loss.shape[0], of.loss.size
+    to_mean, to_swing = spread(shards, mean.G, None if swing_mean is None else swing_mean.G)
+    rest, swing = of.l - combination(to_mean, past.gradients), of.swing
+    if swing is not None:
+        # In law this is orthogonal to everything before. Its directions must be orthonormal in the sample too (or errors grow
+        # from step to step); the coefficients removed on the way are sampling error and are dropped. Nothing cancels, so one
+        # pass suffices.
+        swing = swing - combination(to_swing, past.gradients)
+    sums = totals(
+        (dots(past.gradients, rest), products(rest, rest)),
+        None if swing is None else (products(swing, rest), products(swing, swing)),
+    )
+    (again, left), swing_left = jax.tree.map(lambda a: a / samples, sums)
+    again = past.gradients_written * again
+    # Pythagoras; `again` is rounding, far smaller than any residual that is kept, so nothing is lost.
+    heights, normalize = triangular_root(left - again @ again.T, jnp.diagonal(mean.power), drop(m, of.l.dtype))
+    zetas = (mean.G + again).reshape(m, rows, -1).at[:, k, :m].add(heights)
+    if swing is None or swing_mean is None or swing_left is None:
+        to_mean, normalize = spread(shards, again, normalize)
+        new = combination(normalize, rest - combination(to_mean, past.gradients))
+        return Pull(mean.S_known, mean.S, zetas, jnp.zeros_like(mean.power), mean.curvature), new
+    # The swing's product with the new direction is that with `rest`: what differs is a product of two roundings.
+    shared = swing_left[0] @ normalize.T
+    # Here the difference may cancel; what is left of it must be more than rounding to be normalized.
+    floor = block_drop(of.l.dtype) * jnp.trace(jax.lax.stop_gradient(swing_mean.power))
+    swing_normalize = inverse_root(swing_left[1] - shared @ shared.T, floor)
+    to_mean, normalize, shared, swing_normalize = spread(shards, again, normalize, shared, swing_normalize)
+    new = combination(normalize, rest - combination(to_mean, past.gradients))
+    of_swing = combination(swing_normalize, swing - combination(shared, new))
+    root = square_root(mean.power, rank_floor(mean.power))
+    return Pull(mean.S_known, mean.S, zetas, root, mean.curvature), jnp.concatenate([new, of_swing])

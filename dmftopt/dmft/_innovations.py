@@ -1,0 +1,132 @@
+"""One step of the causal innovations scheme, equations (4) to (17) of README.md, and what is kept of it."""
+
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, PyTree
+
+from .._measure import weight_means
+from . import _fields as fields
+from . import _motion as motion
+from . import _weights as weights
+from ._fields import Past, Sample
+from ._motion import Last
+from ._solver import Inputs
+
+
+class History(NamedTuple):
+    """Row k is written at step k: the directions (column sample) of the gradients, first the m mean gradients', then the m
+    swings', and phi."""
+
+    gradients: Float[Array, "*row direction shard local"]
+    phi: Float[Array, "*row m group basis"]
+
+
+class State(NamedTuple):
+    """What is trained (the weights, or their parameters, component first), what the step before saw, and the memory of a
+    momentum."""
+
+    trained: Float[Array, "*component m group basis"]
+    last: Last
+    memory: Float[Array, "*component m group basis"] | None
+
+
+class Constants(NamedTuple):
+    """The random numbers that no parameter enters."""
+
+    innovations: Float[Array, "row m shard local"]
+    multipliers: Float[Array, "row shard local"] | None
+    zetas: Float[Array, "zeta particle"] | None
+
+
+class Parameters(NamedTuple):
+    """The real numbers of problem, step and metrics; the known directions of the weights; what the samples come with; for
+    metrics of the weights, nodes of a coordinate's law and theta_star there."""
+
+    numbers: PyTree
+    known: Float[Array, "m_star group basis"]
+    sample: Sample
+    nodes: Float[Array, "m_star+2m node"] | None
+    theta_star: Float[Array, "m_star group coordinate"] | None
+
+
+class Readout(NamedTuple):
+    """Per step: products with the known directions and L(k, :) over all rows, losses over the samples, E[theta theta^T],
+    metrics, mean curvature of the loss. Where the noise tells the response: of each group and each step's swing normals, their
+    coefficients in theta_k, and what this step adds to them in theta_{k+1}."""
+
+    known: Float[Array, "m m_star"]
+    L: Float[Array, "m row m"]
+    train_loss: Array
+    train_error: Array | None
+    norm: Float[Array, "m m"]
+    train_metrics: dict[str, Array]
+    weight_metrics: dict[str, Array]
+    curvature: Float[Array, "m m"]
+    reached: Float[Array, "m group row m"] | None
+    added: Float[Array, "m group row m"] | None
+
+
+class Advance:
+    """(constants, parameters, inputs, state, history, k) -> (state, row of the history, readout): what an adjoint scans.
+    `static`: what is no number in problem, step and metrics. `tells`: whether the noise tells the response."""
+
+    def __init__(self, static: Any, tells: bool):
+        self.static, self.tells = static, tells
+
+    def __call__(
+        self, constants: Constants, parameters: Parameters, x: Inputs, state: State, history: History, k: Int[Array, ""]
+    ) -> tuple[State, History, Readout]:
+        problem, step, metrics = eqx.combine(parameters.numbers, self.static)
+        task, features, sample = problem.task, problem.features, parameters.sample
+        space = weights.space(problem, constants.zetas)
+        theta = motion.weights(problem, state.trained)
+        past = _past(constants, history, k, sample.labels.dtype)
+
+        # Weights to fields.
+        reading = weights.read(theta, parameters.known, not task.mixture, history.phi, past.written, k, features, space)
+        r = fields.fields(reading, sample, past, problem.delta)
+        z = None if constants.multipliers is None else constants.multipliers[k]
+        # Fields to weights.
+        gradient = fields.gradient(task, step, x, problem.delta, r, sample.labels, z)
+        mean, swing = fields.means(task, gradient, r, sample, past, k, metrics.fields)
+        pull, new = fields.directions(gradient, mean, swing, past, k)
+        phi = jax.lax.dynamic_update_index_in_dim(history.phi, reading.phi, k, 0)
+        moved, last, kicks = motion.move(problem, step, x, space, state.trained, parameters.known, phi, pull, state.last, k)
+        memory = None
+        if x.momentum is not None and state.memory is not None:
+            moved, memory = x.momentum.carry(state.trained, moved, state.memory)
+
+        def of_swings(zetas):
+            if zetas is None or not self.tells:
+                return None
+            return zetas.reshape(problem.m, features.groups, *history.gradients.shape[:2])[..., problem.m :]
+
+        weight_metrics = {}
+        if metrics.weights and parameters.theta_star is not None:
+            values = space.values(theta, parameters.nodes)
+            weight_metrics = weight_means(metrics.weights, task, values, parameters.theta_star, features.weights)
+        readout = Readout(
+            reading.known,
+            reading.L,
+            mean.loss,
+            mean.error,
+            weights.norm(theta, features, space),
+            mean.metrics,
+            weight_metrics,
+            mean.curvature,
+            of_swings(reading.zetas),
+            of_swings(kicks),
+        )
+        return State(moved, last, memory), History(new, reading.phi), readout
+
+
+def _past(constants: Constants, history: History, k: Int[Array, ""], dtype: Any) -> Past:
+    rows, directions, shards, local = history.gradients.shape
+    return Past(
+        history.gradients.reshape(rows * directions, shards, local),
+        constants.innovations.reshape(-1, shards, local),
+        (jnp.arange(rows) < k).astype(dtype),
+    )

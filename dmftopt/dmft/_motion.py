@@ -1,0 +1,147 @@
+"""How one time step moves the weights: equations (10) to (16) of README.md."""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from .._matrices import of_symmetric
+from ..features import Features
+from ..problem import Problem
+from ._fields import Pull
+from ._solver import Inputs
+from ._step import AbstractStep, Factors
+from ._weights import Space
+
+
+class Drive(NamedTuple):
+    """The drift of the weights per eta D, less its linear part (10): on the weights' own basis and on the zetas; and `bend`, that
+    of the regularizer per eta D ridge, None where that is linear."""
+
+    weights: Float[Array, "m group basis"]
+    zetas: Float[Array, "m zeta"]
+    bend: Float[Array, "m group basis"] | None
+
+
+class Last(NamedTuple):
+    """What the step before saw: mean curvature of the loss, mean slope of the regularizer's gradient, root of the noise power
+    E[l l^T], and drive. `slope` and `drive` are None where parameters are trained, which are not extrapolated."""
+
+    curvature: Float[Array, "m m"]
+    power_root: Float[Array, "m m"]
+    slope: Float[Array, " group"] | None
+    drive: Drive | None
+
+
+def before(problem: Problem, theta: Float[Array, "m group basis"], zetas: int) -> Last:
+    """For the first step, which makes no use of it."""
+    m, groups, _ = theta.shape
+    nothing = jnp.zeros((m, m), theta.dtype)
+    if not problem.direct:
+        return Last(nothing, nothing, None, None)
+    still = jnp.zeros_like(theta)
+    drive = Drive(still, jnp.zeros((m, zetas), theta.dtype), None if problem.linear_weights else still)
+    return Last(nothing, nothing, jnp.zeros(groups, theta.dtype), drive)
+
+
+def trained(problem: Problem, theta: Float[Array, "m group basis"]) -> Float[Array, "*component m group basis"]:
+    """What training moves: the weights, or parameters of theirs."""
+    return theta if problem.direct else problem.parametrization.parameters(theta)
+
+
+def weights(problem: Problem, trained: Float[Array, "*component m group basis"]) -> Float[Array, "m group basis"]:
+    return trained if problem.direct else problem.parametrization.weights(trained)
+
+
+def move(
+    problem: Problem,
+    step: AbstractStep,
+    x: Inputs,
+    space: Space,
+    trained: Float[Array, "*component m group basis"],
+    known: Float[Array, "m_star group basis"],
+    phi: Float[Array, "row m group basis"],
+    pull: Pull,
+    last: Last,
+    k: Array,
+) -> tuple[Float[Array, "*component m group basis"], Last, Float[Array, "m group zeta"] | None]:
+    """What is trained at the next time (without momentum), what this step saw, and what it added on the zetas to the weights
+    themselves, None if it is not those that are trained."""
+    m, rows, count = pull.zetas.shape
+    root_delta = jnp.sqrt(problem.delta)
+    on_zetas = pull.zetas.reshape(m, rows * count) / root_delta
+    swing = jnp.zeros_like(pull.zetas)
+    if count > m:
+        # Behind those of the mean gradients: the directions of the swings.
+        swing = swing.at[:, k, m:].set(step.ahead(pull.power_root, last.power_root, x.ratio))
+    swing = x.deviation * (swing.reshape(m, rows * count) / root_delta)
+    drift = jnp.tensordot(pull.known, known, 1) + jnp.tensordot(pull.phi, phi, 2)
+    drift = jnp.sqrt(problem.features.eigenvalues)[:, None] * drift
+    if problem.direct:
+        return _move_weights(problem, step, x, space, trained, drift, on_zetas, swing, pull, last)
+    moved = _move_parameters(problem, x, space, trained, drift, on_zetas, swing)
+    return moved, Last(pull.curvature, pull.power_root, None, None), None
+
+
+def _move_weights(problem, step, x, space, theta, drift, on_zetas, swing, pull, last):
+    """Equation (13):
+
+    theta_{k+1} = theta_k - f (x theta_k + eta D drive_k) - c eta D (drive_k - drive_{k-1}) - s sqrt(lambda) swing."""
+    features, regularizer, m = problem.features, problem.regularizer, theta.shape[0]
+    slope = jnp.mean(regularizer.slope(theta), axis=(0, 2))
+    bend = None if problem.linear_weights else regularizer.gradient(theta) - slope[:, None] * theta
+    drive = Drive(drift - features.eigenvalues[:, None] * jnp.tensordot(pull.curvature, theta, 1), on_zetas, bend)
+    # Equation (11): x = D eta (lambda E[l'] + ridge h'), a matrix over the columns in each group.
+    curvature = step.ahead(pull.curvature, last.curvature, x.ratio)
+    shrinkage = x.shrinkage * step.ahead(slope, last.slope, x.ratio)[:, None]
+    decay = x.mean * features.eigenvalues[:, None, None] * curvature + shrinkage[:, None] * jnp.eye(m)
+    excess = curvature_ratio(features, problem.delta)[:, None]
+    f, s, c = of_symmetric(
+        lambda h: step.factors(x.mean * features.eigenvalues[:, None] * h + shrinkage, x.ratio, excess), curvature
+    )
+    root = jnp.sqrt(features.eigenvalues)[:, None]
+
+    def on_basis(drive):
+        return x.mean * drive.weights if drive.bend is None else x.mean * drive.weights + x.shrinkage * drive.bend
+
+    now, then = on_basis(drive), on_basis(last.drive)
+    kicks = -root * (
+        x.mean * (_each_group(f, drive.zetas) + _each_group(c, drive.zetas - last.drive.zetas)) + _each_group(s, swing)
+    )
+    moved = theta - _within(f, _within(decay, theta) + now) - _within(c, now - then)
+    return space.add_zetas(moved, kicks), Last(pull.curvature, pull.power_root, slope, drive), kicks
+
+
+def _move_parameters(problem, x, space, parameters, drift, on_zetas, swing):
+    """p_{k+1} = p_k - df/dp (eta D drift_k + sqrt(lambda) swing) - eta D ridge h(p_k), equation (16)."""
+    kicks = jnp.sqrt(problem.features.eigenvalues)[:, None] * (x.mean * on_zetas + swing)[:, None]
+    pulled = problem.parametrization.pull(parameters, space.add_zetas(x.mean * drift, kicks))
+    return parameters - pulled - x.shrinkage * problem.regularizer.gradient(parameters)
+
+
+def _within(matrix: Float[Array, "group m m"], vectors: Float[Array, "m group basis"]) -> Float[Array, "m group basis"]:
+    return jnp.einsum("gab,bgz->agz", matrix, vectors)
+
+
+def _each_group(matrix: Float[Array, "group m m"], vectors: Float[Array, "m zeta"]) -> Float[Array, "m group zeta"]:
+    return jnp.einsum("gab,bz->agz", matrix, vectors)
+
+
+def decay_factors(step: AbstractStep, x: Inputs, features: Features, delta: Array) -> Float[Array, "group step"]:
+    """By what a step multiplies weights that the loss does not see, in each group: 1 - f D eta ridge."""
+    excess = curvature_ratio(features, delta)[:, None]
+    shrinkage, ratio = (jnp.broadcast_to(a, (features.groups, a.size)) for a in (x.shrinkage, x.ratio))
+    factors: Factors = step.factors(shrinkage, ratio, excess)
+    return 1 - shrinkage * factors.drift
+
+
+def curvature_ratio(features: Features, delta: Array) -> Float[Array, " group"]:
+    """Largest ratio of sample to population curvature in each eigenvalue group, equation (14).
+
+    A bulk of r d equal eigenvalues on n = delta d samples has a largest sample eigenvalue of (1 + sqrt(r / delta))² times
+    its own. Here r counts, smoothly and never too low, the share of dimensions whose eigenvalue is comparable or larger, and
+    the smaller ones in proportion: 1 for isotropic features, near 0 for a spike (which needs no such care).
+    """
+    ratio = features.eigenvalues[None, :] / features.eigenvalues[:, None]
+    rank = jnp.sum(features.weights * 2 * ratio / (1 + ratio), axis=1)
+    return (1 + jnp.sqrt(rank / delta)) ** 2

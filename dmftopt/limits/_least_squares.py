@@ -30,6 +30,7 @@ from ._result import (
     response_of,
     stepping,
     symmetric,
+    trajectory,
 )
 from ._spectral import contour, ridge_shrinkage
 
@@ -103,8 +104,8 @@ def _least_squares(
         return jnp.sum(values.astype(path.z.dtype)[:, None] * path.one, axis=0)
 
     zero = jnp.zeros((), dtype)
-    (clock, _), _ = integrate(clocks, (zero, zero), times, how._replace(tolerance=1e-5))
-    slowest = positive_or_one(jax.lax.stop_gradient(clock[-1]))
+    (clock, _), _ = integrate(clocks, (zero, zero), times[jnp.array([0, -1])], how._replace(tolerance=1e-5))
+    slowest = positive_or_one(jax.lax.stop_gradient(clock))
     path = contour(groups, slowest, nodes)
     z = path.z
     student, teacher, plain = (group_sum(a) for a in (groups.student, groups.teacher, jnp.ones_like(groups.weights)))
@@ -129,7 +130,7 @@ def _least_squares(
         return eta, eta * ridge, jnp.stack([dc.real, dc.imag]), jnp.stack([dv.real, dv.imag])
 
     still = jnp.zeros((2, nodes), dtype)
-    (A, R, c, v), integrated = integrate(rates, (zero, zero, still, still), times, how)
+    (A, R, c, v), integrated = trajectory(rates, (zero, zero, still, still), times, how)
     c, v = (jax.lax.complex(a[:, 0], a[:, 1]) for a in (c, v))
     p = propagator(A, R)
 

@@ -119,10 +119,7 @@ def _online(problem: Problem, protocol: Protocol, grid: TimeGrid, noise: Abstrac
     def advance(state, span):
         # The last of the state carries what happened since the start of the interval: products of these never underflow.
         since = jnp.broadcast_to(jnp.eye(m, dtype=times.dtype), p.shape)
-        # After a failure there is nothing left to step.
-        span = jnp.where(jnp.all(jnp.isfinite(state[2])), span, span[0])
-        path, integrated = integrate(rates, (*state, since), span, how)
-        *state, factor = jax.tree.map(lambda x: x[-1], path)
+        (*state, factor), integrated = integrate(rates, (*state, since), span, how)
         return tuple(state), (tuple(state), factor, integrated)
 
     groups = lam.shape[0]

@@ -1,15 +1,17 @@
 """What the limits return, and what they check."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple, cast
 
 import diffrax
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from .._checks import check_count, check_instance
 from .._rates import check_protocol, read
-from .._results import RESULTS, blank, finite_times, name_of, raise_unless, until_failure
+from .._results import RESULTS, blank, finite_times, first_failure, name_of, raise_unless, until_failure
 from ..grid import TimeGrid
 from ..noise import AbstractNoise
 from ..observables import AbstractResult, Observables
@@ -123,22 +125,41 @@ class Groups:
         self.rho = jnp.sum(self.field_weights * self.teacher)
 
 
-def integrate(rates: Any, state: Any, times: Array, stepping: Stepping) -> tuple[Any, RESULTS]:
-    """States at `times` of d state / dt = rates(t, state), infinite where they were not reached, and how it ended."""
+def integrate(rates: Callable, state: Any, span: Array, how: Stepping) -> tuple[Any, RESULTS]:
+    """The state at `span[1]` of d state / dt = rates(t, state), from that at `span[0]`, NaN where the end was not reached, and
+    how it ended."""
+    # After a failure there is nothing left to step.
+    alive = jnp.all(jnp.stack([jnp.all(jnp.isfinite(a)) for a in jax.tree.leaves(state)]))
+    span = jnp.where(alive, span, span[0])
     solution = diffrax.diffeqsolve(
         diffrax.ODETerm(lambda t, y, _: rates(t, y)),
         diffrax.Tsit5(),
-        times[0],
-        times[-1],
+        span[0],
+        span[1],
         None,
         state,
-        saveat=diffrax.SaveAt(ts=times),
-        stepsize_controller=diffrax.PIDController(rtol=stepping.tolerance, atol=0.01 * stepping.tolerance),
-        adjoint=stepping.adjoint,
-        max_steps=stepping.max_steps,
+        # At the end only: checks of other times are host callbacks, which `jax.export` cannot write.
+        saveat=diffrax.SaveAt(t1=True),
+        stepsize_controller=diffrax.PIDController(rtol=how.tolerance, atol=0.01 * how.tolerance),
+        adjoint=how.adjoint,
+        max_steps=how.max_steps,
         throw=False,
     )
-    return solution.ys, RESULTS.promote(solution.result)
+    reached = solution.result == diffrax.RESULTS.successful
+    end = jax.tree.map(lambda y: jnp.where(reached, y[-1], jnp.nan), solution.ys)
+    return end, RESULTS.promote(solution.result)
+
+
+def trajectory(rates: Callable, state: Any, times: Float[Array, " time"], how: Stepping) -> tuple[Any, RESULTS]:
+    """States at `times` of d state / dt = rates(t, state), NaN from the first time that was not reached, and how it ended."""
+
+    def advance(state, span):
+        end, result = integrate(rates, state, span, how)
+        return end, (end, result)
+
+    _, (path, results) = jax.lax.scan(advance, state, jnp.stack([times[:-1], times[1:]], axis=1))
+    path = jax.tree.map(lambda first, rest: jnp.concatenate([first[None], rest]), state, path)
+    return path, first_failure(results)
 
 
 def response_of(factors: Float[Array, "time time"]) -> Float[Array, "time step"]:

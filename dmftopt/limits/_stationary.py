@@ -15,6 +15,7 @@ from ..problem import Problem, check_linear, check_problem, check_single
 from ..quadrature import gaussian_nodes, safe_sqrt
 from ..tasks import LeastSquares, Logistic
 from ._result import Groups, Limit, ended, finish, positive_or_one
+from ._roots import root
 from ._spectral import ridge_shrinkage
 
 
@@ -54,7 +55,7 @@ def _stationary(problem: Problem, ridge: Any) -> Limit:
     ridge, delta = positive_or_one(asked), groups.delta
     args = (problem.task, groups.eigenvalues, groups.weights, groups.teacher, delta, ridge)
 
-    def changes(x, args):
+    def changes(x):
         return jax.tree.map(jnp.subtract, _picture(x, args), x)
 
     # V from the largest curvature h of the loss, with which it solves in closed form: from there the iteration has always
@@ -68,9 +69,8 @@ def _stationary(problem: Problem, ridge: Any) -> Limit:
     iteration = optimistix.FixedPointIteration(rtol=1e-3, atol=1e-3)
     near = optimistix.fixed_point(_picture, iteration, start, fixed, max_steps=300, throw=False).value
     near = jax.tree.map(lambda a, b: jnp.where(jnp.isfinite(a), a, b), near, start)
-    solver = optimistix.Newton(rtol=tolerance, atol=tolerance)
-    x = optimistix.root_find(changes, solver, jax.lax.stop_gradient(near), args, max_steps=64, throw=False).value
-    solved = jnp.all(jnp.abs(jnp.stack(changes(x, args))) < 1e3 * tolerance)
+    x = root(changes, jax.lax.stop_gradient(near), tolerance, 64)
+    solved = jnp.all(jnp.abs(jnp.stack(changes(x))) < 1e3 * tolerance)
 
     _, ratio, log_variance = x
     loss, error, (a, b, c) = _fields(x, args)
@@ -131,15 +131,10 @@ def _fields(x, args):
 def _training_field(task, w, y, stiffness):
     """r + stiffness * l(r, y) = w, elementwise."""
 
-    def excess(r, args):
-        task, w, y, stiffness = args
-        return r + stiffness * task.gradient(r, y) - w
+    # The logistic l is convex on one side of 0 and concave on the other: from 0, Newton's method never passes the root.
+    tolerance = 8 * float(jnp.finfo(w.dtype).eps)
 
     def solve(w, y):
-        # The logistic l is convex on one side of 0 and concave on the other: from 0, Newton's method never passes the root.
-        tolerance = 8 * float(jnp.finfo(w.dtype).eps)
-        newton = optimistix.Newton(rtol=tolerance, atol=tolerance)
-        args = (task, w, y, stiffness)
-        return optimistix.root_find(excess, newton, jnp.zeros_like(w), args, max_steps=64, throw=False).value
+        return root(lambda r: r + stiffness * task.gradient(r, y) - w, jnp.zeros_like(w), tolerance, 64)
 
     return jax.vmap(jax.vmap(solve))(w, y)

@@ -16,12 +16,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import xarray
+from dmftopt.optimize._optimize import Score
 
 import dmftopt
 from dmftopt import schedules, storage
 from dmftopt._dataset import DESCRIPTIONS
 from dmftopt.dmft._solution import Statistics
-from dmftopt.optimize._optimize import Score
 
 PROBLEM = dmftopt.Problem(dmftopt.tasks.LeastSquares(), dmftopt.features.isotropic(), delta=2.0)
 GRID = dmftopt.TimeGrid.geometric(2.0, 4)

@@ -242,9 +242,7 @@ def test_a_table_is_known_at_its_own_times_only():
     with pytest.raises(ValueError, match=r"t must have shape \(3,\)"):
         table(jnp.zeros(2))
     # Traced, nothing can be raised: what comes of NaN is known to every route as invalid.
-    traced, slope = jax.value_and_grad(lambda v: jax.jit(schedules.Tabulated(table.times, v))(jnp.array([0.0, 0.5, 2.0]))[1])(
-        table.values
-    )
-    assert traced == 3.0
+    values, times = table.values, jnp.array([0.0, 0.6, 2.0])
+    slope = jax.grad(lambda v: eqx.tree_at(lambda s: s.values, table, v)(table.times)[1])(values)
     np.testing.assert_array_equal(slope, [0, 1, 0])
-    np.testing.assert_array_equal(jax.jit(table)(jnp.array([0.0, 0.6, 2.0])), [1.0, np.nan, 2.0])
+    np.testing.assert_array_equal(eqx.filter_jit(table)(times), [1.0, np.nan, 2.0])

@@ -9,12 +9,12 @@ import numpy as np
 import optax
 import optimistix
 import pytest
-from dmftopt.optimize._staged import Gradient
 from helpers import central_difference
 from jax.flatten_util import ravel_pytree
 
 import dmftopt
 from dmftopt import Budget, Objective, Plan, Protocol, Solve, TimeGrid, above, objectives, schedules
+from dmftopt.design._staged import Gradient
 
 SIGMA2 = 0.25
 

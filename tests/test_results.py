@@ -16,11 +16,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import xarray
-from dmftopt.optimize._optimize import Score
 
 import dmftopt
 from dmftopt import schedules, storage
 from dmftopt._dataset import DESCRIPTIONS
+from dmftopt.design import Score
 from dmftopt.dmft._solution import Statistics
 
 PROBLEM = dmftopt.Problem(dmftopt.tasks.LeastSquares(), dmftopt.features.isotropic(), delta=2.0)

@@ -9,13 +9,13 @@ from jaxtyping import Array, Float, PyTree
 from .._checks import check_instance, check_real, check_shape, numbers_to_arrays
 from ..grid import TimeGrid
 from ..noise import AbstractNoise, Poisson
-from ..optimize import AbstractObjective
 from ..problem import Problem, check_problem
 from ..protocol import Protocol
 from ..variables import number
 from . import objectives
 from ._budget import Budget, Plan, Run, stretched
 from ._predict import AbstractPrediction, Function, Solve
+from ._staged import AbstractObjective
 
 
 class Objective(AbstractObjective):

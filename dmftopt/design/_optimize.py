@@ -1,3 +1,5 @@
+"""Minimize a scalar function of a protocol. Nothing here knows how that function is computed."""
+
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 

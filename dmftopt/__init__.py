@@ -19,9 +19,13 @@ from .compare import compare as compare
 from .design import Budget as Budget
 from .design import Exact as Exact
 from .design import Objective as Objective
+from .design import Optimized as Optimized
 from .design import Plan as Plan
 from .design import Solve as Solve
+from .design import baselines as baselines
+from .design import certify as certify
 from .design import objectives as objectives
+from .design import optimize as optimize
 from .design import pareto as pareto
 from .design import report as report
 from .design import sensitivity as sensitivity
@@ -35,10 +39,6 @@ from .dmft import WriteOnceAdjoint as WriteOnceAdjoint
 from .dmft import solve as solve
 from .grid import TimeGrid as TimeGrid
 from .observables import Observables as Observables
-from .optimize import Optimized as Optimized
-from .optimize import baselines as baselines
-from .optimize import certify as certify
-from .optimize import optimize as optimize
 from .problem import Problem as Problem
 from .protocol import Protocol as Protocol
 from .recipe import Recipe as Recipe

@@ -74,7 +74,7 @@ def averaged(
     protocol: Protocol, grid: TimeGrid, nodes: tuple[float, ...], weights: tuple[float, ...], *, batched: bool = True
 ) -> Averages:
     """The protocol read at `nodes` (0 to 1) of each step of the grid, and averaged with these weights. Raises as `read` does."""
-    rates = read(protocol, node_times(grid, nodes), batched=batched)
+    rates = read(protocol, node_times(grid.times, nodes), batched=batched)
     w = jnp.asarray(weights, grid.times.dtype)
     learning_rate, batch_size = rates.learning_rate @ w, rates.batch_size @ w
     noisy = learning_rate
@@ -86,6 +86,6 @@ def averaged(
     return Averages(learning_rate, batch_size, (rates.learning_rate * rates.ridge) @ w, noisy, momentum, rates.valid)
 
 
-def node_times(grid: TimeGrid, nodes: tuple[float, ...]) -> Float[Array, "step node"]:
-    """Times in each step, `nodes` from its start (0) to its end (1)."""
-    return grid.times[:-1, None] + grid.step_sizes[:, None] * jnp.asarray(nodes, grid.times.dtype)
+def node_times(edges: Float[Array, " time"], nodes: tuple[float, ...]) -> Float[Array, "step node"]:
+    """Times in each step between increasing `edges`, `nodes` from its start (0) to its end (1)."""
+    return edges[:-1, None] + jnp.diff(edges)[:, None] * jnp.asarray(nodes, edges.dtype)

@@ -21,7 +21,7 @@ with warnings.catch_warnings():
         successful = ""
         max_steps_reached = (
             "The adaptive integration took `max_steps` steps before it reached the last time. Raise max_steps or the tolerance; "
-            "if it fails again, the solution may blow up: look at what throw=False returns."
+            "if that does not help, the solution blows up. Lower the learning rate then."
         )
         nonfinite = (
             "A value became infinite or NaN: the learning rate is far above its stability limit, or the loss or the label law "

@@ -12,9 +12,10 @@ import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 
-from ._checks import check_count, check_instance, check_real, padded
+from ._checks import check_count, check_real, padded
 from ._files import write_atomically
-from .protocol import Protocol
+from ._rates import check_protocol, read
+from .protocol import Protocol, values_at
 from .quadrature import GAUSS_NODES, GAUSS_WEIGHTS
 
 _COLUMNS = ("learning_rate", "batch_size", "weight_decay", "momentum")
@@ -106,7 +107,7 @@ def recipe(protocol: Protocol, *, horizon: float, dimension: int, delta: float, 
     `mean_square_norm`: that of the raw features; `problem.data.mean_square_norm` for a problem made by `Problem.from_data`
     (whose centers are to be subtracted first). Batch sizes below 1 and other values outside their domain raise ValueError.
     """
-    check_instance("protocol", protocol, Protocol, "Build it with dmftopt.Protocol(learning_rate=...).")
+    check_protocol(protocol)
     check_real("horizon", horizon, minimum=0.0, exclusive=True, cure="It is the final time, SGD steps / dimension.")
     check_count("dimension", dimension)
     check_real("delta", delta, minimum=0.0, exclusive=True, cure="It is training samples / dimension.")
@@ -115,25 +116,23 @@ def recipe(protocol: Protocol, *, horizon: float, dimension: int, delta: float, 
     steps, samples = round(horizon * dimension), round(float(delta) * dimension)
     if steps < 1 or samples < 1:
         raise ValueError(f"dimension {dimension} leaves {steps} steps and {samples} samples. Raise dimension.")
-
-    def read(name: str, minimum: float, times: np.ndarray) -> np.ndarray:
-        longer = padded(times)
-        value = np.asarray(getattr(protocol, name)(jnp.asarray(longer)), dtype=float)
-        check_real(name, value, minimum=minimum, cure="It must be so at every time.")
-        return np.broadcast_to(value, longer.shape)[: times.size]
-
     starts = np.arange(steps) / dimension
-    # Integrals over each step (three Gauss points), so that the sum is that of the schedule. Rounding of exp(log(1)) must not
-    # fail a batch size of 1.
+    at_starts = read(protocol, jnp.asarray(padded(starts)), batched=False)
+
+    def per_step(values):
+        return np.asarray(values, dtype=float)[:steps]
+
+    # Integrals over each step (three Gauss points), so that the sum is that of the schedule.
     nodes = (np.arange(steps)[:, None] + np.asarray(GAUSS_NODES)) * horizon / steps
-    planned = np.maximum(read("batch_size", 1 - 1e-6, nodes.ravel()).reshape(nodes.shape), 1.0) @ np.asarray(GAUSS_WEIGHTS)
+    batch_size = values_at("batch_size", protocol.batch_size, jnp.asarray(padded(nodes.ravel())))
+    planned = np.maximum(np.asarray(batch_size, dtype=float)[: nodes.size], 1.0).reshape(nodes.shape) @ np.asarray(GAUSS_WEIGHTS)
     spent = np.floor(np.cumsum(planned) * horizon * dimension / steps + 0.5)
     c = float(mean_square_norm)
     return Recipe(
-        learning_rate=read("learning_rate", 0.0, starts) / c,
+        learning_rate=per_step(at_starts.learning_rate) / c,
         batch_size=np.diff(spent, prepend=0.0).astype(int),
-        weight_decay=read("ridge", 0.0, starts) * c / dimension,
-        momentum=np.zeros(steps) if protocol.momentum is None else read("momentum", 0.0, starts),
+        weight_decay=per_step(at_starts.ridge) * c / dimension,
+        momentum=np.zeros(steps) if at_starts.momentum is None else per_step(at_starts.momentum.coefficient),
         dimension=dimension,
         samples=samples,
     )

@@ -21,15 +21,11 @@ import numpy as np
 from ._checks import is_concrete
 from ._dataset import version
 from ._files import write_atomically
-from ._results import RESULTS
-from .design import Plan, Report, Sensitivity
-from .design._report import Estimate, Row
-from .dmft import Solution
+from .design import Certificate, Estimate, Optimized, Plan, Report, Row, Score, Sensitivity
+from .dmft import RESULTS, Solution
 from .dmft._solution import Statistics
 from .limits import Limit
 from .observables import Observables
-from .optimize import Certificate, Optimized
-from .optimize._optimize import Score
 from .protocol import Protocol
 from .schedules import Constant, Decay, PerStep, PiecewiseConstant, PiecewiseLinear, PowerLaw, Scaled, WarmupStableDecay
 from .simulate import Response, Simulation

@@ -14,7 +14,7 @@ from jax.flatten_util import ravel_pytree
 
 import dmftopt
 from dmftopt import Budget, Objective, Plan, Protocol, Solve, TimeGrid, above, objectives, schedules
-from dmftopt.optimize._staged import Gradient
+from dmftopt.design._staged import Gradient
 
 SIGMA2 = 0.25
 
@@ -217,6 +217,23 @@ def test_poisson_noise_where_batch_size_and_horizon_are_fixed(key):
     # A start that fails says what solve says.
     with pytest.raises(ValueError, match=r"optimize: .* not finite at the start .*learning rate"):
         dmftopt.optimize(objective, Protocol(schedules.constant(300.0, log=True)), steps=1, key=key, fresh=2, progress=False)
+
+
+def test_a_prediction_takes_a_solver_and_is_made_finer_by_it():
+    solver = dmftopt.CausalInnovations(samples=64, particles=128)
+    short, long = Solve(samples=64, replicates=2), Solve(solver=solver, replicates=2)
+    assert short.solver.samples == long.solver.samples == 64 and long.solver.particles == 128
+    assert Solve().solver.samples == 2048 and Solve(step=dmftopt.DiscreteStep()).solver.step == dmftopt.DiscreteStep()
+    finer = Objective(problem(), Budget(steps=1.0), grid=TimeGrid.uniform(1.0, 3), predict=long).finer(samples=4, replicates=3)
+    assert finer.predict.solver == dmftopt.CausalInnovations(samples=256, particles=128) and finer.predict.replicates == 3
+    assert isinstance(finer.predict.noise, dmftopt.noise.Poisson) and finer.grid.steps == 6
+    # A step that is the algorithm's own update is not halved, nor is a law without noise made noisy.
+    for noise in (dmftopt.noise.Bernoulli(0.5), dmftopt.noise.NoNoise()):
+        predict = Solve(noise, samples=64, step=dmftopt.DiscreteStep())
+        finer = Objective(problem(), Budget(steps=1.0), grid=TimeGrid.uniform(1.0, 3), predict=predict).finer()
+        assert finer.grid.steps == 3 and type(finer.predict.noise) is type(noise)
+    with pytest.raises(ValueError, match="samples must be at least 4"):
+        Solve(samples=2)
 
 
 def test_report_predicts_and_trains_with_whole_batches(key):

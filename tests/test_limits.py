@@ -1,8 +1,11 @@
 """The limits against each other, closed forms, the solver, and finite-size runs; what they share no code with."""
 
+import diffrax
 import jax
 import jax.numpy as jnp
+import lineax
 import numpy as np
+import optimistix
 import pytest
 import scipy.optimize
 from helpers import assert_within, four_groups, least_squares_modes, problem
@@ -143,13 +146,26 @@ def test_a_student_that_starts_at_zero_learns_online():
     np.testing.assert_allclose(found.teacher_overlap[1, 0, 0] / 1e-4, (0.5 / np.pi) ** 0.5, rtol=1e-3)
 
 
-@pytest.mark.parametrize("noise", [dmftopt.noise.Poisson(), dmftopt.noise.NoNoise()], ids=["poisson", "none"])
-def test_noise_in_the_online_limit(noise):
+class Calm(dmftopt.noise.AbstractNoise):
+    """A law of one's own: half the variance of SGD's."""
+
+    def deviation(self, learning_rate, step, rate):
+        return learning_rate * step / jnp.sqrt(2 * rate)
+
+    def standardized(self, uniforms, rotation, rate):
+        return rotation @ jax.scipy.special.ndtri(uniforms)
+
+    def temperature(self, learning_rate, batch_size):
+        return learning_rate**2 / (2 * batch_size)
+
+
+@pytest.mark.parametrize("noise, share", [(dmftopt.noise.Poisson(), 1.0), (dmftopt.noise.NoNoise(), 0.0), (Calm(), 0.5)])
+def test_noise_in_the_online_limit(noise, share):
     """Isotropic least squares at constant rates: risk decays to its stationary value at rate 2 eta - eta² / B."""
     p = problem(dmftopt.tasks.LeastSquares(0.5), student_scale=0.7)
     grid = dmftopt.TimeGrid.uniform(4.0, 4)
     found = limits.online(p, dmftopt.Protocol(0.8, 2.0), grid, noise=noise)
-    kick = 0.0 if noise.deterministic else 0.8**2 / 2
+    kick = share * 0.8**2 / 2
     rate, start = 1.6 - kick, 1 + 0.7**2
     error = kick * 0.25 / rate + (start - kick * 0.25 / rate) * np.exp(-rate * np.asarray(grid.times))
     np.testing.assert_allclose(found.test_risk, 0.5 * (error + 0.25), rtol=1e-5)
@@ -297,6 +313,42 @@ def test_limits_are_differentiable():
         np.testing.assert_allclose(f(at)[1], differences, atol=5e-5, err_msg=name)
 
 
+FORWARD = {
+    "least_squares": lambda protocol, grid: limits.least_squares(
+        grouped(), protocol, grid, nodes=16, adjoint=diffrax.ForwardMode()
+    ),
+    "online": lambda protocol, grid: limits.online(grouped(), protocol, grid, adjoint=diffrax.ForwardMode()),
+}
+
+
+@pytest.mark.parametrize("route", FORWARD.values(), ids=FORWARD)
+def test_forward_mode(route):
+    """Central differences: error h² = 1e-6 and integration error 1e-6 / h = 1e-3, relative to slopes of order 1."""
+    grid, h = dmftopt.TimeGrid.uniform(1.0, 1), 1e-3
+
+    @jax.jit
+    def pushed(rate):
+        return jax.jvp(lambda x: route(dmftopt.Protocol(x, 1.5, 0.2), grid).test_risk[-1], (rate,), (jnp.ones(()),))
+
+    slope = (pushed(0.8 + h)[0] - pushed(0.8 - h)[0]) / (2 * h)
+    np.testing.assert_allclose(pushed(0.8)[1], slope, rtol=2e-3)
+
+
+EXPORTED = {
+    "online": lambda x: limits.online(grouped(), dmftopt.Protocol(x), GRID),
+    "least_squares": lambda x: limits.least_squares(grouped(), dmftopt.Protocol(x), GRID),
+    "stationary": lambda x: limits.stationary(grouped(dmftopt.tasks.Logistic()), x),
+    "online_least_squares": lambda x: limits.online_least_squares(grouped(), dmftopt.Protocol(x), **RUN),
+}
+
+
+@pytest.mark.parametrize("route", EXPORTED.values(), ids=EXPORTED)
+def test_limits_and_their_gradients_can_be_exported(route):
+    """A host callback cannot be written to a file. Nothing is compiled here."""
+    exported = jax.export.export(jax.jit(jax.value_and_grad(lambda x: route(x).test_risk[-1])))(jnp.asarray(0.8))
+    assert "callback" not in exported.mlir_module()
+
+
 @pytest.mark.slow
 def test_limits_in_float32():
     protocol = (1.0, 2.0, 0.1)
@@ -312,12 +364,6 @@ def test_limits_in_float32():
         # Steps to 1e-5 in float32, and what the contour and the fixed point cancel.
         for a, b in zip(jax.tree.leaves(narrow), jax.tree.leaves(route().observables), strict=True):
             np.testing.assert_allclose(a, b, atol=1e-3, err_msg=name)
-
-
-def test_stationary_under_vmap():
-    end = jax.vmap(lambda r: limits.stationary(grouped(), r).test_risk)(jnp.array([0.1, -1.0]))
-    np.testing.assert_allclose(end[0], limits.stationary(grouped(), 0.1).test_risk)
-    assert np.isnan(end[1]).all(), "a ridge that could not be checked must not pass"
 
 
 LS = dmftopt.tasks.LeastSquares()
@@ -343,6 +389,8 @@ WRONG = {
     "dimension": (
         lambda: limits.online_least_squares(problem(LS), DECAY, dimension=2.5, horizon=1.0), TypeError, "dimension must be"
     ),
+    "adjoint": (lambda: limits.online(problem(), DECAY, GRID, adjoint="forward"), TypeError, "adjoint must be a"),
+    "max_steps": (lambda: limits.online(problem(), DECAY, GRID, max_steps=0), ValueError, "max_steps must be at least 1"),
     "nodes": (lambda: limits.least_squares(problem(LS), DECAY, GRID, nodes=2), ValueError, "nodes must be at least 8"),
 }  # fmt: skip
 
@@ -353,6 +401,47 @@ def test_wrong_input(call, kind, message):
         call()
 
 
-def test_divergence_raises():
-    with pytest.raises(FloatingPointError, match="Lower the learning rate"):
-        limits.online_least_squares(problem(LS), dmftopt.Protocol(1e3), dimension=200, horizon=2.0)
+def test_divergence_raises_and_keeps_what_came_before():
+    def run(**options):
+        return limits.online_least_squares(problem(LS), dmftopt.Protocol(1e3), dimension=200, horizon=2.0, **options)
+
+    with pytest.raises(dmftopt.SolveError, match=r"limits\.online_least_squares failed at t = .*Lower the learning rate"):
+        run()
+    assert issubclass(dmftopt.SolveError, FloatingPointError)
+    found = run(throw=False)
+    assert found.result == dmftopt.RESULTS.nonfinite
+    finite = np.isfinite(found.test_risk)
+    first = int(np.argmin(finite))
+    assert 1 < first < 41 and not finite[first:].any()
+    assert np.isfinite(found.correlation[:first, :first]).all() and np.isnan(found.correlation[:, first:]).all()
+
+
+@pytest.mark.parametrize("route", [limits.online, limits.least_squares], ids=["online", "least_squares"])
+def test_a_step_limit_is_said_to_be_one(route):
+    """A rate that jumps to where the equations are stiff: 12 steps no longer reach the next time of the grid."""
+    protocol = dmftopt.Protocol(lambda t: jnp.where(t < 1.0, 0.05, 40.0), 1e4)
+    options = {"max_steps": 12}
+    with pytest.raises(dmftopt.SolveError, match=r"failed at t = 1.5: .*max_steps"):
+        route(grouped(), protocol, dmftopt.TimeGrid.uniform(2.0, 4), **options)
+    found = route(grouped(), protocol, dmftopt.TimeGrid.uniform(2.0, 4), throw=False, **options)
+    assert found.result == dmftopt.RESULTS.max_steps_reached
+    np.testing.assert_array_equal(np.isfinite(found.test_risk), [True, True, True, False, False])
+    np.testing.assert_array_equal(np.isfinite(found.norm[:, 0, 0]), np.isfinite(found.test_risk))
+
+
+def test_what_cannot_be_raised_is_a_result():
+    """Under vmap as under jit, by which each member has a code of its own."""
+    found = jax.vmap(lambda r: limits.stationary(grouped(), r))(jnp.array([0.1, -1.0]))
+    np.testing.assert_allclose(found.test_risk[0], limits.stationary(grouped(), 0.1).test_risk)
+    assert np.isnan(found.test_risk[1]).all(), "a ridge that could not be checked must not pass"
+    codes = [dmftopt.RESULTS.successful, dmftopt.RESULTS.invalid]
+    np.testing.assert_array_equal(found.result._value, [code._value for code in codes])
+    rate = jax.jit(lambda x: limits.online_least_squares(grouped(), dmftopt.Protocol(x), **RUN).result)(-0.1)
+    assert rate == dmftopt.RESULTS.invalid
+
+
+def test_results_say_what_other_libraries_say():
+    for result in (diffrax.RESULTS.max_steps_reached, optimistix.RESULTS.nonlinear_divergence, lineax.RESULTS.singular):
+        assert dmftopt.RESULTS[dmftopt.RESULTS.promote(result)] != ""
+    names = ("successful", "diverged", "nonfinite", "unconverged", "invalid", "max_steps_reached")
+    assert len({dmftopt.RESULTS[getattr(dmftopt.RESULTS, name)] for name in names}) == len(names)

@@ -38,6 +38,11 @@ def test_whole_batches_spend_the_samples_as_planned():
     assert np.abs(np.cumsum(found.batch_size) - planned).max() <= 0.5 + 1e-9
 
 
+def test_rounding_does_not_take_a_batch_below_one():
+    """exp(log(1)) may be 1 - 1e-16, and in float32 1 - 6e-8."""
+    np.testing.assert_array_equal(made(dmftopt.Protocol(1.0, lambda t: 1 - 1e-7)).batch_size, 1)
+
+
 def test_epochs_cover_the_run():
     found = made()
     epochs = found.epochs()

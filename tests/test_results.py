@@ -20,8 +20,8 @@ import xarray
 import dmftopt
 from dmftopt import schedules, storage
 from dmftopt._dataset import DESCRIPTIONS
+from dmftopt.design import Score
 from dmftopt.dmft._solution import Statistics
-from dmftopt.optimize._optimize import Score
 
 PROBLEM = dmftopt.Problem(dmftopt.tasks.LeastSquares(), dmftopt.features.isotropic(), delta=2.0)
 GRID = dmftopt.TimeGrid.geometric(2.0, 4)

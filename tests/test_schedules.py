@@ -212,3 +212,37 @@ def test_whole_numbers_at_knots_interpolate_like_real_ones():
     """A batch size from 1 to 4, given as integers."""
     schedule = schedules.PiecewiseLinear((0.0, 5.0), jnp.array([1, 4]))
     np.testing.assert_allclose(schedule(jnp.array([0.0, 0.5, 2.5, 5.0])), [1.0, 1.3, 2.5, 4.0])
+
+
+class Triangle(eqx.Module):
+    """A schedule of one's own: any callable of t, trained where it holds arrays."""
+
+    peak: jax.Array
+
+    def __call__(self, t):
+        return self.peak * (1 - jnp.abs(t - 1))
+
+
+def test_a_schedule_of_ones_own():
+    """Read, tuned and written down like those of the package."""
+    protocol = dmftopt.Protocol(Triangle(jnp.asarray(0.4)), lambda t: 1 + t)
+    steps = dmftopt.recipe(protocol, horizon=2.0, dimension=10, delta=1.0)
+    np.testing.assert_allclose(steps.learning_rate, 0.4 * (1 - np.abs(np.arange(20) / 10 - 1)), atol=1e-15)
+    found = dmftopt.optimize(lambda p: (p.learning_rate(1.0) - 0.5) ** 2, protocol, steps=40, progress=False)
+    np.testing.assert_allclose(found.protocol.learning_rate.peak, 0.5, atol=1e-2)
+    with pytest.raises(ValueError, match=r"learning_rate must be >= 0 at every time, got -0\.04 at t = 2\.1"):
+        dmftopt.recipe(protocol, horizon=2.2, dimension=10, delta=1.0)
+
+
+def test_a_table_is_known_at_its_own_times_only():
+    table = schedules.Tabulated(jnp.array([0.0, 0.5, 2.0]), jnp.array([1.0, 3.0, 2.0]))
+    np.testing.assert_array_equal(table(jnp.array([0.0, 0.5 + 1e-16, 2.0])), [1.0, 3.0, 2.0])
+    with pytest.raises(ValueError, match="t must be the times of the table"):
+        table(jnp.array([0.0, 0.6, 2.0]))
+    with pytest.raises(ValueError, match=r"t must have shape \(3,\)"):
+        table(jnp.zeros(2))
+    # Traced, nothing can be raised: what comes of NaN is known to every route as invalid.
+    values, times = table.values, jnp.array([0.0, 0.6, 2.0])
+    slope = jax.grad(lambda v: eqx.tree_at(lambda s: s.values, table, v)(table.times)[1])(values)
+    np.testing.assert_array_equal(slope, [0, 1, 0])
+    np.testing.assert_array_equal(eqx.filter_jit(table)(times), [1.0, np.nan, 2.0])

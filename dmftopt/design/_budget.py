@@ -1,3 +1,4 @@
+from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
@@ -5,7 +6,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from .._checks import as_number, check_count, check_instance, check_real, is_concrete
-from ..protocol import Protocol
+from .._rates import node_times
+from ..protocol import Protocol, values_at
 from ..quadrature import GAUSS_NODES, GAUSS_WEIGHTS
 from ..recipe import Recipe, recipe
 from ..schedules import Scaled
@@ -40,7 +42,7 @@ class Run(eqx.Module):
     @property
     def samples(self) -> Float[Array, ""]:
         """∫B dt: samples seen / d."""
-        return self.horizon * _mean(Scaled(self.protocol.batch_size, 1 / self.horizon))
+        return self.horizon * _mean_batch_size(Scaled(self.protocol.batch_size, 1 / self.horizon))
 
     def recipe(self, *, dimension: int, delta: float, mean_square_norm: float = 1.0) -> Recipe:
         """`dmftopt.recipe` of this run: its samples and steps are the budget's, rounded to whole ones."""
@@ -112,7 +114,7 @@ class Budget(eqx.Module):
             a, b, total = (jnp.append(c, x) for c, x in ((a, 1.0), (b, 0.0), (total, number(plan.horizon))))
             if a.shape[0] > 2:
                 raise ValueError("horizon: this budget fixes it already. Leave it out of the plan.")
-        mean = _mean(protocol.batch_size)
+        mean = _mean_batch_size(protocol.batch_size)
         if a.shape[0] == 1:
             horizon = total[0] / (a[0] + b[0] * mean)
             _check(
@@ -144,7 +146,7 @@ class Budget(eqx.Module):
 
     def spent(self, run: Run, times: Array) -> Float[Array, " time"]:
         """Of the first constraint: what is spent until each of the increasing `times`, the first of them 0."""
-        batch_size = _means(run.protocol.batch_size, times)
+        batch_size = _batch_sizes(run.protocol.batch_size, times)
         return jnp.append(0.0, jnp.cumsum(jnp.diff(times) * (self.per_step[0] + self.per_sample[0] * batch_size)))
 
 
@@ -157,15 +159,14 @@ def stretched(protocol: Protocol, horizon: Any) -> Run:
     return Run(Protocol(*fields, nesterov=protocol.nesterov), horizon)
 
 
-def _mean(schedule: Any) -> Float[Array, ""]:
+def _mean_batch_size(schedule: Callable) -> Float[Array, ""]:
     """Over u from 0 to 1."""
-    return jnp.mean(_means(schedule, jnp.linspace(0.0, 1.0, _PANELS + 1)))
+    return jnp.mean(_batch_sizes(schedule, jnp.linspace(0.0, 1.0, _PANELS + 1)))
 
 
-def _means(schedule: Any, edges: Array) -> Float[Array, " panel"]:
-    """Over each of the panels between increasing edges, by the three-point rule."""
-    nodes = edges[:-1, None] + jnp.diff(edges)[:, None] * jnp.asarray(GAUSS_NODES, edges.dtype)
-    values = jnp.broadcast_to(schedule(nodes.ravel()), (nodes.size,)).reshape(nodes.shape)
+def _batch_sizes(schedule: Callable, edges: Array) -> Float[Array, " panel"]:
+    """Means over each of the panels between increasing edges, by the three-point rule."""
+    values = values_at("batch_size", schedule, node_times(edges, GAUSS_NODES))
     return values @ jnp.asarray(GAUSS_WEIGHTS, values.dtype)
 
 

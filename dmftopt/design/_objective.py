@@ -7,16 +7,15 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from .._checks import check_instance, check_real, check_shape, numbers_to_arrays
-from .._measure import check_metrics
 from ..grid import TimeGrid
 from ..noise import AbstractNoise, Poisson
-from ..optimize import AbstractObjective
 from ..problem import Problem, check_problem
 from ..protocol import Protocol
 from ..variables import number
 from . import objectives
 from ._budget import Budget, Plan, Run, stretched
-from ._predict import AbstractPrediction, Solve
+from ._predict import AbstractPrediction, Function, Solve
+from ._staged import AbstractObjective
 
 
 class Objective(AbstractObjective):
@@ -44,7 +43,7 @@ class Objective(AbstractObjective):
     budget: Budget | None
     measure: Callable
     grid: TimeGrid
-    predict: Callable
+    predict: AbstractPrediction
     across: str = eqx.field(static=True)
     weights: Float[Array, " problem"]
     offsets: Float[Array, " problem"]
@@ -66,13 +65,14 @@ class Objective(AbstractObjective):
             raise ValueError("problem: give at least one.")
         for one in problems:
             check_problem(one)
-            if isinstance(predict, Solve):
-                check_metrics(predict.metrics, one)
         if budget is not None:
             check_instance("budget", budget, Budget, "Build it with dmftopt.Budget(samples=...).")
         for name, value in (("measure", measure), ("predict", predict)):
             if not callable(value) or isinstance(value, type):
                 raise TypeError(f"{name} must be a function, got {value!r}. Pass for example dmftopt.objectives.final().")
+        predict = predict if isinstance(predict, AbstractPrediction) else Function(predict)
+        for one in problems:
+            predict.check(one)
         if across not in ("mean", "worst"):
             raise ValueError(f'across must be "mean" or "worst", got {across!r}.')
         grid = TimeGrid.uniform(1.0, 20) if grid is None else grid
@@ -98,8 +98,8 @@ class Objective(AbstractObjective):
 
     def predict_run(self, protocol: Protocol | Plan, key: Array | None = None, which: int = 0) -> Any:
         """What `predict` returns for this run."""
-        read, grid, _ = self.prepare(protocol)[which]
-        return self.predict(self.problems[which], read, grid, key)
+        tabulated, grid, _ = self.prepare(protocol)[which]
+        return self.predict(self.problems[which], tabulated, grid, key)
 
     @property
     def evaluator(self):
@@ -121,8 +121,7 @@ class Objective(AbstractObjective):
             run = self.run(protocol, which)
             grid = self._grid(run)
             spent = grid.times if self.budget is None else self.budget.spent(run, grid.times)
-            read = self.predict.tabulated(run.protocol, grid) if isinstance(self.predict, AbstractPrediction) else run.protocol
-            inputs.append((read, grid, spent))
+            inputs.append((self.predict.tabulated(run.protocol, grid), grid, spent))
         return tuple(inputs)
 
     def evaluate(self, inputs, key):
@@ -130,20 +129,15 @@ class Objective(AbstractObjective):
 
     def explain(self, protocol, key):
         # Not in jit, where nothing could be raised.
-        for problem, (read, grid, _) in zip(self.problems, self.prepare(protocol), strict=True):
-            options = {"throw": True} if isinstance(self.predict, Solve) else {}
-            self.predict(problem, read, grid, key, **options)
+        for problem, (tabulated, grid, _) in zip(self.problems, self.prepare(protocol), strict=True):
+            self.predict.explain(problem, tabulated, grid, key)
 
     def finer(self, *, samples: int = 4, replicates: int = 4, noise: AbstractNoise | None = Poisson()) -> "Objective":
-        """The same with every time step halved, and for `Solve` with `samples` times as many samples, `replicates` and this
-        noise (None: as it is): to judge what was found."""
-        predict = self.predict
-        if isinstance(predict, Solve):
-            noise = predict.noise if noise is None or predict.noise.discrete or predict.noise.deterministic else noise
-            predict = Solve(noise, samples * predict.samples, replicates, predict.step, predict.metrics)
-        grid = self.grid if isinstance(predict, Solve) and predict.noise.discrete else self.grid.refined()
-        changed = (grid, predict)
-        return eqx.tree_at(lambda o: (o.grid, o.predict), self, changed)
+        """The same with every time step halved (where a step is no update of the algorithm), and for `Solve` with `samples` times
+        as many samples, `replicates` and this noise (None: as it is): to judge what was found."""
+        predict = self.predict.finer(samples, replicates, noise)
+        grid = self.grid.refined() if predict.refinable else self.grid
+        return eqx.tree_at(lambda o: (o.grid, o.predict), self, (grid, predict))
 
     def _grid(self, run: Run) -> TimeGrid:
         return TimeGrid(run.horizon * self.grid.times)

@@ -6,10 +6,10 @@ import jax
 from jaxtyping import Array
 
 from .._checks import check_instance
-from ..optimize import Optimized, optimize
 from ..protocol import Protocol
 from ._budget import Budget, Plan
 from ._objective import Objective
+from ._optimize import Optimized, optimize
 
 
 def pareto(

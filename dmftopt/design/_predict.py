@@ -1,21 +1,25 @@
 """How runs are predicted."""
 
 import abc
+import dataclasses
+import itertools
 from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
-from .._checks import check_count
-from .._rates import node_times
-from ..dmft import AbstractStep, DiscreteStep, ExponentialStep, solve
+from .._checks import check_count, check_instance
+from .._measure import check_metrics
+from .._rates import node_times, read
+from ..dmft import AbstractSolver, AbstractStep, CausalInnovations, solve
 from ..grid import TimeGrid
 from ..noise import AbstractNoise, Brownian
 from ..problem import Problem
 from ..protocol import Protocol
+from ..recipe import Recipe
 from ..schedules import PiecewiseLinear, Scaled
 
 
@@ -30,43 +34,104 @@ class AbstractPrediction(eqx.Module):
     @abc.abstractmethod
     def __call__(self, problem: Problem, protocol: Protocol, grid: TimeGrid, key: Array | None) -> Any: ...
 
+    def check(self, problem: Problem) -> None:
+        """Raise ValueError for a problem that cannot be predicted."""
+
+    def explain(self, problem: Problem, protocol: Protocol, grid: TimeGrid, key: Array | None) -> None:
+        """Raise an error that says why the prediction is not finite, if it is not."""
+        self(problem, protocol, grid, key)
+
+    def finer(self, samples: int, replicates: int, noise: AbstractNoise | None) -> "AbstractPrediction":
+        """More accurate: `samples` times as many samples, as many `replicates`, and this noise (None: as it is)."""
+        return self
+
+    def rounded(self, protocol: Protocol, grid: TimeGrid, recipe: Recipe) -> Protocol | None:
+        """A tabulated protocol with the whole batch sizes of a recipe; None where the route cannot tell them."""
+        return None
+
+    @property
+    def refinable(self) -> bool:
+        """Whether a finer grid is a better approximation (and no other algorithm)."""
+        return True
+
+    @property
+    def asked_metrics(self) -> Any:
+        """The `metrics` that results have."""
+        return None
+
 
 class Solve(AbstractPrediction):
-    """Prediction by `dmftopt.solve`, with these of its arguments."""
+    """Prediction by `dmftopt.solve`, with these of its arguments. `samples` and `step` are short for those of the solver, whose
+    default is `CausalInnovations(samples=2048)`."""
 
-    noise: AbstractNoise = Brownian()
-    samples: int = eqx.field(static=True, default=2048)
-    replicates: int = eqx.field(static=True, default=1)
-    step: AbstractStep | None = None
-    metrics: Any = None
+    noise: AbstractNoise
+    solver: AbstractSolver
+    replicates: int = eqx.field(static=True)
+    metrics: Any
+
+    def __init__(
+        self,
+        noise: AbstractNoise = Brownian(),
+        samples: int | None = None,
+        replicates: int = 1,
+        step: AbstractStep | None = None,
+        metrics: Any = None,
+        *,
+        solver: AbstractSolver = CausalInnovations(samples=2048),
+    ):
+        check_instance("noise", noise, AbstractNoise, "Pass an instance, for example dmftopt.noise.Poisson().")
+        check_instance("solver", solver, AbstractSolver, "Pass dmftopt.CausalInnovations() or dmftopt.FixedPoint().")
+        given = {name: value for name, value in (("samples", samples), ("step", step)) if value is not None}
+        self.noise = noise
+        self.solver = dataclasses.replace(solver, **given)
+        self.replicates = replicates
+        self.metrics = metrics
 
     def __check_init__(self):
-        check_count("samples", self.samples, minimum=4)
+        check_count("samples", self.solver.samples, minimum=4)
 
     def tabulated(self, protocol, grid):
-        # Its values at the times at which `solve` reads it.
-        step = self.step or (DiscreteStep() if self.noise.discrete else ExponentialStep())
-        times = node_times(grid, step.nodes).ravel()
+        # At the times at which `solve` reads it.
+        times = node_times(grid.times, self.solver.step_for(self.noise).nodes)
+        return read(protocol, times, batched=self.noise.batched).tabulated(times)
 
-        def read(schedule):
-            return Table(jnp.broadcast_to(jnp.asarray(schedule(times), times.dtype), times.shape))
+    def __call__(self, problem, protocol, grid, key):
+        return self._solve(problem, protocol, grid, key, throw=False)
 
-        momentum = None if protocol.momentum is None else read(protocol.momentum)
-        rate, batch_size, ridge = (read(s) for s in (protocol.learning_rate, protocol.batch_size, protocol.ridge))
-        return Protocol(rate, batch_size, ridge, momentum, nesterov=protocol.nesterov)
+    def check(self, problem):
+        check_metrics(self.metrics, problem)
 
-    def __call__(self, problem, protocol, grid, key, throw: bool = False):
-        settings = {"noise": self.noise, "samples": self.samples, "replicates": self.replicates, "step": self.step}
-        return solve(problem, protocol, grid, key=key, throw=throw, metrics=self.metrics, **settings)
+    def explain(self, problem, protocol, grid, key):
+        self._solve(problem, protocol, grid, key, throw=True)
 
+    def finer(self, samples, replicates, noise):
+        if noise is None or self.noise.discrete or self.noise.deterministic:
+            noise = self.noise
+        return Solve(noise, samples * self.solver.samples, replicates, metrics=self.metrics, solver=self.solver)
 
-class Table(eqx.Module):
-    """What a schedule is at the times at which it will be read."""
+    def rounded(self, protocol, grid, recipe):
+        """In each step of the grid the B for which eta²/B is the mean over SGD's steps there. (Where a step of the grid is
+        shorter than one of SGD: as it is.)"""
+        edges = np.searchsorted(np.arange(len(recipe)) / recipe.dimension, np.asarray(grid.times) - 1e-9 / recipe.dimension)
+        planned = read(protocol, node_times(grid.times, self.solver.step_for(self.noise).nodes)).batch_size
+        batch_size = np.array(planned)
+        for j, (a, b) in enumerate(itertools.pairwise(edges)):
+            if b > a:
+                power = np.maximum(recipe.learning_rate[a:b] ** 2, 1e-300)
+                batch_size[j] = power.sum() / (power / recipe.batch_size[a:b]).sum()
+        return eqx.tree_at(lambda p: p.batch_size.values, protocol, jnp.asarray(batch_size.ravel()))
 
-    values: Float[Array, " time"]
+    @property
+    def refinable(self):
+        return self.solver.step_for(self.noise).continuous or not (self.noise.discrete or self.noise.deterministic)
 
-    def __call__(self, t: Any) -> Array:
-        return self.values
+    @property
+    def asked_metrics(self):
+        return self.metrics
+
+    def _solve(self, problem, protocol, grid, key, throw: bool):
+        options = {"noise": self.noise, "solver": self.solver, "replicates": self.replicates, "metrics": self.metrics}
+        return solve(problem, protocol, grid, key=key, throw=throw, **options)
 
 
 class Exact(AbstractPrediction):
@@ -83,18 +148,28 @@ class Exact(AbstractPrediction):
         check_count("reads", self.reads, minimum=2)
 
     def tabulated(self, protocol, grid):
-        protocol = protocol.in_continuous_time()
         horizon, u = grid.times[-1], np.linspace(0.0, 1.0, self.reads)
-        # Adding nothing: so all of this depends on whatever is tuned. A ridge that is not tuned has a derivative as well, which
-        # is not used, and programs are the same.
-        nothing = 0.0 * (protocol.learning_rate(0.0) + protocol.ridge(0.0) + horizon)
+        rates = read(protocol.in_continuous_time(), horizon * u)
+        # Adding nothing: so all of this depends on whatever is tuned. What is not tuned has a derivative as well, which is not
+        # used, and programs are the same.
+        nothing = 0.0 * (rates.learning_rate[0] + rates.ridge[0] + horizon)
 
-        def read(schedule):
-            return Scaled(PiecewiseLinear(tuple(u), schedule(horizon * u) + nothing), horizon)
+        def table(values):
+            return Scaled(PiecewiseLinear(tuple(u), values + nothing), horizon)
 
-        # Limits check batch sizes: not even rounding may take them below 1.
-        batch_size = Scaled(PiecewiseLinear(tuple(u), protocol.batch_size(horizon * u)), horizon)
-        return Protocol(read(protocol.learning_rate), batch_size, read(protocol.ridge))
+        return Protocol(table(rates.learning_rate), table(rates.batch_size), table(rates.ridge))
 
     def __call__(self, problem, protocol, grid, key=None):
         return self.route(problem, protocol, grid)
+
+
+class Function(AbstractPrediction):
+    """A function (problem, protocol, grid, key), compiled anew for every kind of schedule."""
+
+    function: Callable
+
+    def tabulated(self, protocol, grid):
+        return protocol
+
+    def __call__(self, problem, protocol, grid, key=None):
+        return self.function(problem, protocol, grid, key)

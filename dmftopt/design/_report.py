@@ -1,6 +1,5 @@
 """What was designed, predicted anew and put to the test in SGD."""
 
-import itertools
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -18,7 +17,6 @@ from ..recipe import Recipe
 from ..schedules import PerStep
 from ._budget import Plan, Run
 from ._objective import Objective
-from ._predict import Solve, Table
 
 # Runs are simulated in this many batches, of which differences between protocols have a standard error.
 _BATCHES = 16
@@ -127,7 +125,7 @@ def report(
             recipes[name] = [run.recipe(dimension=dimension, delta=float(problem.delta)) for run, problem in pairs]
             longest = max([longest, *(len(r) for r in recipes[name])])
     rows, batches = {}, {}
-    with tqdm(total=len(made) * (2 if recipes else 1), desc="report", disable=not progress, leave=False) as bar:
+    with tqdm(total=len(made) * (2 if recipes else 1), desc="report", disable=None if progress else True, leave=False) as bar:
         for name, protocol in protocols.items():
             bar.set_postfix_str(f"{name}, predicted")
             inputs = _prepared(objective, protocol)
@@ -137,8 +135,8 @@ def report(
             measured = [np.zeros(0)] * len(predicted)
             if dimension is not None:
                 bar.set_postfix_str(f"{name}, SGD")
-                if isinstance(objective.predict, Solve):
-                    whole = tuple(_rounded(i, r) for i, r in zip(inputs, recipes[name], strict=True))
+                whole = _rounded(objective, inputs, recipes[name])
+                if whole is not None:
                     rounded = _estimates(name, objective, whole, keys)
                 cases = zip(made[name], recipes[name], problems, strict=True)
                 measured = [_simulated(objective, *case, runs, longest, simulate_key) for case in cases]
@@ -175,19 +173,15 @@ def _difference(a: Estimate, b: Estimate) -> Estimate:
     return Estimate(a.mean - b.mean, float(np.hypot(a.standard_error, b.standard_error)))
 
 
-def _rounded(inputs: Any, recipe: Recipe) -> Any:
-    """Tabulated inputs with the recipe's whole batch sizes: in each step of the grid the B for which eta²/B is the mean over
-    SGD's steps there. (Where a step of the grid is shorter than one of SGD, its own.)"""
-    protocol, grid, spent = inputs
-    edges = np.searchsorted(np.arange(len(recipe)) / recipe.dimension, np.asarray(grid.times) - 1e-9 / recipe.dimension)
-    planned = np.asarray(protocol.batch_size.values).reshape(grid.steps, -1)
-    batch_size = planned.copy()
-    for j, (a, b) in enumerate(itertools.pairwise(edges)):
-        if b > a:
-            power = np.maximum(recipe.learning_rate[a:b] ** 2, 1e-300)
-            batch_size[j] = power.sum() / (power / recipe.batch_size[a:b]).sum()
-    table = Table(jnp.asarray(batch_size.ravel(), protocol.batch_size.values.dtype))
-    return eqx.tree_at(lambda p: p.batch_size, protocol, table), grid, spent
+def _rounded(objective: Objective, inputs: Any, recipes: list[Recipe]) -> Any:
+    """The prepared inputs with whole batch sizes, or None."""
+    whole = []
+    for (protocol, grid, spent), recipe in zip(inputs, recipes, strict=True):
+        protocol = objective.predict.rounded(protocol, grid, recipe)
+        if protocol is None:
+            return None
+        whole.append((protocol, grid, spent))
+    return tuple(whole)
 
 
 def _simulated(objective: Objective, run: Run, recipe: Recipe, which: int, runs: int, longest: int, key: Array) -> np.ndarray:
@@ -225,7 +219,7 @@ def realized(
         runs=runs,
         key=key,
         records=at / d,
-        metrics=objective.predict.metrics if isinstance(objective.predict, Solve) else None,
+        metrics=objective.predict.asked_metrics,
     )
     spent = result.times if objective.budget is None else objective.budget.spent(run, result.times)
     return float(objective.measure(result, spent))

@@ -7,11 +7,11 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from .._checks import check_count, check_instance
-from ..optimize import AbstractObjective
-from ..optimize._certificate import differentiated
 from ..protocol import Protocol
 from ._budget import Plan
+from ._certificate import differentiated
 from ._objective import Objective
+from ._staged import AbstractObjective
 
 
 class Sensitivity(eqx.Module):

@@ -2,6 +2,7 @@
 
 from typing import cast
 
+import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -17,22 +18,33 @@ from ..tasks import LeastSquares
 from ._result import (
     Groups,
     Limit,
-    blank_unless,
+    Stepping,
     check_continuous,
     check_least_squares,
+    coefficients,
+    ended,
     finish,
     in_domain,
     integrate,
     positive_or_one,
-    read,
     response_of,
+    stepping,
     symmetric,
+    trajectory,
 )
 from ._spectral import contour, ridge_shrinkage
 
 
 def least_squares(
-    problem: Problem, protocol: Protocol, grid: TimeGrid, *, noise: AbstractNoise = Poisson(), nodes: int = 64
+    problem: Problem,
+    protocol: Protocol,
+    grid: TimeGrid,
+    *,
+    noise: AbstractNoise = Poisson(),
+    nodes: int = 64,
+    max_steps: int = 2**15,
+    adjoint: diffrax.AbstractAdjoint = diffrax.RecursiveCheckpointAdjoint(),
+    throw: bool = True,
 ) -> Limit:
     """Multi-pass SGD on least squares, exactly: any delta, spectrum, scales of teacher and student, and schedules.
 
@@ -52,29 +64,36 @@ def least_squares(
     Poisson() and Brownian() noise coincide under the squared loss; NoNoise() is gradient flow.
     `test_error` and `train_error` are None. At a learning rate above `critical_learning_rate` the loss grows without bound.
 
-    Reverse-mode differentiable in everything real in `problem` and `protocol`. Sources: Paquette et al., arXiv:2102.04396;
+    - `max_steps`: of the adaptive integration, at most.
+    - `adjoint`: diffrax's way to differentiate it. The default is reverse mode with checkpoints; `diffrax.ForwardMode()` is for
+      `jax.jvp` and `jax.jacfwd`, `diffrax.DirectAdjoint()` for both.
+    - `throw`: raise `SolveError` where the result is not successful. Inside jit, grad or vmap nothing can be raised: look
+      at `limit.result`; failed entries are NaN.
+
+    Differentiable in everything real in `problem` and `protocol`. Sources: Paquette et al., arXiv:2102.04396;
     Ali, Dobriban and Tibshirani, arXiv:2003.07802. Raises TypeError for other tasks or noise, ValueError for a schedule outside
-    its domain, FloatingPointError where the result is not finite (inside jit: NaN).
+    its domain.
     """
     protocol = check_continuous(problem, protocol, grid, noise)
     check_least_squares(problem, "least_squares")
     check_count("nodes", nodes, minimum=8)
     problem, protocol = numbers_to_arrays((problem, protocol))
-    limit = _least_squares(problem, protocol, grid, noise.deterministic, nodes)
-    return finish(limit, "Lower the learning rate or the horizon; below limits.critical_learning_rate, raise nodes.")
+    how = stepping(1e-8 if grid.times.dtype == jnp.float64 else 1e-5, max_steps, adjoint)
+    return finish(_least_squares(problem, protocol, grid, noise, nodes, how), throw, "least_squares")
 
 
 @eqx.filter_jit
-def _least_squares(problem: Problem, protocol: Protocol, grid: TimeGrid, deterministic: bool, nodes: int) -> Limit:
+def _least_squares(
+    problem: Problem, protocol: Protocol, grid: TimeGrid, noise: AbstractNoise, nodes: int, how: Stepping
+) -> Limit:
     times = grid.times
     dtype = times.dtype
-    tolerance = 1e-8 if dtype == jnp.float64 else 1e-5
     groups = Groups(problem, dtype)
     delta, task = groups.delta, cast(LeastSquares, problem.task)
     sigma2 = jnp.asarray(task.label_noise, dtype) ** 2
 
     def clocks(t, _):
-        eta, _, ridge = read(protocol, t, deterministic)
+        eta, _, ridge = coefficients(protocol, noise, t)
         return eta, eta * ridge
 
     def real(coefficients, values):
@@ -85,7 +104,8 @@ def _least_squares(problem: Problem, protocol: Protocol, grid: TimeGrid, determi
         return jnp.sum(values.astype(path.z.dtype)[:, None] * path.one, axis=0)
 
     zero = jnp.zeros((), dtype)
-    slowest = positive_or_one(jax.lax.stop_gradient(integrate(clocks, (zero, zero), times, 1e-5)[0][-1]))
+    (clock, _), _ = integrate(clocks, (zero, zero), times[jnp.array([0, -1])], how._replace(tolerance=1e-5))
+    slowest = positive_or_one(jax.lax.stop_gradient(clock))
     path = contour(groups, slowest, nodes)
     z = path.z
     student, teacher, plain = (group_sum(a) for a in (groups.student, groups.teacher, jnp.ones_like(groups.weights)))
@@ -102,7 +122,7 @@ def _least_squares(problem: Problem, protocol: Protocol, grid: TimeGrid, determi
     def rates(t, state):
         A, R, c, v = state
         c, v = (jax.lax.complex(*a) for a in (c, v))
-        eta, temperature, ridge = read(protocol, t, deterministic)
+        eta, temperature, ridge = coefficients(protocol, noise, t)
         decay = (eta * z.real + eta * ridge, eta * z.imag)
         decay = jax.lax.complex(*decay)
         dc = eta.astype(z.dtype) - decay * c
@@ -110,7 +130,7 @@ def _least_squares(problem: Problem, protocol: Protocol, grid: TimeGrid, determi
         return eta, eta * ridge, jnp.stack([dc.real, dc.imag]), jnp.stack([dv.real, dv.imag])
 
     still = jnp.zeros((2, nodes), dtype)
-    A, R, c, v = integrate(rates, (zero, zero, still, still), times, tolerance)
+    (A, R, c, v), integrated = trajectory(rates, (zero, zero, still, still), times, how)
     c, v = (jax.lax.complex(a[:, 0], a[:, 1]) for a in (c, v))
     p = propagator(A, R)
 
@@ -130,8 +150,7 @@ def _least_squares(problem: Problem, protocol: Protocol, grid: TimeGrid, determi
     response = response_of(real(field, since))
     correlation, overlap, norm, rho, response = (as_column(a) for a in (correlation, overlap, norm, groups.rho, response))
     observables = from_kernel(problem, correlation, overlap, norm, loss(p, c, v), None, rho, response)
-    valid = path.good & in_domain(problem, protocol, times, deterministic)
-    return Limit(times, blank_unless(valid, observables))
+    return ended(times, observables, in_domain(problem, protocol, grid, noise), path.good, integrated)
 
 
 def critical_learning_rate(problem: Problem, ridge: float | Array = 0.0) -> Float[Array, ""]:

@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Any
 
+import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ from jaxtyping import Array, Float
 from .._checks import numbers_to_arrays
 from .._matrices import inverse_root, rank_floor, square_root
 from .._measure import NOTHING, Measured, Metrics, check_metrics, coordinate_nodes, linear_values, weight_means
+from .._results import first_failure
 from ..grid import TimeGrid
 from ..metrics import AbstractFieldMetric, AbstractWeightMetric
 from ..noise import AbstractNoise, Poisson
@@ -22,13 +24,15 @@ from ..tasks import AbstractTask
 from ..tasks import _columns as columns
 from ._result import (
     Limit,
-    blank_unless,
+    Stepping,
     check_continuous,
+    coefficients,
+    ended,
     finish,
     in_domain,
     integrate,
     positive_or_one,
-    read,
+    stepping,
 )
 
 
@@ -39,6 +43,9 @@ def online(
     *,
     noise: AbstractNoise = Poisson(),
     tolerance: float | None = None,
+    max_steps: int = 2**15,
+    adjoint: diffrax.AbstractAdjoint = diffrax.RecursiveCheckpointAdjoint(),
+    throw: bool = True,
     metrics: dict[str, AbstractFieldMetric | AbstractWeightMetric] | None = None,
 ) -> Limit:
     """SGD in the limit d -> infinity where no sample is seen twice, delta -> infinity (`problem.delta` is ignored). Any task.
@@ -64,25 +71,24 @@ def online(
       `population`; those of tasks with several columns are in closed form for erf committees, otherwise
       over 8192 fixed low-discrepancy points and their mirror images: good to about 1e-4 at a time (labels that
       jump: 1e-3), which a plateau magnifies.
+    - `max_steps`: of the integration from one time of the grid to the next, at most.
+    - `adjoint`, `throw`: as in `limits.least_squares`.
     - `metrics`: by name, any other quantities, see `dmftopt.metrics`.
 
-    Reverse-mode differentiable in everything real. Sources: Saad and Solla, Phys. Rev. E 52 (1995) 4225; Goldt et al.,
-    arXiv:1906.08632. Raises TypeError for other noise, ValueError for a schedule outside its domain, FloatingPointError where
-    the result is not finite (inside jit: NaN).
+    Differentiable in everything real. Sources: Saad and Solla, Phys. Rev. E 52 (1995) 4225; Goldt et al., arXiv:1906.08632.
+    Raises TypeError for other noise, ValueError for a schedule outside its domain.
     """
     protocol = check_continuous(problem, protocol, grid, noise)
     if tolerance is None:
         tolerance = 1e-6 if grid.times.dtype == jnp.float64 else 1e-5
     asked = check_metrics(metrics, problem)
     problem, protocol, asked = numbers_to_arrays((problem, protocol, asked))
-    limit = _online(problem, protocol, grid, noise.deterministic, tolerance, asked)
-    return finish(limit, "Lower the learning rate or raise the batch size; if it is stable, raise tolerance.")
+    how = stepping(tolerance, max_steps, adjoint)
+    return finish(_online(problem, protocol, grid, noise, how, asked), throw, "online")
 
 
 @eqx.filter_jit
-def _online(
-    problem: Problem, protocol: Protocol, grid: TimeGrid, deterministic: bool, tolerance: float, metrics: Metrics
-) -> Limit:
+def _online(problem: Problem, protocol: Protocol, grid: TimeGrid, noise: AbstractNoise, how: Stepping, metrics: Metrics) -> Limit:
     times, m, m_star = grid.times, problem.m, problem.m_star
     features, initial = problem.features, problem.initial.astype(times.dtype)
     lam, shares = (positive_or_one(a.astype(times.dtype)) for a in (features.eigenvalues, features.weights))
@@ -101,7 +107,7 @@ def _online(
 
     def rates(t, state):
         g, p, v, _ = state
-        eta, temperature, ridge = read(protocol, t, deterministic)
+        eta, temperature, ridge = coefficients(protocol, noise, t)
         Q, O = moments(g, p, v, shares * lam)
         a, b, power = _averages(problem.task, Q, O, rho)
         decay = eta * (lam[:, None, None] * a + ridge * jnp.eye(m, dtype=times.dtype))
@@ -113,15 +119,14 @@ def _online(
     def advance(state, span):
         # The last of the state carries what happened since the start of the interval: products of these never underflow.
         since = jnp.broadcast_to(jnp.eye(m, dtype=times.dtype), p.shape)
-        path = integrate(rates, (*state, since), span, tolerance)
-        *state, factor = jax.tree.map(lambda x: x[-1], path)
-        return tuple(state), (tuple(state), factor)
+        (*state, factor), integrated = integrate(rates, (*state, since), span, how)
+        return tuple(state), (tuple(state), factor, integrated)
 
     groups = lam.shape[0]
     g = jnp.zeros((groups, m, m_star), times.dtype)
     p = jnp.broadcast_to(jnp.eye(m, dtype=times.dtype), (groups, m, m))
     start = (g, p, jnp.zeros_like(p))
-    _, (path, factors) = jax.lax.scan(advance, start, jnp.stack([times[:-1], times[1:]], axis=1))
+    _, (path, factors, integrated) = jax.lax.scan(advance, start, jnp.stack([times[:-1], times[1:]], axis=1))
     g, p, v = (jnp.concatenate([first[None], rest]) for first, rest in zip(start, path, strict=True))
 
     def extend(rows, inputs):
@@ -145,7 +150,8 @@ def _online(
     response = jnp.einsum("a,tsaij->tsij", shares * lam, propagators)[:, 1:]
     measured = Measured(metrics.fields, {}, _weight_metrics(problem, steady, v, metrics.weights))
     observables = fresh(problem, correlation, overlap, norm, rho, response, measured=measured)
-    return Limit(times, blank_unless(in_domain(problem, protocol, times, deterministic), observables))
+    valid = in_domain(problem, protocol, grid, noise)
+    return ended(times, observables, valid, integrated=first_failure(integrated))
 
 
 def _weight_metrics(problem: Problem, steady, v, weights: dict[str, AbstractWeightMetric]) -> dict[str, Float[Array, "time ..."]]:

@@ -9,27 +9,19 @@ import numpy as np
 from jaxtyping import Array
 
 from .._checks import check_count, is_concrete, numbers_to_arrays
+from .._rates import Rates, read
 from ..grid import record_steps
 from ..observables import as_column
 from ..problem import Problem
 from ..protocol import Protocol
 from ..tasks import LeastSquares
 from ._online import fresh
-from ._result import (
-    Groups,
-    Limit,
-    blank_unless,
-    check_inputs,
-    check_least_squares,
-    check_protocol,
-    finish,
-    in_domain,
-    response_of,
-    symmetric,
-)
+from ._result import Groups, Limit, check_inputs, check_least_squares, ended, finish, response_of, symmetric
 
 
-def online_least_squares(problem: Problem, protocol: Protocol, *, dimension: int, horizon: float, records: Any = 40) -> Limit:
+def online_least_squares(
+    problem: Problem, protocol: Protocol, *, dimension: int, horizon: float, records: Any = 40, throw: bool = True
+) -> Limit:
     """Mean of SGD on least squares over data, teacher and student, when every batch of m = B(t) samples is fresh, exactly, in
     any dimension d and with any step:
 
@@ -45,9 +37,9 @@ def online_least_squares(problem: Problem, protocol: Protocol, *, dimension: int
     As d -> infinity this is `limits.online`. `records` as in `simulate.sgd`; the result's `times` are the records, rounded to
     steps. Group sizes are weights * dimension, whole or not; train_loss = test_risk.
 
-    Reverse-mode differentiable in everything real (batch size excepted), with memory of order horizon * dimension * groups.
-    Raises TypeError for other tasks, ValueError for a batch size that is not a whole number and other input outside its
-    domain, FloatingPointError where the result is not finite (inside jit: NaN).
+    `throw`: as in `limits.least_squares`. Differentiable in everything real (batch size excepted), in reverse mode with memory of
+    order horizon * dimension * groups. Raises TypeError for other tasks, ValueError for a batch size that is not a whole number
+    and other input outside its domain.
     """
     check_inputs(problem, protocol)
     check_least_squares(problem, "online_least_squares")
@@ -56,26 +48,24 @@ def online_least_squares(problem: Problem, protocol: Protocol, *, dimension: int
     check_count("dimension", dimension)
     at = record_steps(records, horizon, dimension)
     steps = jnp.arange(at[-1]) / dimension
-    check_protocol(protocol, steps)
-    batch_size = protocol.batch_size(steps)
+    rates = read(protocol, steps)
+    batch_size = rates.batch_size
     if is_concrete(batch_size) and not np.all(np.asarray(batch_size) == np.round(np.asarray(batch_size))):
         raise ValueError("batch_size must be a whole number at every step in this limit. Round it: lambda t: jnp.round(f(t)).")
-    problem, protocol = numbers_to_arrays((problem, protocol))
-    limit = _recursion(problem, protocol, jnp.asarray(at), steps, dimension)
-    return finish(limit, "Lower the learning rate: the mean square of a mode grows at every step.")
+    limit = _recursion(numbers_to_arrays(problem), rates, jnp.asarray(at), dimension)
+    return finish(limit, throw, "online_least_squares")
 
 
 @eqx.filter_jit
-def _recursion(problem: Problem, protocol: Protocol, at: Array, steps: Array, dimension: int) -> Limit:
-    dtype = steps.dtype
+def _recursion(problem: Problem, rates: Rates, at: Array, dimension: int) -> Limit:
+    dtype = rates.learning_rate.dtype
     groups = Groups(problem, dtype)
     S = groups.eigenvalues / dimension
     sigma2 = jnp.asarray(cast(LeastSquares, problem.task).label_noise, dtype) ** 2
 
     def step(state, inputs):
         square, cross, decay, gain = state
-        t, fresh_record = inputs
-        eta, m, ridge = (jnp.asarray(f(t), dtype) for f in (protocol.learning_rate, protocol.batch_size, protocol.ridge))
+        (eta, m, ridge), fresh_record = inputs
         shrink = 1 - eta * ridge / dimension
         error = square - 2 * cross + groups.teacher
         power = jnp.sum(groups.field_weights * error) + sigma2
@@ -90,8 +80,9 @@ def _recursion(problem: Problem, protocol: Protocol, at: Array, steps: Array, di
         return state, state
 
     zero = jnp.zeros_like(S)
-    starts = jnp.zeros(steps.shape, bool).at[at[:-1]].set(True)
-    _, path = jax.lax.scan(step, (groups.student, zero, zero, zero), (steps, starts))
+    per_step = rates.learning_rate, rates.batch_size, rates.ridge
+    starts = jnp.zeros(rates.learning_rate.shape, bool).at[at[:-1]].set(True)
+    _, path = jax.lax.scan(step, (groups.student, zero, zero, zero), (per_step, starts))
     square, cross = (
         jnp.concatenate([first[None], a[at[1:] - 1]]) for first, a in zip((groups.student, zero), path[:2], strict=True)
     )
@@ -116,5 +107,4 @@ def _recursion(problem: Problem, protocol: Protocol, at: Array, steps: Array, di
     norm = jnp.sum(groups.weights * square, axis=-1)
     kernels = (correlation, overlap, norm, groups.rho, response_of(response))
     observables = fresh(problem, *(as_column(a) for a in kernels))
-    valid = in_domain(problem, protocol, steps)
-    return Limit(at / dimension, blank_unless(valid, observables))
+    return ended(at / dimension, observables, problem.valid() & rates.valid)

@@ -1,47 +1,69 @@
 """What the limits return, and what they check."""
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple, cast
 
 import diffrax
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from .._checks import check_instance, check_real, is_concrete
+from .._checks import check_count, check_instance
+from .._rates import check_protocol, read
+from .._results import RESULTS, blank, finite_times, first_failure, name_of, raise_unless, until_failure
 from ..grid import TimeGrid
-from ..noise import AbstractNoise, Brownian, NoNoise, Poisson
+from ..noise import AbstractNoise
 from ..observables import AbstractResult, Observables
 from ..problem import Problem, check_linear, check_problem, check_single
 from ..protocol import Protocol
 from ..tasks import LeastSquares
 
-_MINIMA = {"learning_rate": 0.0, "batch_size": 1.0, "ridge": 0.0}
-
 
 class Limit(AbstractResult):
-    """Exact observables of a limit, see `dmftopt.Observables` for shapes: no sampling error, so no `standard_error`."""
+    """Exact observables of a limit, see `dmftopt.Observables` for shapes: no sampling error, so no `standard_error`.
+
+    `result`: a member of `dmftopt.RESULTS`. Where it is not successful, entries from the failing time on are NaN.
+    """
 
     times: Float[Array, " time"]
     observables: Observables
     replicated: Observables | None = None
+    result: RESULTS = eqx.field(default_factory=lambda: RESULTS.successful)
 
     def _attributes(self) -> dict[str, str | int]:
-        return {}
+        return {"result": name_of(self.result), "message": RESULTS[self.result]}
+
+
+class Stepping(NamedTuple):
+    """How differential equations are stepped: relative error per step, most steps, and how derivatives pass through them."""
+
+    tolerance: float
+    max_steps: int
+    adjoint: diffrax.AbstractAdjoint
+
+
+def stepping(tolerance: float, max_steps: Any, adjoint: Any) -> Stepping:
+    check_count("max_steps", max_steps)
+    check_instance("adjoint", adjoint, diffrax.AbstractAdjoint, "Pass for example diffrax.ForwardMode().")
+    return Stepping(tolerance, max_steps, adjoint)
 
 
 def check_inputs(problem: Any, protocol: Any) -> None:
     check_problem(problem)
     check_linear(problem, "A limit")
-    check_instance("protocol", protocol, Protocol, "Build it with dmftopt.Protocol(learning_rate=...).")
+    check_protocol(protocol)
 
 
 def check_continuous(problem: Any, protocol: Any, grid: Any, noise: Any) -> Protocol:
     """The arguments of a limit in continuous time, and the protocol as it acts there."""
     check_inputs(problem, protocol)
     check_instance("grid", grid, TimeGrid, "Build it with dmftopt.TimeGrid.uniform(horizon, steps).")
-    check_noise(noise)
+    # Only whether there is one.
+    if not isinstance(noise, AbstractNoise) or noise.temperature(jnp.ones(()), jnp.ones(())) is None:
+        raise TypeError(f"noise must be Poisson(), Brownian() or NoNoise() in this limit, got {noise!r}. Use solve for others.")
     protocol = protocol.in_continuous_time()
-    check_protocol(protocol, grid.times, noise.deterministic)
+    read(protocol, grid.times, batched=noise.batched)
     return protocol
 
 
@@ -51,53 +73,36 @@ def check_least_squares(problem: Problem, limit: str) -> None:
         raise TypeError(f"problem.task must be a LeastSquares for limits.{limit}, got {type(problem.task).__name__}. Use solve.")
 
 
-def check_noise(noise: AbstractNoise) -> None:
-    if not isinstance(noise, (Poisson, Brownian, NoNoise)):
-        raise TypeError(f"noise must be Poisson(), Brownian() or NoNoise() in this limit, got {noise!r}. Use solve for others.")
+def coefficients(protocol: Protocol, noise: AbstractNoise, t: Float[Array, ""]) -> tuple[Array, Array, Array]:
+    """Learning rate, temperature (eta² / B; 0 without gradient noise) and ridge at the time t."""
+    rates = read(protocol, t, batched=noise.batched)
+    temperature = noise.temperature(rates.learning_rate, rates.batch_size)
+    return rates.learning_rate, cast(Array, temperature), rates.ridge
 
 
-def check_protocol(protocol: Protocol, times: Array, deterministic: bool = False) -> None:
-    """Domain and shape of the schedules at `times`. Gradient flow does not read the batch size."""
-    for name, minimum in _MINIMA.items():
-        if deterministic and name == "batch_size":
-            continue
-        value = jnp.asarray(getattr(protocol, name)(times), dtype=times.dtype)
-        if value.shape not in ((), times.shape):
-            raise ValueError(
-                f"{name} must return one value per time, shape {times.shape} or (), got {value.shape}. "
-                "Write the schedule with jax.numpy, elementwise in t."
-            )
-        check_real(name, value, minimum=minimum, cure="It must be so at every time.")
-
-
-def read(protocol: Protocol, t: Array, deterministic: bool = False) -> tuple[Array, Array, Array]:
-    """Learning rate, temperature eta² / B (0 without gradient noise) and ridge at the time t."""
-    learning_rate, ridge = (jnp.asarray(f(t), dtype=t.dtype) for f in (protocol.learning_rate, protocol.ridge))
-    if deterministic:
-        return learning_rate, jnp.zeros_like(learning_rate), ridge
-    return learning_rate, learning_rate**2 / jnp.asarray(protocol.batch_size(t), dtype=t.dtype), ridge
-
-
-def in_domain(problem: Problem, protocol: Protocol, times: Array, deterministic: bool = False) -> Bool[Array, ""]:
+def in_domain(problem: Problem, protocol: Protocol, grid: TimeGrid, noise: AbstractNoise) -> Bool[Array, ""]:
     """The checks at the front doors again, for traced values."""
-    ok = problem.valid() & jnp.all(jnp.diff(times) > 0)
-    for name, minimum in _MINIMA.items():
-        if not (deterministic and name == "batch_size"):
-            # Rounding of exp(log(1)) must not fail a batch size of 1.
-            ok = ok & jnp.all(jnp.asarray(getattr(protocol, name)(times)) >= minimum - 1e-6 * minimum)
-    return ok
+    return problem.valid() & jnp.all(grid.step_sizes > 0) & read(protocol, grid.times, batched=noise.batched).valid
 
 
-def blank_unless(valid: Bool[Array, ""], observables: Observables) -> Observables:
-    return jax.tree.map(lambda a: jnp.where(valid, a, jnp.nan), observables)
+def ended(
+    times: Float[Array, " time"],
+    observables: Observables,
+    valid: Bool[Array, ""],
+    solved: Bool[Array, ""] | bool = True,
+    integrated: RESULTS = RESULTS.successful,
+) -> Limit:
+    """NaN from the failing time on. `solved`: whether what precedes the integration succeeded."""
+    good = until_failure(finite_times(observables) & valid & solved)
+    with_integration = jnp.all(good) | (integrated != RESULTS.successful)
+    result = RESULTS.where(with_integration, integrated, RESULTS.nonfinite)
+    result = RESULTS.where(jnp.asarray(solved), result, RESULTS.unconverged)
+    return Limit(times, blank(observables, good), result=RESULTS.where(valid, result, RESULTS.invalid))
 
 
-def finish(limit: Limit, cure: str) -> Limit:
-    """Raise FloatingPointError where a concrete result is not finite."""
-    for name in ("test_risk", "train_loss", "correlation", "norm"):
-        value = getattr(limit, name)
-        if is_concrete(value) and not bool(jnp.all(jnp.isfinite(value))):
-            raise FloatingPointError(f"{name} became infinite or NaN in this limit. {cure}")
+def finish(limit: Limit, throw: bool, name: str) -> Limit:
+    """Raise `SolveError` where a concrete result is not successful."""
+    raise_unless(limit.result, throw, f"limits.{name} failed", limit.times, limit.test_risk)
     return limit
 
 
@@ -120,23 +125,41 @@ class Groups:
         self.rho = jnp.sum(self.field_weights * self.teacher)
 
 
-def integrate(rates: Any, state: Any, times: Array, tolerance: float) -> Any:
-    """States at `times` of d state / dt = rates(t, state), NaN or infinite where integration failed. Reverse mode recomputes
-    from checkpoints."""
+def integrate(rates: Callable, state: Any, span: Array, how: Stepping) -> tuple[Any, RESULTS]:
+    """The state at `span[1]` of d state / dt = rates(t, state), from that at `span[0]`, NaN where the end was not reached, and
+    how it ended."""
+    # After a failure there is nothing left to step.
+    alive = jnp.all(jnp.stack([jnp.all(jnp.isfinite(a)) for a in jax.tree.leaves(state)]))
+    span = jnp.where(alive, span, span[0])
     solution = diffrax.diffeqsolve(
         diffrax.ODETerm(lambda t, y, _: rates(t, y)),
         diffrax.Tsit5(),
-        times[0],
-        times[-1],
+        span[0],
+        span[1],
         None,
         state,
-        saveat=diffrax.SaveAt(ts=times),
-        stepsize_controller=diffrax.PIDController(rtol=tolerance, atol=0.01 * tolerance),
-        adjoint=diffrax.RecursiveCheckpointAdjoint(),
-        max_steps=2**15,
+        # At the end only: checks of other times are host callbacks, which `jax.export` cannot write.
+        saveat=diffrax.SaveAt(t1=True),
+        stepsize_controller=diffrax.PIDController(rtol=how.tolerance, atol=0.01 * how.tolerance),
+        adjoint=how.adjoint,
+        max_steps=how.max_steps,
         throw=False,
     )
-    return solution.ys
+    reached = solution.result == diffrax.RESULTS.successful
+    end = jax.tree.map(lambda y: jnp.where(reached, y[-1], jnp.nan), solution.ys)
+    return end, RESULTS.promote(solution.result)
+
+
+def trajectory(rates: Callable, state: Any, times: Float[Array, " time"], how: Stepping) -> tuple[Any, RESULTS]:
+    """States at `times` of d state / dt = rates(t, state), NaN from the first time that was not reached, and how it ended."""
+
+    def advance(state, span):
+        end, result = integrate(rates, state, span, how)
+        return end, (end, result)
+
+    _, (path, results) = jax.lax.scan(advance, state, jnp.stack([times[:-1], times[1:]], axis=1))
+    path = jax.tree.map(lambda first, rest: jnp.concatenate([first[None], rest]), state, path)
+    return path, first_failure(results)
 
 
 def response_of(factors: Float[Array, "time time"]) -> Float[Array, "time step"]:

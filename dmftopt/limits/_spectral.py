@@ -9,6 +9,7 @@ import optimistix
 from jaxtyping import Array, Bool, Complex, Float
 
 from ._result import Groups
+from ._roots import root
 
 
 class Contour(NamedTuple):
@@ -46,11 +47,6 @@ def companion(z: Complex[Array, " node"], groups: Groups) -> tuple[Complex[Array
         m = 1 / (-jax.lax.complex(x, y) + jnp.sum(weights / (1 + eigenvalues * m)) / delta)
         return jnp.stack([m.real, m.imag])
 
-    # In units of the first guess, so that one absolute tolerance serves m of any size.
-    def excess(m, args):
-        args, size = args
-        return picture(m * size, args) / size - m
-
     def solve(z):
         args = ((z.real, z.imag), *(a.astype(z.dtype) for a in (groups.eigenvalues, groups.field_weights, groups.delta)))
         # The iteration contracts everywhere in the upper half plane, so it finds the branch; Newton only finishes.
@@ -59,9 +55,13 @@ def companion(z: Complex[Array, " node"], groups: Groups) -> tuple[Complex[Array
         near = optimistix.fixed_point(picture, iteration, start, jax.lax.stop_gradient(args), max_steps=2000, throw=False)
         near = jax.lax.stop_gradient(near.value)
         size = jnp.sqrt(jnp.sum(near**2))
-        newton = optimistix.Newton(rtol=tolerance, atol=tolerance)
-        m = optimistix.root_find(excess, newton, near / size, (args, size), max_steps=32, throw=False).value
-        return m * size, jnp.all(jnp.abs(excess(m, (args, size))) < 100 * tolerance)
+
+        # In units of the first guess, so that one absolute tolerance serves m of any size.
+        def excess(m):
+            return picture(m * size, args) / size - m
+
+        m = root(excess, near / size, tolerance, 32)
+        return m * size, jnp.all(jnp.abs(excess(m)) < 100 * tolerance)
 
     tolerance = 64 * float(jnp.finfo(z.real.dtype).eps)
     m, converged = jax.vmap(solve)(z)
@@ -113,12 +113,8 @@ def contour(groups: Groups, slowest: Array, nodes: int) -> Contour:
 def ridge_shrinkage(groups: Groups, ridge: Array) -> Float[Array, ""]:
     """k = ridge m(-ridge) in (0, 1), for which (H + ridge)^-1 is equivalent to 1 / (ridge + lambda_a k)."""
 
-    def excess(k, args):
-        eigenvalues, field_weights, delta, ridge = args
-        return k * (1 + jnp.sum(field_weights / (ridge + eigenvalues * k)) / delta) - 1
+    def excess(k):
+        return k * (1 + jnp.sum(groups.field_weights / (ridge + groups.eigenvalues * k)) / groups.delta) - 1
 
     # Increasing and concave in k: Newton's method from 0 climbs to the root without ever passing it.
-    tolerance = 16 * float(jnp.finfo(ridge.dtype).eps)
-    solver = optimistix.Newton(rtol=tolerance, atol=tolerance)
-    args = (groups.eigenvalues, groups.field_weights, groups.delta, ridge)
-    return optimistix.root_find(excess, solver, jnp.zeros_like(ridge), args, max_steps=64, throw=False).value
+    return root(excess, jnp.zeros_like(ridge), 16 * float(jnp.finfo(ridge.dtype).eps), 64)

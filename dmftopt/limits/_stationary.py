@@ -14,11 +14,12 @@ from ..observables import as_column, from_kernel
 from ..problem import Problem, check_linear, check_problem, check_single
 from ..quadrature import gaussian_nodes, safe_sqrt
 from ..tasks import LeastSquares, Logistic
-from ._result import Groups, Limit, blank_unless, finish, positive_or_one
+from ._result import Groups, Limit, ended, finish, positive_or_one
+from ._roots import root
 from ._spectral import ridge_shrinkage
 
 
-def stationary(problem: Problem, ridge: float | Array) -> Limit:
+def stationary(problem: Problem, ridge: float | Array, *, throw: bool = True) -> Limit:
     """The minimizer of (1/delta) sum_i loss(x_i·theta, y_i) + ridge |theta|² / 2 for d -> infinity: what gradient flow reaches
     at infinite time, from any student.
 
@@ -32,9 +33,9 @@ def stationary(problem: Problem, ridge: float | Array) -> Limit:
     where T is the teacher's scale. The result has the one time infinity: shapes are those of `dmftopt.Observables` with 1 time
     and 0 steps.
 
-    Differentiable in everything real (implicitly). Sources: Thrampoulidis, Abbasi and Hassibi, arXiv:1601.06233; Salehi, Abbasi
-    and Hassibi, arXiv:1906.03761. Raises ValueError unless ridge > 0 (without it there may be no minimizer, or many), TypeError
-    for a task other than LeastSquares and Logistic, FloatingPointError where the equations are not solved (inside jit: NaN).
+    `throw`: as in `limits.least_squares`. Differentiable in everything real (implicitly). Sources: Thrampoulidis, Abbasi and
+    Hassibi, arXiv:1601.06233; Salehi, Abbasi and Hassibi, arXiv:1906.03761. Raises ValueError unless ridge > 0 (without it there
+    may be no minimizer, or many), TypeError for a task other than LeastSquares and Logistic.
     """
     check_problem(problem)
     check_single(problem, "limits.stationary")
@@ -43,8 +44,7 @@ def stationary(problem: Problem, ridge: float | Array) -> Limit:
         raise TypeError(f"problem.task must be LeastSquares or Logistic here, got {type(problem.task).__name__}. Use solve.")
     check_real("ridge", ridge, minimum=0.0, exclusive=True, cure="Without a ridge the minimizer may not exist or be unique.")
     check_shape("ridge", ridge, ((),), "Use jax.vmap for a sweep.")
-    limit = _stationary(*numbers_to_arrays((problem, ridge)))
-    return finish(limit, "The equations were not solved: raise the ridge, or use float64.")
+    return finish(_stationary(*numbers_to_arrays((problem, ridge))), throw, "stationary")
 
 
 @eqx.filter_jit
@@ -55,7 +55,7 @@ def _stationary(problem: Problem, ridge: Any) -> Limit:
     ridge, delta = positive_or_one(asked), groups.delta
     args = (problem.task, groups.eigenvalues, groups.weights, groups.teacher, delta, ridge)
 
-    def changes(x, args):
+    def changes(x):
         return jax.tree.map(jnp.subtract, _picture(x, args), x)
 
     # V from the largest curvature h of the loss, with which it solves in closed form: from there the iteration has always
@@ -69,9 +69,8 @@ def _stationary(problem: Problem, ridge: Any) -> Limit:
     iteration = optimistix.FixedPointIteration(rtol=1e-3, atol=1e-3)
     near = optimistix.fixed_point(_picture, iteration, start, fixed, max_steps=300, throw=False).value
     near = jax.tree.map(lambda a, b: jnp.where(jnp.isfinite(a), a, b), near, start)
-    solver = optimistix.Newton(rtol=tolerance, atol=tolerance)
-    x = optimistix.root_find(changes, solver, jax.lax.stop_gradient(near), args, max_steps=64, throw=False).value
-    solved = jnp.all(jnp.abs(jnp.stack(changes(x, args))) < 1e3 * tolerance)
+    x = root(changes, jax.lax.stop_gradient(near), tolerance, 64)
+    solved = jnp.all(jnp.abs(jnp.stack(changes(x))) < 1e3 * tolerance)
 
     _, ratio, log_variance = x
     loss, error, (a, b, c) = _fields(x, args)
@@ -82,8 +81,8 @@ def _stationary(problem: Problem, ridge: Any) -> Limit:
     kernels = (as_column(a) for a in (square[None, None], overlap[None], norm[None], groups.rho, response))
     correlation, overlap, norm, rho, response = kernels
     observables = from_kernel(problem, correlation, overlap, norm, loss[None], error, rho, response)
-    valid = solved & (jnp.asarray(problem.delta) > 0) & (asked > 0) & problem.task.valid()
-    return Limit(jnp.full(1, jnp.inf, dtype), blank_unless(valid, observables))
+    valid = problem.valid() & (asked > 0)
+    return ended(jnp.full(1, jnp.inf, dtype), observables, valid, solved)
 
 
 def _picture(x, args):
@@ -132,15 +131,10 @@ def _fields(x, args):
 def _training_field(task, w, y, stiffness):
     """r + stiffness * l(r, y) = w, elementwise."""
 
-    def excess(r, args):
-        task, w, y, stiffness = args
-        return r + stiffness * task.gradient(r, y) - w
+    # The logistic l is convex on one side of 0 and concave on the other: from 0, Newton's method never passes the root.
+    tolerance = 8 * float(jnp.finfo(w.dtype).eps)
 
     def solve(w, y):
-        # The logistic l is convex on one side of 0 and concave on the other: from 0, Newton's method never passes the root.
-        tolerance = 8 * float(jnp.finfo(w.dtype).eps)
-        newton = optimistix.Newton(rtol=tolerance, atol=tolerance)
-        args = (task, w, y, stiffness)
-        return optimistix.root_find(excess, newton, jnp.zeros_like(w), args, max_steps=64, throw=False).value
+        return root(lambda r: r + stiffness * task.gradient(r, y) - w, jnp.zeros_like(w), tolerance, 64)
 
     return jax.vmap(jax.vmap(solve))(w, y)

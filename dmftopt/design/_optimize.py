@@ -1,3 +1,5 @@
+"""Minimize a scalar function of a protocol. Nothing here knows how that function is computed."""
+
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -85,7 +87,7 @@ def optimize(
     - `starts`: how many starting points (the others have normal deviates times `spread` added to what is tuned), or more
       protocols to start from. The best end is the result.
     - `baselines`: protocols to tune in the same way and score beside it, for example `dmftopt.baselines(...)`.
-    - `progress`: show a progress bar.
+    - `progress`: show a progress bar (on a terminal).
 
     An iterate whose objective or gradient is not finite is not kept: the run goes back to the one before and takes half the
     update, again until it is finite. The best iterate is what is returned. Raises ValueError when a start itself is not

@@ -44,7 +44,9 @@ def descend(objective: AbstractObjective, start: PyTree, settings: Settings, des
             "dmftopt.schedules.piecewise_linear(...) or dmftopt.schedules.constant(..., log=True)."
         )
     method = _minimise if isinstance(settings.optimizer, optimistix.AbstractMinimiser) else _follow
-    with tqdm(total=settings.steps, desc=description, disable=not settings.progress, leave=False) as bar:
+    # None: where there is no terminal there is no bar.
+    hidden = None if settings.progress else True
+    with tqdm(total=settings.steps, desc=description, disable=hidden, leave=False) as bar:
         best, value, history = method(objective, parameters, fixed, settings, description, bar)
     return Descent(eqx.combine(best, fixed), value, np.asarray(history))
 

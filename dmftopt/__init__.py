@@ -12,6 +12,7 @@ from . import regularizers as regularizers
 from . import schedules as schedules
 from . import simulate as simulate
 from . import tasks as tasks
+from ._register import register as register
 from .compare import Comparison as Comparison
 from .compare import compare as compare
 from .design import Budget as Budget

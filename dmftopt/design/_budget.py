@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from .._checks import as_number, check_count, check_instance, check_real, is_concrete
+from .._register import register_part
 from ..protocol import Protocol
 from ..quadrature import GAUSS_NODES, GAUSS_WEIGHTS
 from ..recipe import Recipe, recipe
@@ -16,6 +17,7 @@ _PANELS = 240
 _PROTOCOL = "Build it with dmftopt.Protocol(learning_rate=...), its schedules for u from 0 to 1."
 
 
+@register_part
 class Plan(eqx.Module):
     """A protocol in relative time u = t / horizon, from 0 to 1, and the horizon where no budget sets it.
 

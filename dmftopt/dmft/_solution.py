@@ -4,6 +4,7 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from .._register import register, register_part
 from ..observables import AbstractResult, Observables
 
 
@@ -36,6 +37,7 @@ class SolveError(RuntimeError):
     """A solve that did not succeed; the message says why and what to do."""
 
 
+@register_part
 class Statistics(NamedTuple):
     """What was run."""
 
@@ -45,6 +47,7 @@ class Statistics(NamedTuple):
     richardson: bool
 
 
+@register
 class Solution(AbstractResult):
     """Observables of the DMFT at the grid's times, see `dmftopt.Observables` for shapes.
 

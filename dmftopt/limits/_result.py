@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from .._checks import check_instance, check_real, is_concrete
+from .._register import register
 from ..grid import TimeGrid
 from ..noise import AbstractNoise, Brownian, NoNoise, Poisson
 from ..observables import AbstractResult, Observables
@@ -18,6 +19,7 @@ from ..tasks import LeastSquares
 _MINIMA = {"learning_rate": 0.0, "batch_size": 1.0, "ridge": 0.0}
 
 
+@register
 class Limit(AbstractResult):
     """Exact observables of a limit, see `dmftopt.Observables` for shapes: no sampling error, so no `standard_error`."""
 

@@ -7,12 +7,14 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from .._checks import check_real
+from .._register import register
 from ..problem import Problem, check_direct
 from ..protocol import Protocol
 from ._algorithms import step_through
 from ._runs import over_runs, recorded
 
 
+@register
 class Response(NamedTuple):
     """Mean and standard error over runs at `times` (None for a single run)."""
 

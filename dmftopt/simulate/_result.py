@@ -1,9 +1,11 @@
 import equinox as eqx
 from jaxtyping import Array, Float
 
+from .._register import register
 from ..observables import AbstractResult, Observables
 
 
+@register
 class Simulation(AbstractResult):
     """Means over independent runs, each with its own teacher, student, data and batches; `standard_error` over runs.
 

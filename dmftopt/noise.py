@@ -22,11 +22,12 @@ class AbstractNoise(eqx.Module):
     """A law of gradient noise.
 
     `deterministic`: no multipliers are random. `discrete`: the step is the algorithm, not an approximation to continuous
-    time.
+    time. `batched`: the law depends on the protocol's batch size.
     """
 
     deterministic: ClassVar[bool] = False
     discrete: ClassVar[bool] = False
+    batched: ClassVar[bool] = True
 
     @abc.abstractmethod
     def deviation(self, learning_rate: Array, step: Array, rate: Array) -> Array:
@@ -51,17 +52,26 @@ class AbstractNoise(eqx.Module):
         """Squared weights with which standardized multipliers of two steps add up to that of both (Richardson)."""
         return step
 
+    def temperature(self, learning_rate: Array, batch_size: Array) -> Array | None:
+        """The variance of the multiplier per time, over delta, where steps vanish: all that the limits in continuous time know
+        of a law. None: it has no such limit."""
+        return None
+
 
 class NoNoise(AbstractNoise):
     """M = eta D: gradient flow, or full-batch gradient descent when the step is discrete."""
 
     deterministic: ClassVar[bool] = True
+    batched: ClassVar[bool] = False
 
     def deviation(self, learning_rate, step, rate):
         return jnp.zeros_like(learning_rate)
 
     def standardized(self, uniforms, rotation, rate):
         return jnp.zeros_like(uniforms)
+
+    def temperature(self, learning_rate, batch_size):
+        return jnp.zeros_like(learning_rate)
 
 
 class Brownian(AbstractNoise):
@@ -72,6 +82,9 @@ class Brownian(AbstractNoise):
 
     def standardized(self, uniforms, rotation, rate):
         return rotation @ ndtri(uniforms)
+
+    def temperature(self, learning_rate, batch_size):
+        return learning_rate**2 / batch_size
 
 
 class Poisson(AbstractNoise):
@@ -101,6 +114,9 @@ class Poisson(AbstractNoise):
     def coarsening(self, step, rate):
         return rate
 
+    def temperature(self, learning_rate, batch_size):
+        return learning_rate**2 / batch_size
+
 
 class Bernoulli(AbstractNoise):
     """M = eta D s / b, s ~ Bernoulli(b): SGD with extensive batches, each step using a fraction `fraction` = b of the
@@ -108,6 +124,7 @@ class Bernoulli(AbstractNoise):
 
     fraction: Any = eqx.field(converter=as_number)
     discrete: ClassVar[bool] = True
+    batched: ClassVar[bool] = False
 
     def __check_init__(self):
         check_real("fraction", self.fraction, minimum=0.0, exclusive=True, cure="It is batch size / training samples.")

@@ -6,12 +6,23 @@ from typing import Any
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
-from ._checks import as_number, check_real, is_concrete
+from ._checks import check_real, is_concrete
 from ._register import register_part
 from .schedules import Constant
-from .variables import AbstractVariable, number
+from .variables import number
+
+# What each field may not fall below, and why. (Momentum must stay below 1 as well.)
+_DOMAIN = {
+    "learning_rate": (0.0, "Learning rates cannot be negative."),
+    "batch_size": (1.0, "SGD uses at least one sample per step."),
+    "ridge": (0.0, "A negative ridge is unbounded below."),
+    "momentum": (0.0, "It is a share of the last change."),
+}
+# What rounding may take off a minimum: a batch size of 1 is exp(log(1)) where logarithms are tuned, and 1 + s (B - 1) under a
+# budget. Such values are used as they are.
+_ROUNDING = 1e-6
 
 
 class Momentum(eqx.Module):
@@ -60,12 +71,10 @@ class Protocol(eqx.Module):
     def __init__(
         self, learning_rate: Any, batch_size: Any = 1.0, ridge: Any = 0.0, momentum: Any = None, *, nesterov: bool = False
     ):
-        self.learning_rate = _as_schedule("learning_rate", learning_rate, 0.0, "Learning rates cannot be negative.")
-        self.batch_size = _as_schedule("batch_size", batch_size, 1.0, "SGD uses at least one sample per step.")
-        self.ridge = _as_schedule("ridge", ridge, 0.0, "A negative ridge is unbounded below.")
-        self.momentum = None if momentum is None else _as_schedule("momentum", momentum, 0.0, "It is a share of the last change.")
-        if self.momentum is not None and not callable(momentum):
-            check_momentum(number(momentum))
+        self.learning_rate = _as_schedule("learning_rate", learning_rate)
+        self.batch_size = _as_schedule("batch_size", batch_size)
+        self.ridge = _as_schedule("ridge", ridge)
+        self.momentum = None if momentum is None else _as_schedule("momentum", momentum)
         if not isinstance(nesterov, bool) or (nesterov and momentum is None):
             raise ValueError(f"nesterov must be True or False, and True goes with a momentum, got {nesterov!r}.")
         self.nesterov = nesterov
@@ -84,28 +93,61 @@ class _Amplified(eqx.Module):
     momentum: Callable
 
     def __call__(self, t: Any) -> Any:
-        momentum = jnp.asarray(self.momentum(t), dtype=float)
-        check_momentum(momentum)
+        momentum = values_at("momentum", self.momentum, jnp.asarray(t, dtype=float))
         # Traced and outside its domain: a rate that every route knows to be invalid.
-        valid = (momentum >= 0) & (momentum < 1)
+        valid = in_domain("momentum", momentum)
         return jnp.where(valid, self.learning_rate(t) / (1 - jnp.where(valid, momentum, 0.0)), -1.0)
 
 
+def values_at(name: str, schedule: Callable, times: Float[Array, "*time"]) -> Float[Array, "*time"]:
+    """The values of a protocol's field `name`. Raises ValueError for another shape and for concrete values outside the domain."""
+    values = jnp.asarray(schedule(times if times.ndim < 2 else times.ravel()), dtype=times.dtype)
+    if values.shape not in ((), (times.size,), times.shape):
+        raise ValueError(
+            f"{name} must return one value per time, shape {(times.size,)} or (), got {values.shape}. "
+            "Write the schedule with jax.numpy, elementwise in t."
+        )
+    if is_concrete(values):
+        _check(name, np.broadcast_to(values, (times.size,)), times)
+    return jnp.broadcast_to(values, (times.size,)).reshape(times.shape)
+
+
+def in_domain(name: str, values: Any) -> Any:
+    """Of each value of a protocol's field `name`, whether it may be."""
+    inside = (values >= _DOMAIN[name][0] * (1 - _ROUNDING)) & (values < np.inf)
+    return inside & (values < 1) if name == "momentum" else inside
+
+
 def check_momentum(value: Any) -> None:
-    check_real("momentum", value, minimum=0.0, cure="It is a share of the last change.")
-    if is_concrete(value) and np.any(np.asarray(value) >= 1):
-        raise ValueError("momentum must be below 1 at every time: at 1 nothing ever comes to rest. Lower it.")
+    if is_concrete(value):
+        _check("momentum", np.ravel(value))
 
 
-def _as_schedule(name: str, value: Any, minimum: float, cure: str) -> Callable:
+def _check(name: str, values: np.ndarray, times: Array | None = None) -> None:
+    inside = in_domain(name, values)
+    if inside.all():
+        return
+    first = int(np.argmin(inside))
+    value, (minimum, cure) = values[first], _DOMAIN[name]
+    must = f">= {minimum:g}"
+    if not np.isfinite(value):
+        must, cure = "finite", "Remove what divides by zero or overflows."
+    elif value > minimum:
+        must, cure = "below 1", "At 1 nothing ever comes to rest. Lower it."
+    when = "" if times is None or not is_concrete(times) else f" at t = {float(jnp.ravel(times)[first]):.4g}"
+    raise ValueError(f"{name} must be {must} at every time, got {value:.4g}{when}. {cure}")
+
+
+def _as_schedule(name: str, value: Any) -> Callable:
     if callable(value):
         return value
-    check_real(name, number(value), minimum=minimum, cure=cure)
-    if isinstance(value, AbstractVariable):
-        return Constant(value)
-    if np.shape(value) != ():
+    given = number(value)
+    check_real(name, given)
+    if np.shape(given) != ():
         raise ValueError(
-            f"{name} must be a scalar or a callable of t, got an array of shape {np.shape(value)}. "
+            f"{name} must be a scalar or a callable of t, got an array of shape {np.shape(given)}. "
             "Use dmftopt.schedules.PiecewiseLinear for values at knots, jax.vmap for a sweep."
         )
-    return Constant(as_number(value))
+    if is_concrete(given):
+        _check(name, np.asarray(given, dtype=float).ravel())
+    return Constant(value)

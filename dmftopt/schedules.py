@@ -78,6 +78,24 @@ class PerStep(eqx.Module):
         return values[at]
 
 
+class Tabulated(eqx.Module):
+    """`values` at `times` and nowhere else: what was read once, to be read again at the same times. Asked for others it raises
+    ValueError, or where traced is NaN."""
+
+    times: Float[Array, " time"]
+    values: Float[Array, " time"]
+
+    def __call__(self, t: Any) -> Float[Array, " time"]:
+        t = jnp.asarray(t, dtype=self.times.dtype)
+        cure = "Read the schedule that it was made of."
+        check_shape("t", t, (self.times.shape,), f"This schedule is known at the times of its table only. {cure}")
+        # The same times, of two compiled programs, may differ by rounding.
+        same = jnp.abs(t - self.times) <= 64 * jnp.finfo(t.dtype).eps * jnp.max(jnp.abs(self.times))
+        if is_concrete(same) and not np.all(same):
+            raise ValueError(f"t must be the times of the table, this schedule is known nowhere else. {cure}")
+        return jnp.where(same, self.values, jnp.nan)
+
+
 @register_part
 class Decay(eqx.Module):
     """s(t) = peak * (final + (1 - final) * shape(t / horizon)), shape falling from 1 at t = 0 to 0 at t = horizon."""

@@ -22,7 +22,7 @@ from ._checks import is_concrete
 from ._dataset import version
 from ._files import write_atomically
 from ._register import fields_of, is_result, registered, result_names
-from .dmft import RESULTS
+from ._results import RESULTS
 
 FORMAT = "dmftopt result"
 FORMAT_VERSION = 2

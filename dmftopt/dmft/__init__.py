@@ -2,9 +2,7 @@
 
 from ._causal import CausalInnovations as CausalInnovations
 from ._fixed_point import FixedPoint as FixedPoint
-from ._solution import RESULTS as RESULTS
 from ._solution import Solution as Solution
-from ._solution import SolveError as SolveError
 from ._solve import solve as solve
 from ._solver import AbstractSolver as AbstractSolver
 from ._step import AbstractStep as AbstractStep

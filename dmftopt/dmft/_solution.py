@@ -5,36 +5,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from .._register import register, register_part
+from .._results import RESULTS
 from ..observables import AbstractResult, Observables
-
-
-class RESULTS(eqx.Enumeration):
-    """How a solve ended."""
-
-    successful = ""
-    diverged = (
-        "The student's overlap grew ten thousand times beyond teacher, initial student and labels: this learning rate is "
-        "unstable, or the time steps are too large for it. Lower the learning rate or raise the batch size; if a grid of "
-        "twice as many steps succeeds, it was the steps. (With DiscreteStep step * learning_rate * largest eigenvalue of the "
-        "sample covariance must stay below about 2.)"
-    )
-    nonfinite = (
-        "A value became infinite or NaN. Check the loss and the label law for overflow; otherwise the learning rate is "
-        "far above its stability limit, or (in float32) the numbers need jax_enable_x64."
-    )
-    unconverged = (
-        "The fixed-point iteration did not reach its tolerance within max_iterations. Raise FixedPoint(max_iterations=...), or "
-        "its damping, or shorten the horizon."
-    )
-    invalid = (
-        "The protocol or the problem left its domain: learning rate and ridge must be >= 0, batch size >= 1, delta > 0, "
-        "scales >= 0, times increasing, all finite; noise.Poisson() takes at most 1e5 epochs (use Brownian or NoNoise beyond). "
-        "Parametrize with log=True or bound what is tuned."
-    )
-
-
-class SolveError(RuntimeError):
-    """A solve that did not succeed; the message says why and what to do."""
 
 
 @register_part

@@ -9,6 +9,7 @@ from jaxtyping import Array
 
 from .._checks import check_count, check_instance, check_key, check_real, is_concrete, numbers_to_arrays
 from .._measure import check_metrics
+from .._results import RESULTS, SolveError
 from ..grid import TimeGrid
 from ..metrics import AbstractFieldMetric, AbstractWeightMetric
 from ..noise import AbstractNoise, Bernoulli, NoNoise, Poisson
@@ -18,7 +19,7 @@ from ..protocol import Momentum, Protocol, check_momentum
 from ..quadrature import safe_sqrt
 from ._causal import CausalInnovations
 from ._mesh import REPLICATES, SAMPLES, axis_size, check_mesh, constrained, replicated
-from ._solution import RESULTS, Solution, SolveError, Statistics, blank, judge
+from ._solution import Solution, Statistics, blank, judge
 from ._solver import AbstractSolver, Inputs, Randomness, Sizes
 from ._step import AbstractStep, DiscreteStep
 

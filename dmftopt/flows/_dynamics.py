@@ -59,7 +59,7 @@ class SGD(AbstractDynamics):
 
 
 class AbstractFlow(AbstractDynamics):
-    """dX = drift(X) ds + (eta / sqrt B) diffusion(X) dW, time s in SGD steps, an Itô equation. One time step is one of `Splitting`."""
+    """Itô equations dX = drift(X) ds + (eta / sqrt B) diffusion(X) dW, time s in SGD steps, stepped by `Splitting`."""
 
     @abc.abstractmethod
     def directions(self, model: AbstractModel, state: Array) -> int:

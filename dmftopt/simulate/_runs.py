@@ -70,7 +70,7 @@ def sgf(
     dimension: int,
     runs: int,
     key: Array,
-    substeps: int = 8,
+    substeps: int = 4,
     metrics: dict[str, AbstractFieldMetric | AbstractWeightMetric] | None = None,
     throw: bool = True,
 ) -> Simulation:
@@ -79,11 +79,11 @@ def sgf(
         d theta = -eta ridge h(theta) dt - (eta / delta) X^T l dt + (eta / sqrt(B delta)) sum_i x_i l_i dW_i
 
     with one Brownian motion per training sample, in `substeps` equal steps within each step of `grid`, observed at the grid's
-    times. Each is one of `flows.Splitting`: noise over half of it, the drift by Runge and Kutta's method, noise over the other
-    half, with the protocol averaged over it. Returns means and standard errors over `runs`.
+    times. Each is one of `flows.Splitting`, with the protocol averaged over it. Returns means and standard errors over `runs`.
 
-    Steps are stable up to learning rate times step times the largest eigenvalue of the sample covariance of 2.8: raise
-    `substeps` beyond. `metrics` and `throw` as in `sgd`.
+    For least squares the time step's error is of second order: at learning rate 1 with eigenvalues up to 4, 0.05% in 40 steps to
+    t = 4 as it stands, and 1% in 8. Steps are stable up to learning rate * step * largest eigenvalue of the sample covariance
+    of 5. Raise `substeps` where in doubt. `metrics` and `throw` as in `sgd`.
     """
     check_instance("grid", grid, TimeGrid, "Build it with dmftopt.TimeGrid.uniform(horizon, steps).")
     check_count("substeps", substeps)

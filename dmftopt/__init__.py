@@ -12,6 +12,7 @@ from . import regularizers as regularizers
 from . import schedules as schedules
 from . import simulate as simulate
 from . import tasks as tasks
+from ._register import register as register
 from ._results import RESULTS as RESULTS
 from ._results import SolveError as SolveError
 from .compare import Comparison as Comparison

@@ -2,21 +2,29 @@
 
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
 
+class Aside(eqx.Module):
+    """What rides along in a pytree for its owner and no program reads."""
+
+
 def numbers_to_arrays(tree: Any) -> Any:
-    """Python floats and NumPy arrays as JAX arrays, so that under our own jit a change of number never retraces."""
+    """Python floats and NumPy arrays as JAX arrays, and None for an `Aside`, so that under our own jit a change of number or of
+    what is not read never retraces."""
 
     def convert(leaf):
+        if isinstance(leaf, Aside):
+            return None
         if isinstance(leaf, float):
             return jnp.asarray(leaf, dtype=float)
         return jnp.asarray(leaf) if isinstance(leaf, np.ndarray) else leaf
 
-    return jax.tree.map(convert, tree)
+    return jax.tree.map(convert, tree, is_leaf=lambda leaf: isinstance(leaf, Aside))
 
 
 def as_number(value: Any) -> Any:

@@ -2,26 +2,30 @@
 
 from typing import Any, NamedTuple
 
+import equinox as eqx
 import numpy as np
+from jaxtyping import Float
 
-from ._checks import check_count
-from .features import group_eigenvalues
+from ._checks import Aside, check_count
+from .features import group_eigenvalues, split_groups
 
 
-class DataMap(NamedTuple):
+class DataMap(Aside):
     """The way back to raw data.
 
-    SGD on raw features less `feature_center` and labels less `label_center`, with learning rate `learning_rate / c` and ridge
-    `ridge * c` (weight decay `ridge * c / dimension` per step), c = `mean_square_norm`, is SGD in the problem's units; time t
-    is step / `dimension`. Hashable, so that a problem can be a
-    static argument: the centers are tuples.
+    SGD on raw features less `feature_center` (d,) and labels less `label_center`, with learning rate `learning_rate / c` and
+    ridge `ridge * c` (weight decay `ridge * c / dimension` per step), c = `mean_square_norm`, is SGD in the problem's units;
+    time t is step / `dimension`. No route reads it: problems that differ in it share their compiled programs.
     """
 
-    feature_center: tuple[float, ...]
+    feature_center: Float[np.ndarray, " d"]
     label_center: float
     mean_square_norm: float
-    dimension: int
-    train_size: int
+    train_size: int = eqx.field(static=True)
+
+    @property
+    def dimension(self) -> int:
+        return self.feature_center.shape[-1]
 
 
 class Description(NamedTuple):
@@ -91,11 +95,14 @@ def describe(features: Any, labels: Any, *, train_size: int, groups: int) -> Des
     # Weighted by eigenvalue, so that the power of the teacher field is kept; a group whose estimate is below its own
     # noise shows no teacher at all.
     group_power = np.bincount(labels_of, weights=eigenvalues * power) / (counts * means)
+    teacher_scale = np.sqrt(np.maximum(group_power, 0.0))
+    # As many groups for every data set, so that one compiled program serves them all.
+    parent, counts = split_groups(counts, min(groups, d))
     return Description(
-        eigenvalues=means,
+        eigenvalues=means[parent],
         weights=counts / d,
-        teacher_scale=np.sqrt(np.maximum(group_power, 0.0)),
+        teacher_scale=teacher_scale[parent],
         label_noise=float(np.sqrt(variance)),
         delta=train_size / d,
-        map=DataMap(tuple(center.tolist()), label_center, mean_square_norm, d, int(train_size)),
+        map=DataMap(center, label_center, mean_square_norm, int(train_size)),
     )

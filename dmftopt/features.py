@@ -76,3 +76,15 @@ def group_eigenvalues(eigenvalues: np.ndarray, groups: int) -> tuple[np.ndarray,
     _, labels = np.unique(bins, return_inverse=True)
     counts = np.bincount(labels)
     return np.bincount(labels, weights=eigenvalues) / counts, counts, labels
+
+
+def split_groups(counts: np.ndarray, groups: int) -> tuple[np.ndarray, np.ndarray]:
+    """`groups` groups, at most one per eigenvalue, made of fewer by cutting the largest in halves: for each the group it was cut
+    from, and its count. The theory sees sums over groups only, in which nothing changes."""
+    parts = [(int(count), parent) for parent, count in enumerate(counts)]
+    while len(parts) < groups:
+        largest = max(range(len(parts)), key=lambda i: parts[i][0])
+        count, parent = parts[largest]
+        parts[largest : largest + 1] = [(count - count // 2, parent), (count // 2, parent)]
+    split, parents = np.asarray(parts).T
+    return parents, split

@@ -13,6 +13,7 @@ from jaxtyping import Array, Float
 from ._checks import is_concrete
 from ._dataset import DESCRIPTIONS, METRICS, check_single_result, dataset
 from ._measure import NOTHING, Measured, test_means
+from ._register import register_part
 from .problem import Problem
 from .tasks import _columns as columns
 
@@ -26,6 +27,7 @@ _UNDETERMINED = (
 )
 
 
+@register_part
 class Observables(eqx.Module):
     """Order parameters and risks along a run, for m student and m_star teacher columns (1 unless the task has several).
 

@@ -80,7 +80,7 @@ class Problem(eqx.Module):
     - `parametrization`: what is trained in place of the weights, see `dmftopt.parametrizations`.
     - `teacher_prior`, `student_prior`: law of these entries, see `dmftopt.priors`. Only a regularizer other than the ridge or a
       parametrization tells laws of equal scale apart.
-    - `data`: how raw data map to this problem, set by `Problem.from_data`.
+    - `data`: how raw data map to this problem, set by `Problem.from_data`. No route reads it.
 
     Teacher and student have m_star and m columns where the task has (`task.teacher_columns`, `task.columns`), otherwise one.
     """
@@ -95,7 +95,7 @@ class Problem(eqx.Module):
     parametrization: AbstractParametrization = Direct()
     teacher_prior: AbstractPrior = Normal()
     student_prior: AbstractPrior = Normal()
-    data: DataMap | None = eqx.field(static=True, default=None)
+    data: DataMap | None = None
 
     def __check_init__(self):
         check_instance("task", self.task, AbstractTask, "Pass for instance dmftopt.tasks.LeastSquares().")
@@ -193,14 +193,15 @@ class Problem(eqx.Module):
 
         - `features`: (samples, d) raw features; `labels`: (samples,) real targets or ±1 classes. Both are centered.
         - `train_size`: how many samples SGD will train on; delta = train_size / d.
-        - `groups`: at most this many eigenvalue groups, of equal width in log eigenvalue.
+        - `groups`: so many eigenvalue groups, or d if that is less: of equal width in log eigenvalue, the largest cut in two
+          where widths without an eigenvalue leave fewer. Data sets of one size are then served by one compiled program.
 
         The teacher is the least-squares fit to all samples given; its power per group and the label noise are corrected for
         the fit's own variance (sigma² = RSS / (samples - d - 1)). The spectrum is the sample's, too wide by a relative variance
         of d / samples, so give many more samples than dimensions where you can. The student starts at 0.
 
-        `problem.data` holds the map back: centers, c = mean square norm (raw learning rate = learning_rate / c, raw ridge =
-        ridge * c) and dimension.
+        `problem.data` holds the map back (`dmftopt.data.DataMap`): centers, c = mean square norm (raw learning rate =
+        learning_rate / c, raw ridge = ridge * c) and dimension.
 
         Raises ValueError for NaN or infinite entries, constant or linearly dependent columns, constant labels, and fewer
         than 2 samples per dimension (the fit would hardly determine a teacher).

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from ._checks import check_real, is_concrete
+from ._register import register_part
 from .schedules import Constant
 from .variables import number
 
@@ -42,6 +43,7 @@ class Momentum(eqx.Module):
         return moved + self.coefficient * (here - memory), here
 
 
+@register_part
 class Protocol(eqx.Module):
     """Learning rate, batch size, ridge and momentum as functions of time t = steps/d.
 

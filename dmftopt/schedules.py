@@ -14,9 +14,11 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from ._checks import check_count, check_real, check_shape, is_concrete
+from ._register import register_part
 from .variables import AbstractVariable, Between, above, as_variable, number, within
 
 
+@register_part
 class Constant(eqx.Module):
     """s(t) = value."""
 
@@ -26,6 +28,7 @@ class Constant(eqx.Module):
         return jnp.broadcast_to(jnp.asarray(number(self.value), dtype=float), jnp.shape(t))
 
 
+@register_part
 class PiecewiseLinear(eqx.Module):
     """Linear interpolation between `values` at `times`, constant outside; of exp(values) in log value with `log`."""
 
@@ -46,6 +49,7 @@ class PiecewiseLinear(eqx.Module):
         return jnp.exp(value) if self.log else value
 
 
+@register_part
 class PiecewiseConstant(eqx.Module):
     """`values` over equal pieces of [0, `horizon`), the last one beyond; exp(values) with `log`."""
 
@@ -60,6 +64,7 @@ class PiecewiseConstant(eqx.Module):
         return jnp.exp(values[at]) if self.log else values[at]
 
 
+@register_part
 class PerStep(eqx.Module):
     """`values` of the steps k = 0, 1, ... of a run, at t = k / `dimension`; the last one beyond."""
 
@@ -91,6 +96,7 @@ class Tabulated(eqx.Module):
         return jnp.where(same, self.values, jnp.nan)
 
 
+@register_part
 class Decay(eqx.Module):
     """s(t) = peak * (final + (1 - final) * shape(t / horizon)), shape falling from 1 at t = 0 to 0 at t = horizon."""
 
@@ -106,6 +112,7 @@ class Decay(eqx.Module):
         return number(self.peak) * (final + (1.0 - final) * fall)
 
 
+@register_part
 class PowerLaw(eqx.Module):
     """s(t) = peak * (1 + t / timescale)^-exponent."""
 
@@ -117,6 +124,7 @@ class PowerLaw(eqx.Module):
         return number(self.peak) * (1.0 + jnp.asarray(t, dtype=float) / number(self.timescale)) ** (-number(self.exponent))
 
 
+@register_part
 class WarmupStableDecay(eqx.Module):
     """Linear from 0 to peak until `warmup`, peak until horizon - `decay`, then linear to `final` * peak at `horizon`."""
 
@@ -134,6 +142,7 @@ class WarmupStableDecay(eqx.Module):
         return number(self.peak) * up * (final + (1.0 - final) * remaining)
 
 
+@register_part
 class Scaled(eqx.Module):
     """s(t) = offset + scale * schedule(t / horizon)."""
 

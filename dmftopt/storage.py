@@ -2,7 +2,7 @@
 
 A file is a zip archive: `header.json` (format, versions, type, and the whole result as a tree in which arrays stand by name),
 then one `.npy` member per array. `numpy.load` reads the arrays too, under names like "observables.test_risk". Nothing in it is
-executed: no pickle, and only the classes listed here are built.
+executed: no pickle, and only registered classes are built (`dmftopt.register`).
 """
 
 import dataclasses
@@ -21,15 +21,8 @@ import numpy as np
 from ._checks import is_concrete
 from ._dataset import version
 from ._files import write_atomically
-from .design import Certificate, Estimate, Optimized, Plan, Report, Row, Score, Sensitivity
-from .dmft import RESULTS, Solution
-from .dmft._solution import Statistics
-from .limits import Limit
-from .observables import Observables
-from .protocol import Protocol
-from .schedules import Constant, Decay, PerStep, PiecewiseConstant, PiecewiseLinear, PowerLaw, Scaled, WarmupStableDecay
-from .simulate import Response, Simulation
-from .variables import Above, Between
+from ._register import fields_of, is_result, registered, result_names
+from ._results import RESULTS
 
 FORMAT = "dmftopt result"
 FORMAT_VERSION = 2
@@ -37,24 +30,21 @@ _HEADER = "header.json"
 # What zipfile, json and NumPy raise for damaged files.
 _UNREADABLE = (zipfile.BadZipFile, zlib.error, EOFError, LookupError, RuntimeError, TypeError, ValueError)
 
-_RESULTS = (Solution, Simulation, Limit, Response, Optimized, Report, Certificate, Sensitivity)
-_SCHEDULES = (Constant, PiecewiseLinear, PiecewiseConstant, PerStep, Decay, PowerLaw, WarmupStableDecay, Scaled)
-_PARTS = (Observables, Statistics, Score, Protocol, Plan, Estimate, Row, Above, Between, *_SCHEDULES)
-# Names in files, which stay when a class moves.
-_CLASSES = {cls.__name__: cls for cls in (*_RESULTS, *_PARTS)}
 _MEMBERS = list(RESULTS._name_to_item)
 
 
 def save(path: str | os.PathLike, result: Any) -> None:
-    """Write a `Solution`, `Simulation`, `Limit`, `simulate.Response`, `Optimized`, `Report`, `Certificate` or `Sensitivity` to
-    the file `path`, say "solution.npz".
+    """Write a result to the file `path`, say "solution.npz": what `solve`, `limits`, `simulate`, `optimize`, `certify`, `report`
+    or `sensitivity` return, or an instance of a class of your own that is registered with `dmftopt.register`.
 
     The file appears whole or not at all: a write that is interrupted leaves what was there before. Folders are made. Raises
-    TypeError for anything else, under `jit`, and for an `Optimized` whose protocol holds a function or a class of your own.
+    TypeError for anything else, under `jit`, and for results that hold a function or a class that is not registered.
     """
-    if not isinstance(result, _RESULTS):
-        names = ", ".join(cls.__name__ for cls in _RESULTS)
-        raise TypeError(f"result must be one of {names}, got {type(result).__name__}. Save the whole result, not a part of it.")
+    if not is_result(result):
+        raise TypeError(
+            f"result must be one of {', '.join(result_names())}, got {type(result).__name__}. Save the whole result, not a part "
+            "of it; a class of your own needs dmftopt.register."
+        )
     arrays: dict[str, np.ndarray] = {}
     tree = _encode(result, "result", arrays)
     header = {"format": FORMAT, "format_version": FORMAT_VERSION, "dmftopt": version(), "type": type(result).__name__}
@@ -113,10 +103,13 @@ def _encode(value: Any, path: str, arrays: dict[str, np.ndarray]) -> Any:
     kind = type(value)
     if kind in (list, tuple):
         return {kind.__name__: [_encode(entry, f"{path}.{i}", arrays) for i, entry in enumerate(value)]}
-    if _CLASSES.get(kind.__name__) is kind:
-        fields = {name: _encode(getattr(value, name), f"{path}.{name}", arrays) for name in _fields(kind)}
+    if registered(kind.__name__) is kind:
+        fields = {name: _encode(getattr(value, name), f"{path}.{name}", arrays) for name in fields_of(kind)}
         return {"class": kind.__name__, "fields": fields}
-    cure = "Save it as numbers, a schedule for example as dmftopt.schedules.piecewise_linear(horizon, knots, schedule)."
+    cure = (
+        "Save it as numbers, a schedule for example as dmftopt.schedules.piecewise_linear(horizon, knots, schedule), or register "
+        "its class with dmftopt.register."
+    )
     raise TypeError(f"{path} is a {kind.__name__}, which save cannot store. {cure}")
 
 
@@ -159,20 +152,18 @@ def _decode(node: Any, archive: zipfile.ZipFile) -> Any:
         case {"tuple": entries}:
             return tuple(_decode(entry, archive) for entry in entries)
         case {"class": name, "fields": fields}:
-            return _build(_CLASSES[name], {field: _decode(entry, archive) for field, entry in fields.items()})
+            if (kind := registered(name)) is None:
+                raise ValueError(f"no class {name!r} is registered: import the module that registers it with dmftopt.register")
+            return _build(kind, {field: _decode(entry, archive) for field, entry in fields.items()})
         case dict() | list():
             raise ValueError(f"the header holds {str(node)[:80]}, of no known meaning")
     return node
 
 
-def _fields(kind: Any) -> list[str]:
-    return [field.name for field in dataclasses.fields(kind)] if dataclasses.is_dataclass(kind) else list(kind._fields)
-
-
 def _build(kind: type, fields: dict[str, Any]) -> Any:
     """An instance with exactly these fields: initializers would check and convert what was checked and converted before.
     Fields that are new since the file was written have their defaults."""
-    if unknown := fields.keys() - set(_fields(kind)):
+    if unknown := fields.keys() - set(fields_of(kind)):
         raise ValueError(f"{kind.__name__} has no {', '.join(sorted(unknown))} here")
     if issubclass(kind, tuple):
         return kind(**fields)

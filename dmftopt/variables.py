@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from ._checks import as_number, check_real, is_concrete
+from ._register import register_part
 
 
 class AbstractVariable(eqx.Module):
@@ -25,6 +26,7 @@ class AbstractVariable(eqx.Module):
     def value(self) -> Float[Array, "..."]: ...
 
 
+@register_part
 class Above(AbstractVariable):
     """low + exp(raw)."""
 
@@ -36,6 +38,7 @@ class Above(AbstractVariable):
         return self.low + jnp.exp(self.raw)
 
 
+@register_part
 class Between(AbstractVariable):
     """low + (high - low) / (1 + exp(-raw))."""
 

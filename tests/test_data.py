@@ -1,10 +1,15 @@
 """Problem.from_data: what it estimates, against data of known truth."""
 
+import contextlib
+import pickle
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 import dmftopt
+from dmftopt.features import group_eigenvalues, split_groups
 
 D, SAMPLES, TRAIN, NOISE = 100, 1000, 250, 0.4
 
@@ -90,3 +95,109 @@ def test_the_estimate_agrees_with_sgd_on_the_raw_data():
     risks = jax.lax.map(run, jax.random.split(jax.random.key(1), 400), batch_size=50)
     # 5%: the estimate's own error (label noise 2.4%, spectrum d / samples) and the finite size 1 / D.
     np.testing.assert_allclose(jnp.mean(risks), predicted.test_risk[-1], rtol=0.05)
+
+
+SHORT = dmftopt.TimeGrid.uniform(2.0, 4)
+CONSTANT = dmftopt.Protocol(0.5)
+
+
+def small(seed, dimension=6, **options):
+    """Another data set of few dimensions, on a spectrum of its own."""
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(40, dimension)) * np.arange(1, dimension + 1) ** -rng.uniform(0.0, 1.5) + seed
+    y = x @ rng.normal(size=dimension) + 0.3 * rng.normal(size=40)
+    return dmftopt.Problem.from_data(x, y, **{"train_size": 12, "groups": 4, **options})
+
+
+def limit(problem):
+    return dmftopt.limits.least_squares(problem, CONSTANT, SHORT, nodes=16)
+
+
+@contextlib.contextmanager
+def compilations():
+    """A list that grows with every program that is compiled, or fetched from a cache on disk."""
+    events = []
+
+    def listen(event, duration, **_):
+        if event == "/jax/core/compile/backend_compile_duration":
+            events.append(duration)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        yield events
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+
+
+def solve(problem):
+    return dmftopt.solve(problem, CONSTANT, SHORT, samples=64, key=jax.random.key(0))
+
+
+def sgd(problem, dimension=30):
+    options = {"horizon": 1.0, "dimension": dimension, "runs": 2, "records": 2, "key": jax.random.key(0)}
+    return dmftopt.simulate.sgd(problem, CONSTANT, **options)
+
+
+@pytest.mark.parametrize("route", [limit, solve, sgd])
+def test_one_program_serves_all_data_sets(route):
+    """Of other dimensions and training sets too; a simulation's arrays are of one size where delta is."""
+    with compilations() as events:
+        first = route(small(0))
+        assert events, "compilations are not counted"
+        events.clear()
+        # Another map back, other groups; and another dimension of which delta is the same.
+        others = [route(small(1)), route(small(2, dimension=5, train_size=10))]
+        assert not events
+    assert len({float(result.test_risk[-1]) for result in (first, *others)}) == 3
+
+
+def test_a_hundred_data_sets_live():
+    """The process used to die after some sixty, of as many programs."""
+    with compilations() as events:
+        limit(small(0))
+        events.clear()
+        risks = [float(limit(small(seed)).test_risk[-1]) for seed in range(1, 101)]
+        assert not events
+    assert np.all(np.isfinite(risks)) and len(set(risks)) == 100
+
+
+def test_data_sets_stack_and_travel():
+    """A problem with its map back is a pytree like others."""
+    problems = [small(seed) for seed in (0, 1)]
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *problems)
+    assert stacked.data.dimension == 6 and stacked.data.feature_center.shape == (2, 6)
+    expected = jnp.stack([problem.rho for problem in problems])
+    np.testing.assert_allclose(jax.jit(jax.vmap(lambda problem: problem.rho))(stacked), expected, rtol=1e-12)
+    assert jax.grad(lambda problem: jnp.sum(problem.rho))(problems[0]).features.weights.shape == (4,)
+    again = pickle.loads(pickle.dumps(problems[0]))
+    assert again == problems[0] and again != problems[1]
+
+
+def test_splitting_groups_changes_nothing():
+    eigenvalues = np.array([4.0, 4.0, 4.1, 1.0, 1.0, 0.2, 0.2, 0.2, 0.2, 0.2])
+    means, counts, _ = group_eigenvalues(eigenvalues, 3)
+    parent, parts = split_groups(counts, 4)
+    assert parent.tolist() == [0, 1, 2, 2] and parts.tolist() == [3, 2, 3, 2]
+    np.testing.assert_array_equal(split_groups(counts, 3), [[0, 1, 2], counts])
+    scale = jnp.array([0.5, 1.0, 2.0])
+
+    def problem(which, count):
+        features = dmftopt.features.Features(means[which] * 10 / eigenvalues.sum(), count / 10)
+        return dmftopt.Problem(dmftopt.tasks.LeastSquares(0.3), features, 2.0, scale[which])
+
+    whole, split = (problem(*arguments) for arguments in ((np.arange(3), counts), (parent, parts)))
+    for route, rtol in ((limit, 1e-6), (solve, 1e-9)):
+        a, b = (route(one).observables.arrays() for one in (whole, split))
+        for name in a:
+            np.testing.assert_allclose(b[name], a[name], rtol=rtol, atol=1e-9, err_msg=name)
+
+    # A dimension that holds the groups holds their parts, which together get what the groups get.
+    assert np.all(np.isfinite(sgd(split).test_risk))
+    for one in (whole, split):
+        with pytest.raises(ValueError, match=r"dimension 14 cannot hold the spectrum: group 1 has weight 0\.2, 2\.80"):
+            sgd(one, dimension=14)
+
+
+def test_as_many_groups_as_asked_for():
+    assert small(0, groups=3).features.groups == 3
+    assert small(0, groups=40).features.groups == 6  # each eigenvalue by itself

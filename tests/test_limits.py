@@ -272,7 +272,7 @@ def test_stationary_is_the_minimizer_of_the_logistic_loss(labels):
     end, d, n, ridge = limits.stationary(p, 0.05), 500, 1000, 0.05
     rows = []
     for seed in range(3):
-        instance = dmftopt.simulate._data.draw(p, (50, 150, 150, 150), n, jax.random.key(seed))
+        instance = dmftopt.simulate._data.draw(p, np.repeat(np.arange(4), (50, 150, 150, 150)), n, jax.random.key(seed))
         arrays = (instance.features, instance.labels, instance.eigenvalues, instance.teacher[0])
         x, y, lam, teacher = (np.asarray(a) for a in arrays)
 

@@ -11,6 +11,7 @@ import typing
 import zipfile
 from pathlib import Path
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,6 +21,7 @@ import xarray
 import dmftopt
 from dmftopt import schedules, storage
 from dmftopt._dataset import DESCRIPTIONS
+from dmftopt._register import registered
 from dmftopt.design import Score
 from dmftopt.dmft._solution import Statistics
 
@@ -64,7 +66,35 @@ def found():
     return dmftopt.Optimized(protocol, 0.1 + 0.2, np.asarray([1.0, np.nan]), scores, tuned)
 
 
+@dmftopt.register
+class Sweep(dmftopt.observables.AbstractResult):
+    """A result type of a user's own, with results inside."""
+
+    times: jax.Array
+    observables: dmftopt.Observables
+    replicated: dmftopt.Observables | None
+    solutions: list[dmftopt.Solution]
+    label: str = eqx.field(static=True, default="none")
+
+    def _attributes(self):
+        return {"label": self.label}
+
+
+@dmftopt.register
+class Staircase(eqx.Module):
+    """A user's own schedule."""
+
+    height: jax.Array
+
+    def __call__(self, t):
+        return self.height * jnp.floor(t)
+
+
 RECIPES = {
+    "sweep": lambda: Sweep(jnp.arange(5.0), random_observables(), None, [random_solution(), random_solution(np.float32)], "mine"),
+    "optimized schedule of mine": lambda: dmftopt.Optimized(
+        dmftopt.Protocol(Staircase(jnp.asarray(0.5))), 0.1, np.ones(1), None, {}
+    ),
     "solution": lambda: dmftopt.solve(
         PROBLEM,
         dmftopt.Protocol(0.5),
@@ -124,6 +154,32 @@ def test_a_loaded_result_is_the_saved_one_bit_for_bit(name, tmp_path):
     loaded = dmftopt.load(tmp_path / "new folder" / "result.npz")
     assert type(loaded) is type(saved)
     assert_same(loaded, saved)
+
+
+def test_names_in_files_stay():
+    """Of classes in files that were written before: they may move, not change their names."""
+    results = ["Solution", "Simulation", "Limit", "Response", "Optimized", "Report", "Certificate", "Sensitivity"]
+    parts = ["Observables", "Statistics", "Score", "Protocol", "Plan", "Estimate", "Row", "Above", "Between", "Constant"]
+    parts += ["PiecewiseLinear", "PiecewiseConstant", "PerStep", "Decay", "PowerLaw", "WarmupStableDecay", "Scaled"]
+    assert all(registered(name).__name__ == name for name in results + parts)
+
+
+def test_a_class_not_registered_is_named(tmp_path):
+    class Other(eqx.Module):
+        times: jax.Array
+
+    with pytest.raises(TypeError, match=r"got Other\..*dmftopt\.register"):
+        dmftopt.save(tmp_path / "s.npz", Other(jnp.ones(2)))
+    with pytest.raises(TypeError, match=r"result.solutions.0 is a Other.*dmftopt\.register"):
+        dmftopt.save(tmp_path / "s.npz", eqx.tree_at(lambda s: s.solutions, result("sweep"), [Other(jnp.ones(2))]))
+
+
+def test_names_of_registered_classes_are_unique():
+    with pytest.raises(ValueError, match=r"Solution already. Give your class another name"):
+        dmftopt.register(type("Solution", (eqx.Module,), {}))
+    with pytest.raises(TypeError, match="Only fields can be stored"):
+        dmftopt.register(type("Plain", (), {}))
+    assert dmftopt.register(Staircase) is Staircase  # again, as in a notebook
 
 
 def test_loaded_results_serve_like_the_originals(tmp_path):
@@ -302,7 +358,10 @@ def test_foreign_files_are_refused(tmp_path):
 
 
 BAD = {
-    "not a result": (lambda: random_observables(), "result must be one of Solution.*got Observables"),
+    "not a result": (
+        lambda: random_observables(),
+        r"result must be one of .*Solution.*got Observables\..*dmftopt\.register",
+    ),
     "function in a protocol": (
         lambda: dmftopt.Optimized(dmftopt.Protocol(lambda t: t), 0.0, np.ones(1), None, {}),
         "result.protocol.learning_rate is a function.*piecewise_linear",

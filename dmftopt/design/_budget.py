@@ -7,6 +7,7 @@ from jaxtyping import Array, Float
 
 from .._checks import as_number, check_count, check_instance, check_real, is_concrete
 from .._rates import node_times
+from .._register import register_part
 from ..protocol import Protocol, values_at
 from ..quadrature import GAUSS_NODES, GAUSS_WEIGHTS
 from ..recipe import Recipe, recipe
@@ -18,6 +19,7 @@ _PANELS = 240
 _PROTOCOL = "Build it with dmftopt.Protocol(learning_rate=...), its schedules for u from 0 to 1."
 
 
+@register_part
 class Plan(eqx.Module):
     """A protocol in relative time u = t / horizon, from 0 to 1, and the horizon where no budget sets it.
 

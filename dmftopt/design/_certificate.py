@@ -9,9 +9,11 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PyTree
 
 from .._checks import check_count, check_key, check_real
+from .._register import register
 from ._staged import AbstractObjective, Gradient, staged
 
 
+@register
 class Certificate(eqx.Module):
     """Of a protocol: how far it is from a local minimum, and how well that is known.
 

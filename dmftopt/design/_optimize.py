@@ -11,10 +11,12 @@ import optimistix
 from jaxtyping import Array, PyTree
 
 from .._checks import check_count, check_key, check_real
+from .._register import register, register_part
 from ._descend import Descent, Settings, descend
 from ._staged import AbstractObjective, Gradient, staged
 
 
+@register_part
 class Score(NamedTuple):
     """Objective of a protocol on fresh random numbers, over the keys for which it was finite; infinite if there are none."""
 
@@ -23,6 +25,7 @@ class Score(NamedTuple):
     failures: int = 0
 
 
+@register
 class Optimized(eqx.Module):
     """What an optimization found.
 

@@ -12,6 +12,7 @@ from tqdm.auto import tqdm
 
 from .. import simulate
 from .._checks import check_count, check_instance, check_key
+from .._register import register, register_part
 from ..protocol import Protocol
 from ..recipe import Recipe
 from ..schedules import PerStep
@@ -22,11 +23,13 @@ from ._objective import Objective
 _BATCHES = 16
 
 
+@register_part
 class Estimate(NamedTuple):
     mean: float
     standard_error: float
 
 
+@register_part
 class Row(NamedTuple):
     """Of one protocol, for one problem.
 
@@ -43,6 +46,7 @@ class Row(NamedTuple):
     samples: float
 
 
+@register
 class Report(eqx.Module):
     """`rows`: name -> one `Row` per problem. `batches`: the same, means over batches of SGD runs (none if not simulated)."""
 

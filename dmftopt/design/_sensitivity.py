@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from .._checks import check_count, check_instance
+from .._register import register
 from ..protocol import Protocol
 from ._budget import Plan
 from ._certificate import differentiated
@@ -14,6 +15,7 @@ from ._objective import Objective
 from ._staged import AbstractObjective
 
 
+@register
 class Sensitivity(eqx.Module):
     """What relative changes of a protocol do to an objective, under its budget.
 

@@ -4,10 +4,12 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from .._register import register, register_part
 from .._results import RESULTS, finite_times, name_of, until_failure
 from ..observables import AbstractResult, Observables
 
 
+@register_part
 class Statistics(NamedTuple):
     """What was run."""
 
@@ -17,6 +19,7 @@ class Statistics(NamedTuple):
     richardson: bool
 
 
+@register
 class Solution(AbstractResult):
     """Observables of the DMFT at the grid's times, see `dmftopt.Observables` for shapes.
 

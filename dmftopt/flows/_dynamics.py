@@ -1,7 +1,7 @@
 """SGD and the flows: how to take several initial points from one time to the next, all under the same noise."""
 
 import abc
-from typing import Any
+from typing import Any, ClassVar
 
 import diffrax
 import equinox as eqx
@@ -28,6 +28,10 @@ class Rates(eqx.Module):
 
 
 class AbstractDynamics(eqx.Module):
+    """`discrete`: each time step is one SGD step, with whole batches."""
+
+    discrete: ClassVar[bool] = False
+
     @abc.abstractmethod
     def advance(
         self, model: AbstractModel, states: Float[Array, "point ..."], t0: Array, t1: Array, rates: Rates, key: Array
@@ -38,6 +42,8 @@ class AbstractDynamics(eqx.Module):
 class SGD(AbstractDynamics):
     """x <- x + (eta / B) sum_{j in batch} v(x, xi_j), the batch drawn with replacement, the same for all points."""
 
+    discrete: ClassVar[bool] = True
+
     def advance(self, model, states, t0, t1, rates, key):
         key = jax.random.fold_in(key, t0.astype(int))
         samples = model.probabilities.shape[0]
@@ -47,16 +53,13 @@ class SGD(AbstractDynamics):
         self, model: AbstractModel, states: Float[Array, "point ..."], rates: Rates, drawn: Int[Array, " largest_batch"]
     ) -> Float[Array, "point ..."]:
         """The states after a step with the first B of these samples."""
-        batch = jax.tree.map(lambda leaf: leaf[drawn], model.data)
         taken = jnp.arange(drawn.shape[0], dtype=states.dtype) < rates.batch_size
         weights = jnp.where(taken, rates.rate / rates.batch_size, 0.0)
-        return jax.vmap(lambda x: x + model.force(x, batch, weights))(states)
+        return jax.vmap(lambda x: x + model.drawn(x, drawn, weights))(states)
 
 
 class AbstractFlow(AbstractDynamics):
-    """dX = [eta V - (eta²/2) (DV) V] ds + (eta / sqrt B) diffusion(X) dW, time s in SGD steps; without the eta² at order 1."""
-
-    order: eqx.AbstractVar[int]
+    """Itô equations dX = drift(X) ds + (eta / sqrt B) diffusion(X) dW, time s in SGD steps, stepped by `Splitting`."""
 
     @abc.abstractmethod
     def directions(self, model: AbstractModel, state: Array) -> int:
@@ -66,9 +69,9 @@ class AbstractFlow(AbstractDynamics):
     def diffused(self, model: AbstractModel, state: Array, increments: Float[Array, " direction"]) -> Array:
         """diffusion(state) applied to increments of the Brownian motions."""
 
+    @abc.abstractmethod
     def drift(self, model: AbstractModel, state: Array, rates: Rates) -> Array:
-        velocity = rates.rate * model.mean(state)
-        return velocity if self.order == 1 else velocity - rates.square / 2 * model.acceleration(state)
+        """The mean change per time."""
 
     def terms(self, model: AbstractModel, control: Any) -> diffrax.MultiTerm:
         """For diffrax, with `Rates` as args: any number of points driven by the same `control`, a Brownian path or a function of
@@ -109,6 +112,9 @@ class ModifiedFlow(AbstractFlow):
     def __check_init__(self):
         _check_order(self.order)
 
+    def drift(self, model, state, rates):
+        return _modified(model, state, rates, self.order)
+
     def directions(self, model, state):
         return model.probabilities.shape[0]
 
@@ -131,6 +137,9 @@ class ModifiedEquation(AbstractFlow):
     def __check_init__(self):
         _check_order(self.order)
 
+    def drift(self, model, state, rates):
+        return _modified(model, state, rates, self.order)
+
     def directions(self, model, state):
         return state.size
 
@@ -146,6 +155,12 @@ class ModifiedEquation(AbstractFlow):
         )
         values, vectors = jnp.linalg.eigh(sigma)
         return (vectors @ (jnp.sqrt(jnp.maximum(values, 0.0)) * (vectors.T @ increments))).reshape(state.shape)
+
+
+def _modified(model: AbstractModel, state: Array, rates: Rates, order: int) -> Array:
+    """eta V - (eta²/2) (DV) V, without the eta² at order 1."""
+    velocity = rates.rate * model.mean(state)
+    return velocity if order == 1 else velocity - rates.square / 2 * model.acceleration(state)
 
 
 def _check_order(order: int) -> None:

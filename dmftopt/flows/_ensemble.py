@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from .._register import register
+from .._results import RESULTS
 from ..observables import mean_and_error
 
 
@@ -16,14 +18,18 @@ class Estimate(NamedTuple):
     standard_error: Float[Array, "time ..."] | None
 
 
+@register
 class Ensemble(eqx.Module):
-    """`states` (run, time, point, ...) after `steps` (time,) SGD steps. Runs are independent, points of a run share the noise."""
+    """`states` (run, time, point, ...) after `steps` (time,) SGD steps. Runs are independent, points of a run share the noise.
+    `result`: a member of `dmftopt.RESULTS`, not successful where any run is `diverged`."""
 
     steps: Int[Array, " time"]
     states: Float[Array, "run time point ..."]
+    result: RESULTS = eqx.field(default_factory=lambda: RESULTS.successful)
 
     @property
     def diverged(self) -> Bool[Array, " run"]:
+        """Which runs became infinite or NaN."""
         return ~jnp.all(jnp.isfinite(self.states), axis=tuple(range(1, self.states.ndim)))
 
     def one_point(self, function: Callable[[Array], Array] = lambda x: x) -> Estimate:

@@ -8,7 +8,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from .._checks import check_real, check_shape, is_concrete
 
@@ -35,6 +35,10 @@ class AbstractModel(eqx.Module):
     def mean(self, state: Array) -> Array:
         """V."""
         return self.force(state, self.data, self.probabilities)
+
+    def drawn(self, state: Array, which: Int[Array, " draw"], weights: Float[Array, " draw"]) -> Array:
+        """sum_j weights_j v(state, xi_{which_j}), what a step of SGD adds to the state."""
+        return self.force(state, jax.tree.map(lambda leaf: leaf[which], self.data), weights)
 
 
 class Model(AbstractModel):

@@ -7,8 +7,10 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from .._checks import check_count, check_instance, check_key, check_real, check_shape, is_concrete, numbers_to_arrays
+from .._results import RESULTS, raise_unless
 from ..grid import record_steps
-from ._dynamics import SGD, AbstractDynamics, Rates
+from ..protocol import in_domain
+from ._dynamics import AbstractDynamics, Rates
 from ._ensemble import Ensemble
 from ._model import AbstractModel
 
@@ -39,8 +41,8 @@ def simulate(
     - `step_size`: of the flows' time steps, in SGD steps: a whole number, or one over a whole number. 1 keeps the second order in
       the learning rate. Where one SGD step does little, as in high dimension d at rates of order one, some fraction of d will do.
       Steps are cut short at records.
-    - `throw`: raise FloatingPointError (under `jit` equinox's runtime error) where a run became infinite or NaN. With False look
-      at `diverged` of what is returned.
+    - `throw`: raise `SolveError` where a run became infinite or NaN. Inside jit, grad or vmap nothing can be raised: look at
+      `result` and `diverged` of what is returned.
 
     The same key gives the same answer, and flows of either order the same Brownian motions. A pure function: works under `jit`,
     `vmap` and `grad`, in forward and in reverse mode.
@@ -58,16 +60,15 @@ def simulate(
         )
     check_shape("velocity", jax.eval_shape(model.mean, initial[0]), (initial.shape[1:],), "It moves the state.")
     at = record_steps(records, steps, 1)
-    sgd = isinstance(dynamics, SGD)
     rates = _per_step("learning_rate", learning_rate, steps, 0.0)
     batches = _per_step("batch_size", batch_size, steps, 1.0)
-    largest = _largest_batch(batches) if sgd else 1
-    spans, active, window = _spans(at, *((1, 1) if sgd else _step_size(step_size)))
+    largest = _largest_batch(batches) if dynamics.discrete else 1
+    spans, active, window = _spans(at, *((1, 1) if dynamics.discrete else _step_size(step_size)))
     plan = (spans, active, _rates(rates, batches, window, largest))
     model, dynamics, initial, plan = numbers_to_arrays((model, dynamics, initial, plan))
     states = _compiled(model, dynamics, initial, plan, jax.random.split(key, runs))
-    ensemble = Ensemble(jnp.asarray(at), states)
-    return _checked(ensemble) if throw else ensemble
+    valid = jnp.all(in_domain("learning_rate", rates)) & jnp.all(in_domain("batch_size", batches))
+    return _finished(Ensemble(jnp.asarray(at), jnp.where(valid, states, jnp.nan)), valid, throw)
 
 
 @eqx.filter_jit
@@ -96,13 +97,13 @@ def _compiled(model, dynamics, initial, plan, keys):
     return jax.lax.map(run, keys, batch_size=together)
 
 
-def _checked(ensemble: Ensemble) -> Ensemble:
-    message = "became infinite or NaN. Lower the learning rate, or pass throw=False and look at `diverged`."
-    if not is_concrete(ensemble.states):
-        return eqx.error_if(ensemble, jnp.any(ensemble.diverged), f"a run of flows.simulate {message}")
-    if count := int(jnp.sum(ensemble.diverged)):
-        raise FloatingPointError(f"{count} of {ensemble.states.shape[0]} runs {message}")
-    return ensemble
+def _finished(ensemble: Ensemble, valid: Array, throw: bool) -> Ensemble:
+    diverged = ensemble.diverged
+    result = RESULTS.where(jnp.any(diverged), RESULTS.nonfinite, RESULTS.successful)
+    result = RESULTS.where(valid, result, RESULTS.invalid)
+    count = int(jnp.sum(diverged)) if is_concrete(diverged) else 0
+    raise_unless(result, throw, f"flows.simulate failed, {count} of {diverged.shape[0]} runs became infinite or NaN")
+    return Ensemble(ensemble.steps, ensemble.states, result)
 
 
 def _per_step(name: str, value: Any, steps: int, minimum: float) -> Float[Array, " step"]:

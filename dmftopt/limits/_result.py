@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Float
 
 from .._checks import check_count, check_instance
 from .._rates import check_protocol, read
+from .._register import register
 from .._results import RESULTS, blank, finite_times, first_failure, name_of, raise_unless, until_failure
 from ..grid import TimeGrid
 from ..noise import AbstractNoise
@@ -20,6 +21,7 @@ from ..protocol import Protocol
 from ..tasks import LeastSquares
 
 
+@register
 class Limit(AbstractResult):
     """Exact observables of a limit, see `dmftopt.Observables` for shapes: no sampling error, so no `standard_error`.
 

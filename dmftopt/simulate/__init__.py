@@ -1,7 +1,7 @@
 """Finite-size simulations of what the theory predicts, from the same Problem and Protocol, with the same observables."""
 
-from ._response import Response as Response
 from ._response import response as response
+from ._result import Response as Response
 from ._result import Simulation as Simulation
 from ._runs import gradient_descent as gradient_descent
 from ._runs import sgd as sgd

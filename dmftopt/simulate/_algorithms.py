@@ -1,46 +1,94 @@
-"""The algorithms: each maps one instance to the path of weights (time, m, d) at the observed times."""
+"""The algorithms: each maps one instance to the path of weights (time, m, d) at the observed times.
 
-import diffrax
+SGD, stochastic gradient flow and gradient descent of a problem are those of `dmftopt.flows`, for the model `Training`.
+"""
+
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
-import lineax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
+from .._rates import Rates
+from ..flows import AbstractFlow, AbstractModel
+from ..flows import Rates as FlowRates
 from ..problem import Problem
-from ..protocol import Momentum, Protocol
+from ..protocol import Momentum
+from ..regularizers import AbstractRegularizer
 from ..tasks import _columns as columns
 from ._data import Instance
 
 
+class Training(AbstractModel):
+    """One instance of a problem: at parameters p of weights f(p), sample i has the velocity -l(x_i·f(p), y_i) x_i df/dp."""
+
+    problem: Problem
+    data: tuple[Float[Array, "n d"], Float[Array, " n"]]
+    probabilities: Float[Array, " n"]
+
+    def force(self, state, samples, weights):
+        x, y = samples
+        l = columns.gradient(self.problem.task, self.problem.parametrization.weights(state) @ x.T, y)
+        return -self.problem.parametrization.pull(state, (l * weights) @ x)
+
+    def acceleration(self, state):
+        return jax.jvp(self.mean, (state,), (self.mean(state),))[1]
+
+
+class StochasticGradientFlow(AbstractFlow):
+    """dp = [eta V(p) - shrinkage h(p)] dt + sqrt(noise) sum_i sqrt(p_i) v(p, i) dW_i: velocities as they are, not less their
+    mean, whose share of the noise is 1/d."""
+
+    regularizer: AbstractRegularizer
+    shrinkage: Float[Array, ""]
+
+    def directions(self, model, state):
+        return model.probabilities.shape[0]
+
+    def drift(self, model, state, rates):
+        return rates.rate * model.mean(state) - self.shrinkage * self.regularizer.gradient(state)
+
+    def diffused(self, model, state, increments):
+        return model.force(state, model.data, jnp.sqrt(model.probabilities) * increments)
+
+
+class FlowAverages(NamedTuple):
+    """A protocol averaged over each time step of a flow; `temperature` is eta² / B."""
+
+    learning_rate: Float[Array, "step substep"]
+    shrinkage: Float[Array, "step substep"]
+    temperature: Float[Array, "step substep"]
+
+
 def step_through(
-    problem: Problem, instance: Instance, key: Array, protocol: Protocol, at: Array, kick: tuple[Array, Array] | None = None
+    problem: Problem,
+    instance: Instance,
+    key: Array,
+    rates: Rates,
+    at: Int[Array, " time"],
+    kick: tuple[Array, Array] | None = None,
 ) -> Float[Array, "time m d"]:
-    """SGD, observed after `at` steps. `kick`: after how many steps (from 1) what is added to the parameters."""
+    """SGD at the `rates` of each step, observed after `at` steps. `kick`: after how many steps (from 1) what is added to the
+    parameters."""
     samples, dimension = instance.features.shape
-    task, parametrization = problem.task, problem.parametrization
+    model = _training(problem, instance)
 
     def step(s, state):
         parameters, memory = state
-        theta = parametrization.weights(parameters)
-        t = s.astype(theta.dtype) / dimension
-        learning_rate, batch_size, ridge = (f(t) for f in (protocol.learning_rate, protocol.batch_size, protocol.ridge))
+        learning_rate, batch_size, ridge = rates.learning_rate[s], rates.batch_size[s], rates.ridge[s]
         key_count, key_batch = jax.random.split(jax.random.fold_in(key, s))
         whole = jnp.floor(batch_size)
-        more = jax.random.uniform(key_count, dtype=theta.dtype) < batch_size - whole
-
+        more = jax.random.uniform(key_count, dtype=parameters.dtype) < batch_size - whole
         count = whole.astype(int) + more.astype(int)
 
-        def add(j, gradient):
-            i = jax.random.randint(jax.random.fold_in(key_batch, j), (), 0, samples)
-            x = instance.features[i]
-            l = columns.gradient(task, theta @ x, instance.labels[i])
-            return gradient + jnp.where(j < count, l, 0.0)[:, None] * x
+        def add(j, velocity):
+            i = jax.random.randint(jax.random.fold_in(key_batch, j), (1,), 0, samples)
+            return velocity + model.drawn(parameters, i, jnp.where(j < count, learning_rate / batch_size, 0.0)[None])
 
         # The same number of draws in every run, so that runs stay batched; the last may count for nothing.
-        gradient = jax.lax.fori_loop(0, jnp.ceil(batch_size).astype(int), add, jnp.zeros_like(theta))
-        pull = parametrization.pull(parameters, gradient / batch_size)
-        moved = parameters - learning_rate * (pull + ridge / dimension * problem.regularizer.gradient(parameters))
-        moved, memory = _carried(protocol, t, parameters, moved, memory)
+        velocity = jax.lax.fori_loop(0, jnp.ceil(batch_size).astype(int), add, jnp.zeros_like(parameters))
+        momentum = jax.tree.map(lambda a: a[s], rates.momentum)
+        moved, memory = _updated(problem, momentum, parameters, memory, velocity, learning_rate * ridge / dimension)
         if kick is not None:
             kicked = jnp.where(s + 1 == kick[0], kick[1], 0.0)
             # Of the place, not of the momentum: its memory moves along.
@@ -49,83 +97,76 @@ def step_through(
 
     def record(state, span):
         state = jax.lax.fori_loop(span[0], span[1], step, state)
-        return state, parametrization.weights(state[0])
+        return state, problem.parametrization.weights(state[0])
 
-    start = parametrization.parameters(instance.student)
-    _, path = jax.lax.scan(record, (start, _memory(protocol, start)), jnp.stack([at[:-1], at[1:]], axis=1))
+    _, path = jax.lax.scan(record, _start(problem, instance, rates.momentum), jnp.stack([at[:-1], at[1:]], axis=1))
     return jnp.concatenate([instance.student[None], path])
 
 
-def diffuse(problem, instance: Instance, key: Array, protocol: Protocol, times: Array, fine: Array) -> Float[Array, "time m d"]:
-    """SGF through diffrax on the fixed times `fine`, observed at `times`."""
-    samples, _ = instance.features.shape
-    parametrization = problem.parametrization
+def diffuse(
+    problem: Problem, instance: Instance, key: Array, times: Float[Array, "step substep+1"], averages: FlowAverages
+) -> Float[Array, "time m d"]:
+    """SGF, in time steps between the times of each row, observed at the rows' ends."""
+    dimension = instance.features.shape[1]
+    model = _training(problem, instance)
 
-    def gradient(parameters):
-        fields = parametrization.weights(parameters) @ instance.features.T
-        return columns.gradient(problem.task, fields, instance.labels)
+    def substep(parameters, inputs):
+        t0, t1, now = inputs
+        flow = StochasticGradientFlow(problem.regularizer, now.shrinkage)
+        # A unit of time is `dimension` SGD steps.
+        rate, noise = now.learning_rate * dimension, now.temperature * dimension
+        rates = FlowRates(rate, rate**2, noise, jnp.ones_like(rate))
+        return flow.advance(model, parameters[None], t0, t1, rates, key)[0], None
 
-    def pull(parameters, l):
-        return parametrization.pull(parameters, l @ instance.features)
+    def record(parameters, inputs):
+        parameters, _ = jax.lax.scan(substep, parameters, inputs)
+        return parameters, problem.parametrization.weights(parameters)
 
-    def drift(t, parameters, _):
-        shrinkage = protocol.ridge(t) * problem.regularizer.gradient(parameters)
-        return -protocol.learning_rate(t) * (pull(parameters, gradient(parameters)) / problem.delta + shrinkage)
-
-    def diffusion(t, parameters, _):
-        amplitude = protocol.learning_rate(t) / jnp.sqrt(protocol.batch_size(t) * problem.delta)
-        l = amplitude * gradient(parameters)
-        # x_i l_i dW_i summed over samples, without ever building the (d, n) matrix.
-        structure = jax.ShapeDtypeStruct((samples,), parameters.dtype)
-        return lineax.FunctionLinearOperator(lambda dw: pull(parameters, l * dw), structure)
-
-    noise = diffrax.UnsafeBrownianPath((samples,), key)
-    terms = diffrax.MultiTerm(diffrax.ODETerm(drift), diffrax.ControlTerm(diffusion, noise))
-    solution = diffrax.diffeqsolve(
-        terms,
-        diffrax.Euler(),
-        fine[0],
-        fine[-1],
-        None,
-        parametrization.parameters(instance.student),
-        saveat=diffrax.SaveAt(ts=times),
-        stepsize_controller=diffrax.StepTo(fine),
-        max_steps=None,
-        adjoint=diffrax.ForwardMode(),
-    )
-    assert solution.ys is not None
-    return jax.vmap(parametrization.weights)(solution.ys)
+    start, _ = _start(problem, instance, None)
+    _, path = jax.lax.scan(record, start, (times[:, :-1], times[:, 1:], averages))
+    return jnp.concatenate([instance.student[None], path])
 
 
-def descend(problem, instance: Instance, key: Array, protocol: Protocol, times: Array, fraction) -> Float[Array, "time m d"]:
-    """Full-batch or extensive-batch gradient descent, one update per time step."""
-    samples, _ = instance.features.shape
-    parametrization = problem.parametrization
+def descend(
+    problem: Problem, instance: Instance, key: Array, rates: Rates, step_sizes: Float[Array, " step"], fraction: Array
+) -> Float[Array, "time m d"]:
+    """Full-batch or extensive-batch gradient descent, one update per time step, at the `rates` of each."""
+    samples, dimension = instance.features.shape
+    model = _training(problem, instance)
 
     def step(state, inputs):
         parameters, memory = state
-        theta = parametrization.weights(parameters)
-        t, size, key = inputs
-        drift = size * protocol.learning_rate(t)
-        taken = (jax.random.uniform(key, (samples,), theta.dtype) < fraction).astype(theta.dtype)
-        l = columns.gradient(problem.task, theta @ instance.features.T, instance.labels) * taken / fraction
-        pull = parametrization.pull(parameters, l @ instance.features / problem.delta)
-        moved = parameters - drift * (protocol.ridge(t) * problem.regularizer.gradient(parameters) + pull)
-        moved, memory = _carried(protocol, t, parameters, moved, memory)
-        return (moved, memory), parametrization.weights(moved)
+        learning_rate, ridge, coefficient, size, key = inputs
+        taken = (jax.random.uniform(key, (samples,), parameters.dtype) < fraction).astype(parameters.dtype)
+        # A step of size D is dimension * D steps of SGD.
+        weights = size * learning_rate * dimension * model.probabilities * taken / fraction
+        velocity = model.force(parameters, model.data, weights)
+        shrinkage = size * learning_rate * ridge
+        moved, memory = _updated(problem, coefficient, parameters, memory, velocity, shrinkage)
+        return (moved, memory), problem.parametrization.weights(moved)
 
-    keys = jax.random.split(key, times.shape[0] - 1)
-    start = parametrization.parameters(instance.student)
-    _, path = jax.lax.scan(step, (start, _memory(protocol, start)), (times[:-1], jnp.diff(times), keys))
+    keys = jax.random.split(key, step_sizes.shape[0])
+    inputs = (rates.learning_rate, rates.ridge, rates.momentum, step_sizes, keys)
+    _, path = jax.lax.scan(step, _start(problem, instance, rates.momentum), inputs)
     return jnp.concatenate([instance.student[None], path])
 
 
-def _memory(protocol: Protocol, start: Array) -> Array | None:
-    return None if protocol.momentum is None else start
+def _training(problem: Problem, instance: Instance) -> Training:
+    samples = instance.labels.shape[0]
+    return Training(problem, (instance.features, instance.labels), jnp.full(samples, 1 / samples, instance.features.dtype))
 
 
-def _carried(protocol: Protocol, t: Array, here: Array, moved: Array, memory: Array | None) -> tuple[Array, Array | None]:
-    """Where the next gradient is taken, and the memory of a momentum."""
-    if protocol.momentum is None or memory is None:
+def _start(problem: Problem, instance: Instance, momentum: Momentum | None) -> tuple[Array, Array | None]:
+    """Parameters, and the memory of a momentum."""
+    parameters = problem.parametrization.parameters(instance.student)
+    return parameters, None if momentum is None else parameters
+
+
+def _updated(
+    problem: Problem, momentum: Momentum | None, here: Array, memory: Array | None, velocity: Array, shrinkage: Array
+) -> tuple[Array, Array | None]:
+    """p + velocity - shrinkage h(p), and what the momentum makes of it: where the next gradient is taken, and its memory."""
+    moved = here + velocity - shrinkage * problem.regularizer.gradient(here)
+    if momentum is None or memory is None:
         return moved, None
-    return Momentum(protocol.momentum(t), protocol.nesterov).carry(here, moved, memory)
+    return momentum.carry(here, moved, memory)

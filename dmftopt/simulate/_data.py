@@ -1,13 +1,14 @@
 """Finite-size instances of a problem, and what is observed in them."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.scipy.special import ndtri
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
+from .._checks import is_concrete
 from .._measure import Measured, Metrics, field_sums, weight_means
 from ..observables import Observables, from_kernel
 from ..priors import Normal
@@ -25,43 +26,75 @@ class Instance(NamedTuple):
     eigenvalues: Float[Array, " d"]
 
 
-def group_sizes(weights: Any, dimension: int) -> np.ndarray:
-    """Coordinates per eigenvalue group: weights * dimension, rounded by largest remainder."""
-    share = np.asarray(weights, dtype=float) * dimension
-    sizes = np.floor(share + 1e-6).astype(int)
-    order = np.argsort(sizes - share, kind="stable")
-    sizes[order[: dimension - sizes.sum()]] += 1
+def group_sizes(problem: Problem, dimension: int) -> np.ndarray:
+    """Coordinates per eigenvalue group: weights * dimension, rounded by largest remainder. Groups that differ in nothing but
+    their weights are rounded as one, then share its coordinates."""
+    weights = np.asarray(problem.features.weights, dtype=float)
+    same = _alike(problem)
+    share = np.bincount(same, weights=weights) * dimension
+    sizes = _rounded(share, dimension)
     off = np.abs(sizes - share) / share
     if np.any(off > 0.05):
         a = int(np.argmax(off))
         raise ValueError(
-            f"dimension {dimension} cannot hold the spectrum: group {a} has weight {float(np.asarray(weights)[a]):.4g}, "
-            f"{share[a]:.2f} coordinates. Choose a larger dimension, or one that makes weights * dimension whole numbers."
+            f"dimension {dimension} cannot hold the spectrum: group {int(np.argmax(same == a))} has weight "
+            f"{share[a] / dimension:.4g}, {share[a]:.2f} coordinates. Choose a larger dimension, or one that makes "
+            "weights * dimension whole numbers."
         )
+    parts = np.zeros(weights.size, dtype=int)
+    for a, size in enumerate(sizes):
+        parts[same == a] = _rounded(weights[same == a] * dimension * size / share[a], size)
+    return parts
+
+
+def _alike(problem: Problem) -> np.ndarray:
+    """For each group the number of its kind: eigenvalue and scales, where these are known."""
+    groups = problem.features.groups
+    values = (problem.features.eigenvalues, problem.teacher_scale, problem.student_scale)
+    if not all(is_concrete(value) for value in values):
+        return np.arange(groups)
+
+    def rows(value):
+        value = np.asarray(value, dtype=float)
+        value = value if value.ndim == 2 else value[..., None]
+        return np.broadcast_to(value, (groups, value.shape[-1]))
+
+    known = np.concatenate([rows(value) for value in values], axis=1)
+    _, first, kinds = np.unique(known, axis=0, return_index=True, return_inverse=True)
+    # In the order of the groups.
+    return np.argsort(np.argsort(first))[kinds.ravel()]
+
+
+def _rounded(share: np.ndarray, total: int) -> np.ndarray:
+    sizes = np.floor(share + 1e-6).astype(int)
+    order = np.argsort(sizes - share, kind="stable")
+    sizes[order[: total - sizes.sum()]] += 1
     return sizes
 
 
-def draw(problem: Problem, sizes: tuple[int, ...], samples: int, key: Array) -> Instance:
-    """Teacher and student have exactly their scales and correlations in each group (where it has room for them): this removes
+def draw(problem: Problem, member: Int[Array, " d"], samples: int, key: Array) -> Instance:
+    """One instance whose coordinates belong to the groups `member`, in increasing order.
+
+    Teacher and student have exactly their scales and correlations in each group (where it has room for them): this removes
     fluctuations of order 1/sqrt(d) that say nothing about training, at a bias of order 1/d like any other finite-size effect.
     So does giving the entries of a prior exactly its law, in random order: few entries make the second moment of a sparse one."""
-    groups, m_star = len(sizes), problem.m_star
-    dimension = sum(sizes)
+    groups, m_star, dimension = problem.features.groups, problem.m_star, member.shape[0]
     key_x, key_columns, key_label = jax.random.split(key, 3)
-    member = jnp.repeat(jnp.arange(groups), np.asarray(sizes), total_repeat_length=dimension)
     eigenvalues = problem.features.eigenvalues[member]
+    sizes = jnp.bincount(member, length=groups)
 
     def mean(values):
         """Over the coordinates of each group."""
-        return (jax.ops.segment_sum(values, member, num_segments=groups) / jnp.asarray(sizes, values.dtype))[member]
+        sums = jax.ops.segment_sum(values, member, num_segments=groups)
+        return (sums / jnp.maximum(sizes, 1).astype(values.dtype))[member]
 
     normals = jax.random.normal(key_columns, (m_star + problem.m, dimension))
     priors = [problem.teacher_prior] * m_star + [problem.student_prior] * problem.m
     columns: list[Array] = []
     for count, (prior, normal) in enumerate(zip(priors, normals, strict=True)):
-        column = normal if isinstance(prior, Normal) else prior.entries(_by_rank(normal, sizes))
+        column = normal if isinstance(prior, Normal) else prior.entries(_by_rank(normal, member, sizes))
         # Orthogonal to the columns before it in groups that are large enough.
-        room = jnp.asarray(np.asarray(sizes) > count)[member]
+        room = sizes[member] > count
         for earlier in columns:
             column = jnp.where(room, column - mean(column * earlier) * earlier, column)
         columns.append(column / jnp.sqrt(mean(column**2)))
@@ -77,11 +110,13 @@ def draw(problem: Problem, sizes: tuple[int, ...], samples: int, key: Array) -> 
     return Instance(x, labels, teacher, student, eigenvalues)
 
 
-def _by_rank(normals: Float[Array, " d"], sizes: tuple[int, ...]) -> Float[Array, " d"]:
+def _by_rank(normals: Float[Array, " d"], member: Int[Array, " d"], sizes: Int[Array, " group"]) -> Float[Array, " d"]:
     """In each group the quantiles of the normal law in the order of `normals`."""
-    parts = jnp.split(normals, np.cumsum(sizes)[:-1])
-    ranks = [jnp.argsort(jnp.argsort(part)).astype(normals.dtype) for part in parts]
-    return ndtri(jnp.concatenate([(rank + 0.5) / max(size, 1) for rank, size in zip(ranks, sizes, strict=True)]))
+    starts = jnp.cumsum(sizes) - sizes
+    order = jnp.lexsort((normals, member))
+    places = jnp.arange(member.shape[0]) - starts[member]
+    ranks = jnp.zeros_like(normals).at[order].set(places.astype(normals.dtype))
+    return ndtri((ranks + 0.5) / sizes[member].astype(normals.dtype))
 
 
 def observe(problem: Problem, instance: Instance, path: Float[Array, "time m d"], metrics: Metrics) -> Observables:

@@ -1,24 +1,18 @@
 """Response of finite-size SGD to a kick of the weights."""
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
 from .._checks import check_real
+from .._results import RESULTS, raise_unless
 from ..problem import Problem, check_direct
 from ..protocol import Protocol
 from ._algorithms import step_through
+from ._result import Response
 from ._runs import over_runs, recorded
-
-
-class Response(NamedTuple):
-    """Mean and standard error over runs at `times` (None for a single run)."""
-
-    times: Float[Array, " time"]
-    response: Float[Array, "time m m"]
-    standard_error: Float[Array, "time m m"] | None
 
 
 def response(
@@ -32,6 +26,7 @@ def response(
     kick_time: float,
     records: Any = 40,
     size: float = 0.2,
+    throw: bool = True,
 ) -> Response:
     """Response of SGD (as in `sgd`) to a kick of theta after the SGD step nearest `kick_time`:
 
@@ -43,22 +38,26 @@ def response(
     Kicks are finite, so that kinks of the loss count (a tangent would miss them); only kinks make them noisy, errors growing
     like 1 / sqrt(size). The two signs cancel what is of first order in `size`; what is left is about 0.015 size² for the
     logistic loss and 0.05 size² for a hinge (sign labels, delta = 2, learning rate 1.5): 0.0006 and 0.002 as it stands.
-    `records` as in `sgd`.
+    `records` and `throw` as in `sgd`.
     """
     check_real("kick_time", kick_time, minimum=0.0, cure="It is SGD steps / dimension.")
     check_real("size", size, minimum=0.0, exclusive=True, cure="It is the standard deviation of the kick's entries.")
-    sizes, samples, at = recorded(problem, protocol, horizon, dimension, runs, key, records)
+    setup, rates, at = recorded(problem, protocol, horizon, dimension, runs, key, records)
     check_direct(problem, "simulate.response")
     kicked = round(float(kick_time) * dimension)
     if not 1 <= kicked <= at[-1]:
         raise ValueError(f"kick_time must lie between the first SGD step, {1 / dimension:.3g}, and the horizon, got {kick_time}.")
 
-    arguments = (protocol, jnp.asarray(at), jnp.asarray(kicked), float(size))
-    mean, error = over_runs(problem, sizes, samples, runs, key, arguments, _kicked, _along)
-    return Response(jnp.asarray(at / dimension), mean, error)
+    arguments = (rates, jnp.asarray(at), jnp.asarray(kicked), float(size))
+    mean, error = over_runs(setup, arguments, _kicked, _along)
+    times = jnp.asarray(at / dimension)
+    result = RESULTS.where(jnp.all(jnp.isfinite(mean)), RESULTS.successful, RESULTS.nonfinite)
+    result = RESULTS.where(rates.valid, result, RESULTS.invalid)
+    raise_unless(result, throw, "simulate.response failed", times, mean)
+    return Response(times, mean, error, result)
 
 
-def _kicked(problem, instance, key, protocol, at, kicked, size):
+def _kicked(problem, instance, key, rates, at, kicked, size):
     """The kick's direction and the central differences along it of the paths of weights, (kicked column, time, m, d)."""
     key_run, key_kick = jax.random.split(key)
     m, dimension = instance.student.shape
@@ -66,7 +65,7 @@ def _kicked(problem, instance, key, protocol, at, kicked, size):
 
     def change(column):
         kick = jnp.zeros((m, dimension)).at[column].set(size * v)
-        plus, minus = (step_through(problem, instance, key_run, protocol, at, (kicked, k)) for k in (kick, -kick))
+        plus, minus = (step_through(problem, instance, key_run, rates, at, (kicked, k)) for k in (kick, -kick))
         return (plus - minus) / (2 * size)
 
     return v, jax.lax.map(change, jnp.arange(m))

@@ -153,7 +153,8 @@ def descend(
 
 def _training(problem: Problem, instance: Instance) -> Training:
     samples = instance.labels.shape[0]
-    return Training(problem, (instance.features, instance.labels), jnp.full(samples, 1 / samples, instance.features.dtype))
+    share = jnp.full(samples, 1 / samples, instance.features.dtype)
+    return Training(problem=problem, data=(instance.features, instance.labels), probabilities=share)
 
 
 def _start(problem: Problem, instance: Instance, momentum: Momentum | None) -> tuple[Array, Array | None]:

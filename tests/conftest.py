@@ -2,7 +2,7 @@ import os
 
 # Before JAX starts: four CPU devices, so that anything sharded is exercised. And LLVM does not optimize: most of the time is
 # compilation, which takes a third less; what simulates long takes a quarter more.
-os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0")
+os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false")
 
 import equinox as eqx
 import jax

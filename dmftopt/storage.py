@@ -48,7 +48,7 @@ _CLASSES = {cls.__name__: cls for cls in (*_RESULTS, *_PARTS)}
 _MEMBERS = list(RESULTS._name_to_item)
 
 
-def save(path: str | os.PathLike, result: Any) -> None:
+def save(path: str | os.PathLike[str], result: Any) -> None:
     """Write a `Solution`, `Simulation`, `Limit`, `simulate.Response`, `Optimized`, `Report`, `Certificate` or `Sensitivity` to
     the file `path`, say "solution.npz".
 
@@ -73,7 +73,7 @@ def save(path: str | os.PathLike, result: Any) -> None:
     write_atomically(path, write)
 
 
-def load(path: str | os.PathLike) -> Any:
+def load(path: str | os.PathLike[str]) -> Any:
     """The result in a file written by `save`, bit for bit, of the same class and dtypes.
 
     Without `jax_enable_x64` JAX has no float64: such arrays then come back as NumPy arrays. Raises OSError where there is no

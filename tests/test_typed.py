@@ -23,7 +23,5 @@ def test_strict_pyright_accepts_a_user_s_program_and_refuses_misuse():
     refused = {(Path(d["file"]).name, d["range"]["start"]["line"]) for d in found if d["severity"] == "error"}
     lines = (FOLDER / "misuse.py").read_text().splitlines()
     expected = {("misuse.py", i) for i, line in enumerate(lines) if line.endswith("# refused")}
-    messages = (f"{Path(d['file']).name}:{d['range']['start']['line'] + 1} {d['message']}" for d in found)
-    assert refused == expected, "\n".join(messages)
-        f"{Path(d['file']).name}:{d['range']['start']['line'] + 1} {d['message']}" for d in found
-    )
+    shown = (f"{Path(d['file']).name}:{d['range']['start']['line'] + 1} {d['message']}" for d in found)
+    assert refused == expected, "\n".join(shown)

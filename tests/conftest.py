@@ -25,6 +25,15 @@ jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 
 
+# Two processes take one file after another: what takes longest goes first, so that both end together.
+LONGEST = ("against_simulation", "limits", "columns", "fixed_point", "flows", "weights", "exact", "metrics", "sharding", "design")
+
+
+def pytest_collection_modifyitems(items):
+    places = {f"test_{name}.py": place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.name, len(places)))
+
+
 @pytest.fixture
 def key():
     return jax.random.key(20260)

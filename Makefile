@@ -1,18 +1,25 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+LOWEST := .venv-lowest
+# A file's tests share compiled programs, so they stay together; the longest files start first (tests/conftest.py).
+TWO := -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test test-slow smoke lint format clean
+.PHONY: demo test test-slow test-lowest smoke lint format clean
 
 demo: $(VENV)/.ready
 	$(BIN)/python experiments/01_digits.py
 
 test: $(VENV)/.ready
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest $(TWO)
 
 # The long comparisons with simulations that `make test` leaves out.
 test-slow: $(VENV)/.ready
-	$(BIN)/python -m pytest -n 2 -m slow
+	$(BIN)/python -m pytest $(TWO) -m slow
+
+# The tests with the oldest packages that pyproject.toml allows.
+test-lowest: $(LOWEST)/.ready
+	$(LOWEST)/bin/python -m pytest $(TWO)
 
 # Every experiment at a toy size; results go to results/*_smoke.
 smoke: $(VENV)/.ready
@@ -30,5 +37,12 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[experiments]" --group dev
 	touch $@
 
+$(LOWEST)/.ready: pyproject.toml .ci/lowest.py
+	$(PYTHON) -m venv --clear $(LOWEST)
+	$(LOWEST)/bin/python -m pip install --quiet --upgrade "pip>=25.1"
+	$(PYTHON) .ci/lowest.py > $(LOWEST)/constraints.txt
+	$(LOWEST)/bin/python -m pip install --quiet -c $(LOWEST)/constraints.txt -e ".[experiments]" --group dev
+	touch $@
+
 clean:
-	rm -rf $(VENV) results
+	rm -rf $(VENV) $(LOWEST) .pytest_cache results

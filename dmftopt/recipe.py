@@ -81,7 +81,7 @@ class Recipe(eqx.Module):
             for a, b in itertools.pairwise(edges)
         ]
 
-    def save(self, path: str | os.PathLike) -> None:
+    def save(self, path: str | os.PathLike[str]) -> None:
         """As a table, one row per step: `.csv`, or `.json` (an object of arrays with dimension and samples). Whole or not at
         all. Raises ValueError for another suffix."""
         table = {name: getattr(self, name).tolist() for name in _COLUMNS}

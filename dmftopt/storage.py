@@ -33,7 +33,7 @@ _UNREADABLE = (zipfile.BadZipFile, zlib.error, EOFError, LookupError, RuntimeErr
 _MEMBERS = list(RESULTS._name_to_item)
 
 
-def save(path: str | os.PathLike, result: Any) -> None:
+def save(path: str | os.PathLike[str], result: Any) -> None:
     """Write a result to the file `path`, say "solution.npz": what `solve`, `limits`, `simulate`, `optimize`, `certify`, `report`
     or `sensitivity` return, or an instance of a class of your own that is registered with `dmftopt.register`.
 
@@ -60,7 +60,7 @@ def save(path: str | os.PathLike, result: Any) -> None:
     write_atomically(path, write)
 
 
-def load(path: str | os.PathLike) -> Any:
+def load(path: str | os.PathLike[str]) -> Any:
     """The result in a file written by `save`, bit for bit, of the same class and dtypes.
 
     Without `jax_enable_x64` JAX has no float64: such arrays then come back as NumPy arrays. Raises OSError where there is no

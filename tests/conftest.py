@@ -1,15 +1,37 @@
+import gc
 import os
+from pathlib import Path
 
-# Before JAX starts: four CPU devices, so that anything sharded is exercised. And LLVM does not optimize: most of the time is
-# compilation, which takes a third less; what simulates long takes a quarter more.
-os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0")
+# Most of the time is compilation and tracing. Before JAX starts, also for the processes that tests start:
+# - Four CPU devices, so that anything sharded is exercised.
+# - LLVM does not optimize (a third less; what simulates long takes a quarter more), and XLA's older code generator writes for it,
+#   without the passes of MLIR (half of the rest).
+# - Every program is compiled once, for all modules, both processes, and the next run.
+os.environ.setdefault(
+    "XLA_FLAGS",
+    "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false",
+)
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".pytest_cache" / "xla"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 import equinox as eqx
 import jax
 import pytest
 
+# Tracing makes millions of objects that live: looking for garbage among them a hundred times less often saves a tenth.
+gc.set_threshold(100_000, 50, 50)
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+
+# Two processes take one file after another: what takes longest goes first, so that both end together.
+LONGEST = ("against_simulation", "limits", "columns", "fixed_point", "flows", "weights", "exact", "metrics", "sharding", "design")
+
+
+def pytest_collection_modifyitems(items):
+    places = {f"test_{name}.py": place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.name, len(places)))
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ property of a closed form, or another route.
 
 import itertools
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -218,7 +219,8 @@ def finite(label_noise, batch_size):
     def protocol(log_rates):
         return dmftopt.Protocol(dmftopt.schedules.PiecewiseLinear(STEP_TIMES, jnp.asarray(log_rates), log=True), batch_size)
 
-    return of_protocol, protocol, lambda log_rates: float(of_protocol(protocol(log_rates)))
+    risk = jax.jit(lambda log_rates: of_protocol(protocol(log_rates)))
+    return of_protocol, protocol, lambda log_rates: float(risk(jnp.asarray(log_rates)))
 
 
 def tuned(risk, shape):

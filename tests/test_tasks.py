@@ -40,6 +40,12 @@ ALL = {
 MOMENTS = [(0.5, 0.0, 1.0), (0.7, 0.6, 1.3), (9.0, -2.0, 0.6), (1.0, 0.999, 1.0), (30.0, 9.0, 4.0)]
 
 
+def at_moments(*functions):
+    """Each function of (Q, O, rho) at all MOMENTS, by one program."""
+    every = jax.jit(jax.vmap(lambda Q, O, rho: tuple(f(Q, O, rho) for f in functions)))
+    return every(*jnp.asarray(MOMENTS).T)
+
+
 def chance(law, w_star):
     """P(y = 1)."""
     if law == "logistic":
@@ -78,7 +84,7 @@ def test_classification_risk_and_error_are_integrals(name, law):
         "squared hinge": lambda m: 0.5 * np.maximum(0, 1 - m) ** 2,
         "perceptron": lambda m: np.maximum(0, -m),
     }
-    for Q, O, rho in MOMENTS:
+    for (Q, O, rho), risk, error in zip(MOMENTS, *at_moments(task.test_risk, task.test_error), strict=True):
         cosine, s = O / np.sqrt(Q * rho), np.sqrt(Q)
 
         def mean(f, cosine=cosine, s=s, rho=rho):
@@ -89,9 +95,8 @@ def test_classification_risk_and_error_are_integrals(name, law):
             breaks = np.array([1 / s, 0.05, 0.2, 1.0, 3.0])
             return integral(integrand, np.unique(np.concatenate([-breaks, [-9, 0, 9], breaks])))
 
-        moments = tuple(jnp.asarray(a) for a in (Q, O, rho))
-        np.testing.assert_allclose(task.test_risk(*moments), mean(losses[name]), rtol=2e-7)
-        np.testing.assert_allclose(task.test_error(*moments), mean(lambda m: m < 0), rtol=1e-6, atol=1e-9)
+        np.testing.assert_allclose(risk, mean(losses[name]), rtol=2e-7)
+        np.testing.assert_allclose(error, mean(lambda m: m < 0), rtol=1e-6, atol=1e-9)
 
 
 @pytest.mark.parametrize("noise", NOISES)
@@ -105,7 +110,7 @@ def test_robust_risk_is_an_integral(name, noise):
         "log-cosh": lambda e: np.logaddexp(e, -e) - np.log(2),
     }
     z = np.linspace(-9, 9, 3001)
-    for Q, O, rho in MOMENTS:
+    for (Q, O, rho), risk in zip(MOMENTS, *at_moments(task.test_risk), strict=True):
         spread = np.sqrt(Q - 2 * O + rho)
 
         def integrand(v, spread=spread):
@@ -115,7 +120,6 @@ def test_robust_risk_is_an_integral(name, noise):
             return 2 * inner * law.pdf(np.sinh(v)) * np.cosh(v)
 
         expected = integral(integrand, np.array([0, 1, 2, 4, 8, 16, 32, 64, 140.0]))
-        risk = task.test_risk(*(jnp.asarray(a) for a in (Q, O, rho)))
         np.testing.assert_allclose(risk, expected, rtol=2e-6)
 
 
@@ -124,7 +128,7 @@ def test_regression_risk_is_an_integral(name):
     task = ALL[name]
     nodes, weights = np.polynomial.hermite_e.hermegauss(100)
     weights = weights / weights.sum()
-    for Q, O, rho in MOMENTS[:4]:
+    for (Q, O, rho), risk in list(zip(MOMENTS, *at_moments(task.test_risk), strict=True))[:4]:
         w_star = np.sqrt(rho) * nodes[:, None]
         w = O / rho * w_star + np.sqrt(Q - O**2 / rho) * nodes
         if name == "Poisson":
@@ -132,7 +136,6 @@ def test_regression_risk_is_an_integral(name):
             values = np.logaddexp(0, w) - mean * np.log(np.logaddexp(0, w))
         else:
             values = ((w**2 - w_star**2) ** 2 + 0.2**2) / 4
-        risk = task.test_risk(*(jnp.asarray(a) for a in (Q, O, rho)))
         np.testing.assert_allclose(risk, weights @ values @ weights, rtol=1e-6)
 
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float
 
 from .._checks import check_count, check_key, check_real
 from .._register import register
@@ -60,8 +60,8 @@ class Certificate(eqx.Module):
 
 
 def certify(
-    objective: Callable,
-    protocol: PyTree,
+    objective: Callable[..., Any],
+    protocol: Any,
     *,
     key: Array | None = None,
     keys: int = 8,
@@ -80,13 +80,13 @@ def certify(
 
 def differentiated(
     objective: AbstractObjective,
-    protocol: PyTree,
+    protocol: Any,
     key: Array | None,
     keys: int,
     spacing: float,
     hessian_keys: int = 1,
     trainable: Callable[[Any], bool] = eqx.is_inexact_array,
-    along: Callable[[PyTree], PyTree] | None = None,
+    along: Callable[[Any], Any] | None = None,
 ) -> Certificate:
     """`along`: from the parameters to a mask of those of which second derivatives are wanted; the rest of the Hessian is 0."""
     check_count("keys", keys, minimum=2, cure="A standard error needs two.")
@@ -119,7 +119,7 @@ def differentiated(
     return Certificate(_names(parameters), point, gradients.mean(axis=0), error, 0.5 * (hessian + hessian.T))
 
 
-def _names(parameters: PyTree) -> tuple[str, ...]:
+def _names(parameters: Any) -> tuple[str, ...]:
     names = []
     for path, leaf in jax.tree_util.tree_leaves_with_path(parameters):
         name = jax.tree_util.keystr(path).lstrip(".")

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import optax
 import optimistix
-from jaxtyping import Array, PyTree
+from jaxtyping import Array
 
 from .._checks import check_count, check_key, check_real
 from .._register import register, register_part
@@ -36,11 +36,11 @@ class Optimized(eqx.Module):
     - `ends`: (start,) the value at the end of the descent from each start, the given one first; the rest is of the best.
     """
 
-    protocol: PyTree
+    protocol: Any
     value: float
     history: np.ndarray
     scores: dict[str, Score] | None
-    tuned: dict[str, PyTree]
+    tuned: dict[str, Any]
     ends: np.ndarray = eqx.field(default_factory=lambda: np.zeros(0))
 
     @property
@@ -61,17 +61,17 @@ class Optimized(eqx.Module):
 
 
 def optimize(
-    objective: Callable,
-    protocol: PyTree,
+    objective: Callable[..., Any],
+    protocol: Any,
     *,
-    optimizer: optax.GradientTransformation | optimistix.AbstractMinimiser | None = None,
+    optimizer: optax.GradientTransformation | optimistix.AbstractMinimiser[Any, Any, Any] | None = None,
     steps: int = 100,
     key: Array | None = None,
     refresh: bool = False,
     stop: bool = True,
-    starts: int | Sequence[PyTree] = 1,
+    starts: int | Sequence[Any] = 1,
     spread: float = 0.5,
-    baselines: Mapping[str, PyTree] | None = None,
+    baselines: Mapping[str, Any] | None = None,
     trainable: Callable[[Any], bool] = eqx.is_inexact_array,
     fresh: int = 8,
     progress: bool = True,
@@ -116,7 +116,7 @@ def optimize(
         raise ValueError("baselines are scored on fresh random numbers: give a key and an objective(protocol, key).")
     settings = Settings(optax.adam(0.1) if optimizer is None else optimizer, steps, train_key, refresh, stop, trainable, progress)
 
-    def tune(start: PyTree, name: str, more: int | Sequence[PyTree]) -> tuple[Descent, np.ndarray]:
+    def tune(start: Any, name: str, more: int | Sequence[Any]) -> tuple[Descent, np.ndarray]:
         points = [start, *_starting_points(start, more, spread, trainable, start_key)]
         ends = [descend(function, point, settings, name + (f" {i}" if i else "")) for i, point in enumerate(points)]
         return min(ends, key=lambda end: end.value), np.asarray([end.value for end in ends])
@@ -132,7 +132,7 @@ def optimize(
     return Optimized(*found, scores, tuned, ends)
 
 
-def score(objective: AbstractObjective, protocol: PyTree, keys: list[Array], trainable: Callable[[Any], bool]) -> Score:
+def score(objective: AbstractObjective, protocol: Any, keys: list[Array], trainable: Callable[[Any], bool]) -> Score:
     # With its gradient, because that is compiled: compiling the value alone takes longer than the gradients.
     parameters, fixed = eqx.partition(protocol, trainable)
     evaluate = Gradient(objective, parameters, fixed)
@@ -145,8 +145,8 @@ def score(objective: AbstractObjective, protocol: PyTree, keys: list[Array], tra
 
 
 def _starting_points(
-    start: PyTree, more: int | Sequence[PyTree], spread: float, trainable: Callable[[Any], bool], key: Array
-) -> Sequence[PyTree]:
+    start: Any, more: int | Sequence[Any], spread: float, trainable: Callable[[Any], bool], key: Array
+) -> Sequence[Any]:
     if not isinstance(more, (int, np.integer)):
         return list(more)
     check_count("starts", more)

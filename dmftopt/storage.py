@@ -20,7 +20,7 @@ import numpy as np
 
 from ._checks import is_concrete
 from ._dataset import version
-from ._files import write_atomically
+from ._files import write_atomically as write_atomically
 from .design import Plan, Report, Sensitivity
 from .design._report import Estimate, Row
 from .dmft import RESULTS, Solution

@@ -10,6 +10,7 @@ from ._predict import AbstractPrediction as AbstractPrediction
 from ._predict import Exact as Exact
 from ._predict import Solve as Solve
 from ._report import Report as Report
+from ._report import realized as realized
 from ._report import report as report
 from ._sensitivity import Sensitivity as Sensitivity
 from ._sensitivity import sensitivity as sensitivity

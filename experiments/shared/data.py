@@ -38,28 +38,6 @@ def split(x: np.ndarray, y: np.ndarray, train_size: int, seed: int) -> list[jax.
     return [jnp.asarray(a, dtype=float) for a in parts]
 
 
-@functools.partial(jax.jit, static_argnames=("schedule", "steps", "records"))
-def real_sgd(x_train, y_train, x_test, y_test, key, *, schedule, steps: int, records: int):
-    """Test mean squared error of plain SGD (optax, batch size 1, raw features) at `records` + 1 equally spaced times."""
-    optimizer = optax.sgd(schedule)
-
-    def step(state, key):
-        theta, optimizer_state = state
-        i = jax.random.randint(key, (), 0, x_train.shape[0])
-        gradient = jax.grad(lambda theta: 0.5 * (x_train[i] @ theta - y_train[i]) ** 2)(theta)
-        updates, optimizer_state = optimizer.update(gradient, optimizer_state)
-        return (optax.apply_updates(theta, updates), optimizer_state), None
-
-    def record(state, keys):
-        state, _ = jax.lax.scan(step, state, keys)
-        return state, jnp.mean((x_test @ state[0] - y_test) ** 2)
-
-    theta = jnp.zeros(x_train.shape[1])
-    keys = jax.random.split(key, (records, steps // records))
-    _, errors = jax.lax.scan(record, (theta, optimizer.init(theta)), keys)
-    return jnp.concatenate([jnp.mean(y_test**2)[None], errors])
-
-
 def follow(splits, keys, recipe, records: int) -> tuple[np.ndarray, np.ndarray]:
     """SGD that follows a `dmftopt.Recipe`, by optax, on each of several splits (arrays with a leading axis): test mean squared
     errors at `records` + 1 equally spaced times, and the final shares of wrong signs."""

@@ -17,8 +17,6 @@ import importlib
 from pathlib import Path
 from typing import Any
 
-import _common
-import _data
 import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
@@ -29,11 +27,10 @@ import tyro
 import dmftopt
 from dmftopt import schedules
 
-plt.switch_backend("agg")
 
 
-@dataclasses.dataclass(frozen=True)
-class Settings:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings(SweepSettings):
     """Train with an exported schedule."""
 
     features: int = 200
@@ -46,17 +43,13 @@ class Settings:
     optimizer_steps: int = 50
     grid_steps: int = 20
     samples: int = 1024
-    seed: int = 0
-    smoke: bool = False
-    """Tiny sizes: shows that everything works."""
-    out: Path = Path("results/11_take_home")
 
 
 def by_optax(splits, recipe, seed: int) -> np.ndarray:
-    """Final test mean squared errors. See _data.follow: the optimizer is
+    """Final test mean squared errors. See data.follow: the optimizer is
     optax.chain(optax.add_decayed_weights(lambda k: decay[k]), optax.sgd(lambda k: rate[k]))."""
     keys = jax.random.split(jax.random.key(seed), len(splits[0]))
-    return _data.follow(splits, keys, recipe, 1)[0][:, -1]
+    return data.follow(splits, keys, recipe, 1)[0][:, -1]
 
 
 def by_torch(torch, split, recipe, seed: int, by_epoch: bool) -> float:
@@ -96,7 +89,7 @@ def main(s: Settings) -> None:
     if s.smoke:
         tiny: Any = {"features": 30, "train_size": 60, "steps": 60, "seeds": 3, "optimizer_steps": 1, "grid_steps": 4}
         s = dataclasses.replace(s, out=s.out.with_name(s.out.name + "_smoke"), samples=64, **tiny)
-    x, y = _data.digits(s.features, s.seed)
+    x, y = data.digits(s.features, s.seed)
     problem = dmftopt.Problem.from_data(x, y, train_size=s.train_size)
     assert problem.data is not None
     objective = dmftopt.Objective(
@@ -114,7 +107,7 @@ def main(s: Settings) -> None:
     adam = optax.adam(optax.cosine_decay_schedule(0.2, s.optimizer_steps, 0.05))
     found = dmftopt.optimize(objective, start, steps=s.optimizer_steps, key=jax.random.key(s.seed), fresh=2, optimizer=adam)
     finer = objective.finer()
-    splits = [_data.split(x, y, s.train_size, seed) for seed in range(s.seeds)]
+    splits = [data.split(x, y, s.train_size, seed) for seed in range(s.seeds)]
     stacked = jax.tree.map(lambda *a: np.stack(a), *splits)
     try:
         torch: Any = importlib.import_module("torch")
@@ -149,7 +142,7 @@ def main(s: Settings) -> None:
     print(f"wrote {s.out}")
 
 
-def draw(recipes, rows, path: Path) -> None:
+def draw(recipes, rows) -> Figure:
     figure, axes = plt.subplots(1, 3, figsize=(13, 3.8), layout="constrained")
     for color, (name, recipe) in zip(dmftopt.plot.COLORS, recipes.items(), strict=False):
         axes[0].plot(recipe.learning_rate, color=color, label=f"{name}, weight decay {recipe.weight_decay[0]:.2g}")
@@ -167,8 +160,7 @@ def draw(recipes, rows, path: Path) -> None:
     ax.set_xticks(range(len(rows["start"]["trained"])), [how.replace(", ", ",\n") for how in rows["start"]["trained"]])
     ax.set(ylabel="test mean squared error", ylim=(0, None), xlim=(-0.5, len(rows["start"]["trained"]) - 0.3))
     ax.legend(fontsize=8, loc="lower left")
-    _common.write_figure(path, figure)
-    plt.close(figure)
+    return figure
 
 
 if __name__ == "__main__":

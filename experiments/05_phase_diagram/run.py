@@ -5,16 +5,13 @@ checked), constant learning rates. Every point of the diagram makes the same num
 do with a given amount of computation, and a training set of delta * d samples is passed horizon / delta times. Least squares
 (label noise 0.5) is predicted exactly by the Volterra equation, logistic regression (labels sign(w)) by `solve` with Poisson
 noise, which is SGD itself. The best rate of each delta is compared with a rule of thumb, one over the largest curvature of a
-single sample's loss, by theory and in real SGD on common data. Writes results/05_phase_diagram/{figure.png,result.json}, and
-cells/: a second call goes on where the first stopped.
+single sample's loss, by theory and in real SGD on common data. 
 """
 
 import dataclasses
 from pathlib import Path
 from typing import Any
 
-import _common
-import _sweep
 import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
@@ -25,7 +22,6 @@ from matplotlib.colors import LogNorm
 import dmftopt
 from dmftopt import limits, tasks
 
-plt.switch_backend("agg")
 RIDGE = 0.1
 TASKS = {"least squares": tasks.LeastSquares(label_noise=0.5), "logistic": tasks.Logistic("sign")}
 # One over the largest curvature in r of a single sample's loss, whose features have |x| = 1.
@@ -39,8 +35,8 @@ UNSTABLE, CLOCK = (2.0, 2.6), 100.0
 GROWN = 2.0
 
 
-@dataclasses.dataclass(frozen=True)
-class Settings:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings(SweepSettings):
     """Phase diagram of the best learning rate and of stability."""
 
     deltas: int = 12
@@ -54,12 +50,6 @@ class Settings:
     dimension: int = 600
     """Of real SGD."""
     runs: int = 24
-    seed: int = 0
-    cluster: str | None = None
-    """None: in this process; "local": worker processes; "tcp://host:port": an existing Dask scheduler."""
-    smoke: bool = False
-    """Tiny sizes: shows that everything works, agrees with nothing."""
-    out: Path = Path("results/05_phase_diagram")
 
 
 def least_squares(rate, delta, batch, horizon, *, steps, samples, seed):
@@ -107,7 +97,7 @@ def cell(task, delta, tried, batches, *, rates, horizon, grid_steps, samples, di
         given = np.broadcast_arrays(arguments[0], delta, *arguments[1:])
         function = {"least squares": least_squares, "logistic": logistic}[task]
         fixed = {"steps": grid_steps, "samples": samples, "seed": seed}
-        parts = [_sweep.over_devices(function, *g, **fixed) for g in zip(*(a.reshape(-1, together) for a in given), strict=True)]
+        parts = [sweep.over_devices(function, *g, **fixed) for g in zip(*(a.reshape(-1, together) for a in given), strict=True)]
         return np.concatenate(parts, axis=1)
 
     def trained(temperatures, batch=1, dimension=dimension):
@@ -115,7 +105,7 @@ def cell(task, delta, tried, batches, *, rates, horizon, grid_steps, samples, di
         fixed: Any = {"task": task, "delta": delta, "dimension": dimension, "batch": float(batch), "horizon": horizon / batch}
         fixed["rates"] = tuple(float(batch * t) for t in temperatures)
         keys = jax.random.split(jax.random.fold_in(jax.random.key(seed + 1), round(1000 * delta) + dimension), runs)
-        return np.concatenate([_sweep.over_devices(real_sgd, k, **fixed) for k in jnp.array_split(keys, max(1, runs // 8))])
+        return np.concatenate([sweep.over_devices(real_sgd, k, **fixed) for k in jnp.array_split(keys, max(1, runs // 8))])
 
     grid = np.geomspace(*RATES[task], 2 * together)
     risk, error, _ = predicted(grid, 1.0, horizon)
@@ -180,7 +170,7 @@ def compared(predicted, predicted_error, final, half) -> dict[str, Any]:
     return row | {"standard_error": error, "z": (mean - reference) / error, "agrees": agrees}
 
 
-def draw(results: dict[str, dict[float, dict]], path: Path) -> None:
+def draw(results: dict[str, dict[float, dict]]) -> Figure:
     figure, axes = plt.subplots(2, 3, figsize=(16, 9), layout="constrained", width_ratios=(1.25, 1, 1))
     for (task, rows), (heat, cuts, gain) in zip(results.items(), axes, strict=True):
         deltas, rates = np.array(list(rows)), np.array(next(iter(rows.values()))["rates"])
@@ -232,8 +222,7 @@ def draw(results: dict[str, dict[float, dict]], path: Path) -> None:
             a.set(xscale="log", xlabel=r"$\delta$ = training samples / dimension")
             a.set_xticks([0.25, 0.5, 1, 2, 4, 8], labels=["1/4", "1/2", "1", "2", "4", "8"])
             a.xaxis.minorticks_off()
-    _common.write_figure(path, figure)
-    plt.close(figure)
+    return figure
 
 
 def main(s: Settings) -> None:
@@ -250,7 +239,7 @@ def main(s: Settings) -> None:
         # Compilation is all that smoke takes.
         c["batches"] = [4] if c["delta"] == middle and not (s.smoke and c["task"] == "logistic") else []
     shared = {k: v for k, v in dataclasses.asdict(s).items() if k not in ("deltas", "cluster", "smoke", "out")}
-    done = _sweep.run(cell, cells, s.out / "cells", shared, s.cluster)
+    done = sweep.run(cell, cells, s.folder(__file__) / "cells", shared, s.cluster)
     results: dict[str, Any] = {t: {c["delta"]: done[name] for name, c in cells.items() if c["task"] == t} for t in TASKS}
     _common.write_json(s.out / "result.json", {"settings": {**shared, "deltas": deltas, "ridge": RIDGE}, "results": results})
     draw(results, s.out / "figure.png")

@@ -7,8 +7,7 @@ way at every level of label noise: the time to stop, a ridge, a constant rate, a
 The prediction is exact (Volterra equation), real SGD is the second route. Two known results go with it: no estimator beats the
 minimizer with ridge* = noise variance / (delta * teacher variance), for a Gaussian teacher and isotropic features; and the
 excess risk of gradient flow that is stopped at the best time is at most 1.22 times its (Ali, Dobriban and Tibshirani,
-arXiv:2003.07802). Writes results/06_early_stopping/{figure.png,result.json}, and cells/: a second call goes on where the first
-stopped.
+arXiv:2003.07802). 
 """
 
 import dataclasses
@@ -16,8 +15,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import _common
-import _sweep
 import equinox as eqx
 import jax
 import matplotlib.pyplot as plt
@@ -28,14 +25,13 @@ import tyro
 import dmftopt
 from dmftopt import limits, schedules
 
-plt.switch_backend("agg")
 # Rate of the arms whose rate is not tuned: a quarter of the critical one.
 RATE = 0.5
 COMPARED = "rate tuned"
 
 
-@dataclasses.dataclass(frozen=True)
-class Settings:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings(SweepSettings):
     """Early stopping, ridge and decay against label noise."""
 
     noises: tuple[float, ...] = (0.125, 0.25, 0.5, 1.0, 2.0)
@@ -50,12 +46,6 @@ class Settings:
     dimension: int = 500
     """Of real SGD."""
     runs: int = 64
-    seed: int = 0
-    cluster: str | None = None
-    """None: in this process; "local": worker processes; "tcp://host:port": an existing Dask scheduler."""
-    smoke: bool = False
-    """Tiny sizes: shows that everything works, agrees with nothing."""
-    out: Path = Path("results/06_early_stopping")
 
 
 def build(noise, delta, epochs, knots) -> tuple[dmftopt.Objective, dict[str, dmftopt.Plan]]:
@@ -159,7 +149,7 @@ def cell(noise, *, delta, epochs, knots, steps, dimension, runs, seed) -> dict[s
     u, rows = np.linspace(0.0, 1.0, 61), {}
     for name, plan in found.items():
         row, real, run = report.rows[name][0], report.realized(name), objective.run(plan)
-        path = _common.observed(objective, plan, dmftopt.TimeGrid(u))
+        path = observed(objective, plan, dmftopt.TimeGrid(u))
         gain = report.gain(name, COMPARED)
         rows[name] = {
             "predicted": row.predicted.mean - floor,
@@ -178,7 +168,7 @@ def cell(noise, *, delta, epochs, knots, steps, dimension, runs, seed) -> dict[s
     return {"noise": noise, "least_along_the_run": least, **known(objective.problems[0]), "arms": rows}
 
 
-def draw(results: list[dict[str, Any]], path: Path) -> None:
+def draw(results: list[dict[str, Any]]) -> Figure:
     figure, (ratios, paths, rates) = plt.subplots(1, 3, figsize=(16, 5.2), layout="constrained", width_ratios=(1.3, 1, 1))
     noises = np.array([r["noise"] for r in results])
     bayes = np.array([r["bayes_excess"] for r in results])
@@ -218,8 +208,7 @@ def draw(results: list[dict[str, Any]], path: Path) -> None:
     paths.set_title(f"along the run, label noise {middle['noise']:g} (exact)", fontsize=10)
     rates.set(yscale="log", xlabel=r"time $t$ = SGD steps / $d$", ylabel=r"learning rate $\eta(t)$")
     rates.set_title(f"learning rates, label noise {middle['noise']:g}; markers: the end", fontsize=10)
-    _common.write_figure(path, figure)
-    plt.close(figure)
+    return figure
 
 
 def main(s: Settings) -> None:
@@ -228,7 +217,7 @@ def main(s: Settings) -> None:
         s = dataclasses.replace(s, out=s.out.with_name(s.out.name + "_smoke"), **tiny)
     shared = {k: v for k, v in dataclasses.asdict(s).items() if k not in ("noises", "cluster", "smoke", "out")}
     cells = {f"noise={noise:g}": {"noise": noise} for noise in s.noises}
-    results = list(_sweep.run(cell, cells, s.out / "cells", shared, s.cluster).values())
+    results = list(sweep.run(cell, cells, s.folder(__file__) / "cells", shared, s.cluster).values())
     _common.write_json(s.out / "result.json", {"settings": shared, "results": results})
     draw(results, s.out / "figure.png")
     for r in results:

@@ -1,20 +1,16 @@
 """How far can a diffusion stand in for SGD? Stochastic modified flows, their order, and their place beside the theory.
 
 Weak orders: errors of expectations against exact SGD as the learning rate falls, of one point, of two points under common noise
-and of a mean-field network, from the library's own steps without Monte Carlo (`_weak.py`). Side by side: sign-label logistic
+and of a mean-field network, from the library's own steps without Monte Carlo (`weak.py`). Side by side: sign-label logistic
 regression (delta = 2, ridge 0.1, batches of 1) trained to eta t = 4 at ever larger learning rates eta, in dimension 8, 32, 128,
 by SGD, by stochastic gradient flow (the flow of first order) and by the modified flow of second order on the same data sets; and
-predicted by DMFT, whose dimension is infinite, with Poisson and with Brownian noise. Writes
-results/12_modified_flows/{figure.png,result.json}, and cells/: a second call goes on where the first stopped.
+predicted by DMFT, whose dimension is infinite, with Poisson and with Brownian noise. 
 """
 
 import dataclasses
 from pathlib import Path
 from typing import Any
 
-import _common
-import _sweep
-import _weak
 import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
@@ -27,21 +23,20 @@ from dmftopt._measure import NO_METRICS
 from dmftopt.plot import COLORS
 from dmftopt.simulate import _data as instances
 
-plt.switch_backend("agg")
 DELTA, RIDGE, CLOCK = 2.0, 0.1, 4.0
 FLOWS = {"first order": flows.ModifiedFlow(1), "second order": flows.ModifiedFlow()}
 # Title, chain, and by name the dynamics compared with SGD on it.
 WEAK: dict[str, Any] = {
-    "one point: E cos X": (_weak.one_point, FLOWS),
-    "two points: E (X - Y)²": (_weak.two_point, {**FLOWS, "modified equation": flows.ModifiedEquation()}),
-    "mean field: E m²": (_weak.mean_field, FLOWS),
-    "mean field, measure frozen": (lambda: _weak.mean_field(frozen_measure=True), {"measure frozen": flows.ModifiedFlow()}),
+    "one point: E cos X": (weak.one_point, FLOWS),
+    "two points: E (X - Y)²": (weak.two_point, {**FLOWS, "modified equation": flows.ModifiedEquation()}),
+    "mean field: E m²": (weak.mean_field, FLOWS),
+    "mean field, measure frozen": (lambda: weak.mean_field(frozen_measure=True), {"measure frozen": flows.ModifiedFlow()}),
 }
 OBSERVABLES = ("student_overlap", "test_risk")
 
 
-@dataclasses.dataclass(frozen=True)
-class Settings:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings(SweepSettings):
     """SGD, modified flows and DMFT side by side."""
 
     dimensions: tuple[int, ...] = (8, 32, 128)
@@ -53,12 +48,6 @@ class Settings:
     """SGD steps of length 1 / steps for the weak orders."""
     samples: int = 16384
     grid_steps: int = 40
-    seed: int = 0
-    cluster: str | None = None
-    """None: in this process; "local": worker processes; "tcp://host:port": an existing Dask scheduler."""
-    smoke: bool = False
-    """Tiny sizes: shows that everything works, agrees with nothing."""
-    out: Path = Path("results/12_modified_flows")
 
 
 def cell(kind, **arguments) -> dict[str, Any]:
@@ -71,10 +60,10 @@ def weak(name, *, weak_steps, **_) -> dict[str, Any]:
     """Errors of each flow."""
     make, compared = WEAK[name]
     chain, schedules = make(), [[1 / n] * n for n in weak_steps]
-    exact = _weak.expectations(chain, flows.SGD(), schedules)
-    errors = {n: _weak.expectations(chain, dynamics, schedules) - exact for n, dynamics in compared.items()}
+    exact = weak.expectations(chain, flows.SGD(), schedules)
+    errors = {n: weak.expectations(chain, dynamics, schedules) - exact for n, dynamics in compared.items()}
     rates = 1 / np.array(weak_steps)
-    return {"rates": rates, "exact": exact, "errors": errors, "slopes": {n: _weak.slopes(rates, e) for n, e in errors.items()}}
+    return {"rates": rates, "exact": exact, "errors": errors, "slopes": {n: weak.slopes(rates, e) for n, e in errors.items()}}
 
 
 def setting() -> dmftopt.Problem:
@@ -149,7 +138,7 @@ STYLE: dict[str, Any] = {
 }
 
 
-def draw(weak_found: dict, side: dict, path: Path) -> None:
+def draw(weak_found: dict, side: dict) -> Figure:
     columns = max(3, len(side))
     figure, axes = plt.subplots(3, columns, figsize=(4.8 * columns, 12), layout="constrained")
     panels = [("one point: E cos X",), ("two points: E (X - Y)²",), ("mean field: E m²", "mean field, measure frozen")]
@@ -181,8 +170,7 @@ def draw(weak_found: dict, side: dict, path: Path) -> None:
     axes[1, 0].legend(frameon=False, fontsize=8.5)
     for a in axes[1:, len(side) :].flat:
         a.axis("off")
-    _common.write_figure(path, figure)
-    plt.close(figure)
+    return figure
 
 
 def relative(sgd: dict, found: dict, predicted: dict) -> dict[str, Any]:
@@ -205,7 +193,7 @@ def main(s: Settings) -> None:
     cells |= {f"d={d}, rate={r:g}": {"kind": "side", "dimension": d, "rate": r, "halved": d == s.dimensions[0]} for d, r in pairs}
     left_out = ("dimensions", "rates", "cluster", "smoke", "out")
     shared = {k: v for k, v in dataclasses.asdict(s).items() if k not in left_out}
-    done = _sweep.run(cell, cells, s.out / "cells", shared, s.cluster)
+    done = sweep.run(cell, cells, s.folder(__file__) / "cells", shared, s.cluster)
     weak_found = {name: done[f"weak, {name}"] for name in WEAK}
     side: dict[int, dict[float, Any]] = {d: {} for d in s.dimensions}
     for d, r in pairs:

@@ -8,8 +8,7 @@ have no sampling error. Real SGD in finite dimension, on fresh samples and from 
 
 Batches: in this limit a run in batches of B at the rate B eta(t) makes, after as many samples, exactly what eta(t) makes in
 batches of one, so a batch size can only spend samples in fewer steps. SGD shows up to where that holds in finite dimension.
-Globally optimal rates of such networks: Saad and Rattray, Phys. Rev. Lett. 79 (1997) 2578. Writes
-results/07_plateau_escape/{figure.png,result.json}, and cells/: a second call goes on where the first stopped.
+Globally optimal rates of such networks: Saad and Rattray, Phys. Rev. Lett. 79 (1997) 2578. 
 """
 
 import dataclasses
@@ -18,8 +17,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import _common
-import _sweep
 import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
@@ -30,15 +27,14 @@ import tyro
 import dmftopt
 from dmftopt import limits, schedules
 
-plt.switch_backend("agg")
 UNITS = 2
 # Samples between two records of SGD; batch sizes divide it.
 CHUNK = 256
 FREE = "free"
 
 
-@dataclasses.dataclass(frozen=True)
-class Settings:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings(SweepSettings):
     """The plateau of a committee machine, and the schedules that leave it."""
 
     horizons: tuple[float, ...] = (50.0, 100.0, 200.0)
@@ -60,12 +56,6 @@ class Settings:
     dimension: int = 512
     """Of real SGD."""
     runs: int = 32
-    seed: int = 0
-    cluster: str | None = None
-    """None: in this process; "local": worker processes; "tcp://host:port": an existing Dask scheduler."""
-    smoke: bool = False
-    """Tiny sizes: shows that everything works, agrees with nothing."""
-    out: Path = Path("results/07_plateau_escape")
 
 
 def build(horizon, lean, student_scale, label_noise, knots, peak, measure=None) -> tuple[dmftopt.Objective, dict]:
@@ -188,7 +178,7 @@ def cell(horizon, escape, target, batches, *, lean, student_scale, label_noise, 
     times = (np.arange(records) + 1) * CHUNK / dimension
     rows, names = {}, list(found)
     for j, (name, protocol) in enumerate(found.items()):
-        path = _common.observed(objective, protocol, dmftopt.TimeGrid.uniform(1.0, 100))
+        path = observed(objective, protocol, dmftopt.TimeGrid.uniform(1.0, 100))
         predicted, at = np.asarray(path.test_risk, dtype=float) - floor, np.asarray(path.times, dtype=float)
         here, base = excess[:, j], excess[:, names.index("constant")]
         waits = time_to(target, times, here)
@@ -196,10 +186,10 @@ def cell(horizon, escape, target, batches, *, lean, student_scale, label_noise, 
         rows[name] = {
             "batch_size": batch_of[name],
             "predicted": float(predicted[-1]),
-            "realized": _common.estimate(here[:, -1]),
-            "realized_gain_over_constant": _common.estimate(base[:, -1] - here[:, -1]),
+            "realized": mean_and_error(here[:, -1]),
+            "realized_gain_over_constant": mean_and_error(base[:, -1] - here[:, -1]),
             "predicted_wait": float(np.nan_to_num(time_to(target, at, predicted), nan=-1.0)),
-            "realized_wait": _common.estimate(waits) if np.all(np.isfinite(waits)) else None,
+            "realized_wait": mean_and_error(waits) if np.all(np.isfinite(waits)) else None,
             "never": int(np.sum(np.isnan(waits))),
             "times": at.tolist(),
             "excess": predicted.tolist(),
@@ -211,7 +201,7 @@ def cell(horizon, escape, target, batches, *, lean, student_scale, label_noise, 
     return {"horizon": horizon, "seconds": seconds, "arms": rows}
 
 
-def draw(cells: list[dict[str, Any]], settings: dict[str, Any], path: Path) -> None:
+def draw(cells: list[dict[str, Any]], settings: dict[str, Any]) -> Figure:
     figure, ((paths, rates), (longer, batches)) = plt.subplots(2, 2, figsize=(13, 9.6), layout="constrained")
     middle = next(c for c in cells if any("soonest" in name for name in c["arms"]))
     shown = ["constant", "cosine", "power law", "warmup-stable-decay", FREE, f"{FREE}, soonest"]
@@ -257,8 +247,7 @@ def draw(cells: list[dict[str, Any]], settings: dict[str, Any], path: Path) -> N
                 note, (size, 0.02), xycoords=("data", "axes fraction"), rotation=90, ha="right", va="bottom", fontsize=8
             )
     batches.legend(frameon=False, loc="upper left")
-    _common.write_figure(path, figure)
-    plt.close(figure)
+    return figure
 
 
 def main(s: Settings) -> None:
@@ -272,7 +261,7 @@ def main(s: Settings) -> None:
         f"horizon={h:g}": {"horizon": h, "escape": h == s.escape, "target": s.target, "batches": list(s.batches)}
         for h in s.horizons
     }
-    results = list(_sweep.run(cell, cells, s.out / "cells", shared, s.cluster).values())
+    results = list(sweep.run(cell, cells, s.folder(__file__) / "cells", shared, s.cluster).values())
     settings = {**shared, "target": s.target, "escape": s.escape}
     _common.write_json(s.out / "result.json", {"settings": settings, "results": results})
     draw(results, settings, s.out / "figure.png")

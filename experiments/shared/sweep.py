@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-import _common
 import cloudpickle
 import jax
 import jax.numpy as jnp
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from tqdm.auto import tqdm
+
+from .results import write_json
 
 
 def run(
@@ -42,13 +43,13 @@ def run(
     asked = {name: _as_json({"settings": settings, "cell": cell}) for name, cell in cells.items()}
     missing = [name for name in cells if _read(out, name).get("arguments") != asked[name]]
     failed = []
-    bar = tqdm(total=len(cells), initial=len(cells) - len(missing), desc=out.name, unit="cell")
+    bar = tqdm(total=len(cells), initial=len(cells) - len(missing), desc=out.name, unit="cell", disable=None)
     outcomes = _outcomes(function, {name: {**settings, **cells[name]} for name in missing}, cluster)
     with bar, contextlib.closing(outcomes):
         for name, outcome in outcomes:
             try:
                 result, seconds = outcome()
-                _common.write_json(_path(out, name), {"arguments": asked[name], "seconds": seconds, "result": result})
+                write_json(_path(out, name), {"arguments": asked[name], "seconds": seconds, "result": result})
             except Exception as error:
                 failed.append(name)
                 bar.write(f"{name} failed:\n{''.join(traceback.format_exception(error))}", file=sys.stderr)
@@ -86,11 +87,9 @@ def _outcomes(function, calls: dict[str, dict], cluster: str | None) -> Generato
         return
     import distributed
 
-    # What workers cannot import travels by value: the experiment (not importable by its name), its siblings, this module.
-    folders = {Path(code).parent for code in (__file__, function.__code__.co_filename)}
-    for module in list(sys.modules.values()):
-        if (file := getattr(module, "__file__", None)) and Path(file).parent in folders and module.__name__ != "__main__":
-            cloudpickle.register_pickle_by_value(module)
+    # What workers cannot import travels by value: all of experiments/, and the package of the function.
+    for name in {__name__.partition(".")[0], function.__module__.partition(".")[0]} - {"__main__"}:
+        cloudpickle.register_pickle_by_value(sys.modules[name])
     with contextlib.ExitStack() as stack:
         if cluster == "local":
             options: Any = {"threads_per_worker": 1, "memory_limit": None, "dashboard_address": None}

@@ -7,8 +7,7 @@ above that of the schedule tuned for that level, the oracle), or the least worst
 compared across levels: the worst is always that of the most noise, whatever the schedule.
 
 The prediction is exact (Volterra equation), real SGD is the second route. That the worst cases are minimal is checked by
-their gradients: some mixture of those of the levels that are worst must vanish. Writes
-results/08_robust/{figure.png,result.json}, and cells/: a second call goes on where the first stopped.
+their gradients: some mixture of those of the levels that are worst must vanish. 
 """
 
 import dataclasses
@@ -16,9 +15,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import _common
-import _search
-import _sweep
 import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
@@ -30,11 +26,10 @@ from scipy.optimize import nnls
 import dmftopt
 from dmftopt import limits, schedules
 
-plt.switch_backend("agg")
 
 
-@dataclasses.dataclass(frozen=True)
-class Settings:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings(SweepSettings):
     """Schedules that are good at every level of label noise."""
 
     noises: tuple[float, ...] = (0.125, 0.25, 0.5, 1.0, 2.0)
@@ -49,12 +44,6 @@ class Settings:
     dimension: int = 500
     """Of real SGD."""
     runs: int = 64
-    seed: int = 0
-    cluster: str | None = None
-    """None: in this process; "local": worker processes; "tcp://host:port": an existing Dask scheduler."""
-    smoke: bool = False
-    """Tiny sizes: shows that everything works, agrees with nothing."""
-    out: Path = Path("results/08_robust")
 
 
 def build(noises, delta, epochs, knots, **across) -> tuple[dmftopt.Objective, dmftopt.Protocol]:
@@ -82,16 +71,16 @@ def tuned(noises, across, start, *, delta, epochs, knots, steps) -> dict[str, An
     """The best protocol for these levels together: its stored numbers, from those of `start`. JSON values."""
     objective, protocol = build(noises, delta, epochs, knots, **across)
     if start is not None:
-        protocol = _search.protocol_of(protocol, start)
+        protocol = search.protocol_of(protocol, start)
     optimizer = optax.adam(optax.cosine_decay_schedule(0.2, steps))
     found = dmftopt.optimize(objective, protocol, optimizer=optimizer, steps=steps, progress=False)
-    return {"parameters": _search.flat(found.protocol).tolist(), "value": found.value}
+    return {"parameters": search.flat(found.protocol).tolist(), "value": found.value}
 
 
 def checked(noises, across, found, **problem) -> dict[str, Any]:
     """Which levels are worst, and the shortest mixture of their gradients. JSON values."""
     alone = [build([noise], **problem) for noise in noises]
-    protocol = _search.protocol_of(alone[0][1], found)
+    protocol = search.protocol_of(alone[0][1], found)
     weights, offsets = np.broadcast_to(across.get("weights", 1.0), len(noises)), np.array(across["offsets"])
     each = weights * (np.array([float(one.values(protocol)[0]) for one, _ in alone]) - offsets)
     # Of ratios, less 1, what is within 2% of the worst.
@@ -106,7 +95,7 @@ def design(s: Settings) -> tuple[dict[str, list[float]], dict[str, Any]]:
     shared = {name: getattr(s, name) for name in ("delta", "epochs", "knots", "steps")}
 
     def tune(cells):
-        return _sweep.run(tuned, cells, s.out / "cells", shared, s.cluster)
+        return sweep.run(tuned, cells, s.folder(__file__) / "cells", shared, s.cluster)
 
     floors = 0.5 * np.array(s.noises) ** 2
     found = tune({f"noise {noise:g}": {"noises": [noise], "across": {}, "start": None} for noise in s.noises})
@@ -131,7 +120,7 @@ def design(s: Settings) -> tuple[dict[str, list[float]], dict[str, Any]]:
         for name in ("worst regret", "worst ratio")
     }
     problem = {name: shared[name] for name in ("delta", "epochs", "knots")}
-    checks = {name.split(",")[0]: c for name, c in _sweep.run(checked, cells, s.out / "cells", problem, s.cluster).items()}
+    checks = {name.split(",")[0]: c for name, c in sweep.run(checked, cells, s.folder(__file__) / "cells", problem, s.cluster).items()}
     values = {name: found[name]["value"] for name in kinds}
     parameters = {name: c["parameters"] for name, c in found.items()}
     return parameters, {"oracle_excess": (oracle - floors).tolist(), "values": values, "checks": checks}
@@ -141,7 +130,7 @@ def judged(noises, found, *, delta, epochs, knots, dimension, runs, seed) -> dic
     """Excess risk and regret of every protocol at every level, predicted and in SGD. JSON values."""
     objective, start = build(noises, delta, epochs, knots)
     floors = 0.5 * np.array(noises) ** 2
-    found = {name: _search.protocol_of(start, parameters) for name, parameters in found.items()}
+    found = {name: search.protocol_of(start, parameters) for name, parameters in found.items()}
     report = dmftopt.report(objective, found, key=jax.random.key(seed), dimension=dimension, runs=runs, fresh=2, progress=False)
     rows = {}
     for name, levels in report.rows.items():
@@ -163,7 +152,7 @@ def judged(noises, found, *, delta, epochs, knots, dimension, runs, seed) -> dic
     return rows
 
 
-def draw(s: Settings, rows: dict[str, Any], known: dict[str, Any], path: Path) -> None:
+def draw(s: Settings, rows: dict[str, Any], known: dict[str, Any]) -> Figure:
     figure, (ratios, regrets, rates) = plt.subplots(1, 3, figsize=(16, 5.2), layout="constrained")
     oracle = np.array(known["oracle_excess"])
     tuned = [name for name in rows if name.startswith("noise")]
@@ -195,8 +184,7 @@ def draw(s: Settings, rows: dict[str, Any], known: dict[str, Any], path: Path) -
     rates.set(yscale="log", xlabel=r"time $t$ = SGD steps / $d$", ylabel=r"learning rate $\eta(t)$", ylim=(0.0015, 2))
     rates.set_title("schedules", fontsize=10)
     rates.legend(fontsize=8, frameon=False, title="ridge", title_fontsize=8, loc="lower left")
-    _common.write_figure(path, figure)
-    plt.close(figure)
+    return figure
 
 
 def main(s: Settings) -> None:
@@ -208,7 +196,7 @@ def main(s: Settings) -> None:
     settings = {k: v for k, v in dataclasses.asdict(s).items() if k not in ("cluster", "smoke", "out")}
     judges = {k: v for k, v in settings.items() if k not in ("noises", "steps")}
     cells = {"judged": {"noises": s.noises, "found": found}}
-    rows = _sweep.run(judged, cells, s.out / "cells", judges, s.cluster)["judged"]
+    rows = sweep.run(judged, cells, s.folder(__file__) / "cells", judges, s.cluster)["judged"]
     _common.write_json(s.out / "result.json", {"settings": settings, "rows": rows, **known})
     draw(s, rows, known, s.out / "figure.png")
     oracle = np.array(known["oracle_excess"])

@@ -8,17 +8,13 @@ and more passes over one training set, is the Pareto front of risk against budge
 For each number of epochs a schedule with free knots and the usual ones (constant, linear decay, cosine, power law,
 warmup-stable-decay) are tuned in the same way against the exact solution (Volterra equation of the sample covariance), which has
 no sampling error. What is found is judged by two other routes: `solve` with Poisson noise (for one pass the equations of the
-online limit), and SGD. Writes results/03_sample_budget/{figure.png,result.json}, and cells/: a second call goes on where the
-first stopped.
+online limit), and SGD.
 """
 
 import dataclasses
 import time
-from pathlib import Path
 from typing import Any
 
-import _common
-import _sweep
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -26,17 +22,21 @@ import matplotlib.pyplot as plt
 import numpy as np
 import optax
 import tyro
+from matplotlib.figure import Figure
 
 import dmftopt
 from dmftopt import limits, schedules
 
-plt.switch_backend("agg")
+from ..shared import sweep
+from ..shared.one_pass import one_pass
+from ..shared.results import SweepSettings, finish, markdown, mean_and_error, plus_minus
+
 # One pass is the limit of a large training set. As a number, so that it shares the compiled program of the others.
 ONLINE = 1e5
 
 
-@dataclasses.dataclass(frozen=True)
-class Settings:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings(SweepSettings):
     """Learning-rate schedules under a sample budget, by number of epochs."""
 
     epochs: tuple[int, ...] = (0, 1, 2, 4, 8, 16)
@@ -65,12 +65,6 @@ class Settings:
     predict_samples: int = 4096
     dimension: int = 400
     runs: int = 128
-    seed: int = 0
-    cluster: str | None = None
-    """None: in this process; "local": worker processes; "tcp://host:port": an existing Dask scheduler."""
-    smoke: bool = False
-    """Tiny sizes: shows that everything works, agrees with nothing."""
-    out: Path = Path("results/03_sample_budget")
 
 
 def build(delta, samples, s: dict[str, Any]) -> tuple[dmftopt.Objective, dmftopt.Protocol]:
@@ -145,7 +139,7 @@ def judged(objective: dmftopt.Objective, protocols: dict[str, dmftopt.Protocol],
     check = dmftopt.Objective(objective.problems[0], objective.budget, grid=grid, predict=other)
     made = dmftopt.report(check, protocols, key=key, fresh=2, progress=False)
     if online:
-        batches = {name: one_pass(objective, p, s, key) for name, p in protocols.items()}
+        batches = {name: trained_once(objective, p, s, key) for name, p in protocols.items()}
     else:
         options: Any = {"key": key, "dimension": s["dimension"], "runs": s["runs"], "fresh": 2, "progress": False}
         batches = {
@@ -157,10 +151,10 @@ def judged(objective: dmftopt.Objective, protocols: dict[str, dmftopt.Protocol],
             "rate": np.asarray(p.learning_rate(np.linspace(0.0, 1.0, 129))).tolist(),
             "exact": exact[name],
             "other_route": made.rows[name][0].predicted._asdict(),
-            "sgd": _common.estimate(batches[name]),
+            "sgd": mean_and_error(batches[name]),
             "gain_of_optimized": {
                 "exact": exact[name] - exact["optimized"],
-                "sgd": _common.estimate(batches[name] - batches["optimized"]),
+                "sgd": mean_and_error(batches[name] - batches["optimized"]),
             },
         }
         if online:
@@ -175,44 +169,36 @@ def judged(objective: dmftopt.Objective, protocols: dict[str, dmftopt.Protocol],
     return {"rows": rows, "samples": float(objective.run(protocols["optimized"]).samples), "delta": delta}
 
 
-def one_pass(objective: dmftopt.Objective, protocol: dmftopt.Protocol, s: dict[str, Any], key) -> np.ndarray:
+def trained_once(objective: dmftopt.Objective, protocol: dmftopt.Protocol, s: dict[str, Any], key) -> np.ndarray:
     """Final test risks of SGD whose samples are all new; the same ones for every protocol."""
-    dimension, features = s["dimension"], objective.problems[0].features
-    sizes = np.round(np.asarray(features.weights) * dimension).astype(int)
-    rates = objective.run(protocol).recipe(dimension=dimension, delta=1.0).learning_rate
-    eigenvalues = jnp.repeat(features.eigenvalues, sizes, total_repeat_length=dimension)
+    problem, d = objective.problems[0], s["dimension"]
+    sizes = np.round(np.asarray(problem.features.weights) * d).astype(int)
+    eigenvalues = jnp.repeat(problem.features.eigenvalues, sizes, total_repeat_length=d)
+    rates = objective.run(protocol).recipe(dimension=d, delta=1.0).learning_rate
     keys = jax.random.split(key, s["runs"])
-    return np.asarray(_one_pass(eigenvalues, s["label_noise"], jnp.asarray(rates, dtype=float), keys))
+    # A teacher of ones: features are as often negative.
+    risks = one_pass(problem.task, eigenvalues, jnp.ones((1, d)), jnp.zeros((1, d)), jnp.asarray(rates, dtype=float)[None], keys)
+    return np.asarray(risks[:, 0, 0])
 
 
-@jax.jit
-def _one_pass(eigenvalues, label_noise, rates, keys):
-    d = eigenvalues.size
-
-    def run(key):
-        teacher_key, key = jax.random.split(key)
-        # Of least squares only second moments matter: signs have exactly theirs.
-        teacher = jax.random.rademacher(teacher_key, (d,), eigenvalues.dtype)
-
-        def step(theta, now):
-            k, rate = now
-            draws = jax.random.normal(jax.random.fold_in(key, k), (d + 1,), eigenvalues.dtype)
-            x = draws[:d] * jnp.sqrt(eigenvalues / d)
-            return theta - rate * x * (x @ (theta - teacher) - label_noise * draws[d]), None
-
-        theta, _ = jax.lax.scan(step, jnp.zeros(d), (jnp.arange(rates.size), rates))
-        return 0.5 * (jnp.sum(eigenvalues * (theta - teacher) ** 2) / d + label_noise**2)
-
-    return jax.vmap(run)(keys)
-
-
-def draw(results: dict[str, dict], s: dict[str, Any], path: Path) -> None:
+def draw(results: dict[str, dict], s: dict[str, Any]) -> Figure:
     figure, axes = plt.subplots(2, 2, figsize=(11.5, 8.6), layout="constrained")
     cells = [results[name] for name in results if name != "front"]
     names = ["online" if e == 0 else str(e) for e in s["epochs"]]
-    x, floor = np.arange(len(names)), 0.5 * s["label_noise"] ** 2
-    shades = plt.get_cmap("viridis")(np.linspace(0.0, 0.88, len(names)))
     shapes, risk, gain, front = axes.flat
+    draw_schedules(shapes, cells, names)
+    draw_risks(risk, gain, cells, names, s)
+    draw_front(front, results["front"]["points"], s)
+    for a in (risk, front):
+        low, high = a.get_ylim()
+        ticks = [t for t in (0.02, 0.03, 0.04, 0.05, 0.06, 0.08, 0.1, 0.12, 0.15, 0.2, 0.3) if low <= t <= high]
+        a.set_yticks(ticks, [f"{t:g}" for t in ticks])
+        a.minorticks_off()
+    return figure
+
+
+def draw_schedules(shapes, cells: list[dict], names: list[str]) -> None:
+    shades = plt.get_cmap("viridis")(np.linspace(0.0, 0.88, len(names)))
     for shade, name, c in zip(shades, names, cells, strict=True):
         shapes.plot(np.linspace(0, 1, 129), c["rows"]["optimized"]["rate"], color=shade, lw=2, label=name)
         shapes.plot(np.linspace(0, 1, 129), c["rows"]["linear decay"]["rate"], color=shade, lw=1, ls=":")
@@ -220,6 +206,10 @@ def draw(results: dict[str, dict], s: dict[str, Any], path: Path) -> None:
     shapes.set(xlabel="share of the budget spent", ylabel=r"learning rate $\eta$ (batches of one)", ylim=(0, None))
     shapes.set_title("optimized schedules, by number of epochs")
     shapes.legend(frameon=False, ncols=2, fontsize=9)
+
+
+def draw_risks(risk, gain, cells: list[dict], names: list[str], s: dict[str, Any]) -> None:
+    x, floor = np.arange(len(names)), 0.5 * s["label_noise"] ** 2
     colors = dict(zip(cells[0]["rows"], ["black", *dmftopt.plot.COLORS], strict=False))
     for k, (name, color) in enumerate(colors.items()):
         rows = [c["rows"][name] for c in cells]
@@ -244,7 +234,10 @@ def draw(results: dict[str, dict], s: dict[str, Any], path: Path) -> None:
         a.set_xticks(x, names)
         a.set_xlabel("epochs (training set: samples seen / epochs)")
         a.legend(frameon=False, fontsize=9)
-    points = results["front"]["points"]
+
+
+def draw_front(front, points: list[dict], s: dict[str, Any]) -> None:
+    floor = 0.5 * s["label_noise"] ** 2
     spent = np.array([p["samples"] for p in points])
     best = [next(name for name in p["rows"] if name != "optimized") for p in points]
     for color, label in (("black", "optimized"), (dmftopt.plot.COLORS[1], "best of the others")):
@@ -258,55 +251,35 @@ def draw(results: dict[str, dict], s: dict[str, Any], path: Path) -> None:
     for p, value in zip(points, spent, strict=True):
         y = p["rows"]["optimized"]["exact"] - floor
         front.annotate(f"{value / s['front_delta']:g}", (value, y), (0, 12), textcoords="offset points", ha="center", fontsize=9)
-    for a in (risk, front):
-        low, high = a.get_ylim()
-        ticks = [t for t in (0.02, 0.03, 0.04, 0.05, 0.06, 0.08, 0.1, 0.12, 0.15, 0.2, 0.3) if low <= t <= high]
-        a.set_yticks(ticks, [f"{t:g}" for t in ticks])
-        a.minorticks_off()
     front.legend(frameon=False)
-    _common.write_figure(path, figure)
-    plt.close(figure)
+
+
+def tables(results: dict[str, dict]) -> dict[str, str]:
+    """What the optimized schedule gains over the others: exact, and in SGD."""
+    rows = []
+    for name, c in results.items():
+        if name == "front":
+            continue
+        for other in ("constant", "linear decay"):
+            r = c["rows"][other]
+            gain = r["gain_of_optimized"]
+            row = [name, other, f"{r['exact']:.4f}", plus_minus(r["other_route"]), plus_minus(r["sgd"])]
+            rows.append([*row, f"{gain['exact']:.4f}", plus_minus(gain["sgd"])])
+    header = ["samples seen", "best", "its risk: exact", "other route", "SGD", "the optimized schedule saves: exact", "SGD"]
+    return {"gains": markdown(header, rows)}
 
 
 def main(s: Settings) -> None:
-    if s.smoke:
-        tiny: Any = {
-            "epochs": (0,),
-            "front_epochs": (2,),
-            "steps": 2,
-            "front_steps": 2,
-            "knots": 3,
-            "spectrum": 8,
-            "exponent": 0.5,
-        }
-        tiny |= {"samples": 2.0, "grid_steps": 4, "predict_samples": 64, "dimension": 16, "runs": 16}
-        s = dataclasses.replace(s, out=s.out.with_name(s.out.name + "_smoke"), **tiny)
+    tiny: Any = {"epochs": (0,), "front_epochs": (2,), "steps": 2, "front_steps": 2, "knots": 3, "spectrum": 8, "exponent": 0.5}
+    s = s.sized(**tiny, samples=2.0, grid_steps=4, predict_samples=64, dimension=16, runs=16)
     cells: dict[str, dict[str, Any]] = {}
     for e in s.epochs:
         cells["online" if e == 0 else f"{e} epochs"] = {"kind": "epochs", "epochs": e, "samples": s.samples, "steps": s.steps}
     cells["front"] = {"kind": "front", "epochs": s.front_epochs, "samples": s.samples, "steps": s.front_steps}
-    own = ("epochs", "samples", "steps", "front_epochs", "front_steps", "cluster", "smoke", "out")
-    shared = {k: v for k, v in dataclasses.asdict(s).items() if k not in own}
-    results = _sweep.run(cell, cells, s.out / "cells", shared, s.cluster)
-    settings = dataclasses.asdict(s) | {"out": None}
-    _common.write_json(s.out / "result.json", {"settings": settings, "results": results})
-    draw(results, settings, s.out / "figure.png")
-    floor = 0.5 * s.label_noise**2
-    for name, c in results.items():
-        if name == "front":
-            continue
-        possible = c["certificate"]["possible_gain"]
-        print(f"\n{name}: design {c['design_seconds']:.0f} s, ends {c['ends']}, possible gain {possible:.1e}")
-        print(f"{'':<20}{'exact':>9}{'other route':>20}{'SGD':>20}{'gain of optimized':>19}{'in SGD':>20}{'of excess':>11}")
-        for kind, r in c["rows"].items():
-            estimates = (r["other_route"], r["sgd"], r["gain_of_optimized"]["sgd"])
-            other, sgd, g = (f"{e['mean']:.5f} ± {e['standard_error']:.5f}" for e in estimates)
-            share = r["gain_of_optimized"]["exact"]
-            print(f"{kind:<20}{r['exact']:>9.5f}{other:>20}{sgd:>20}{share:>19.5f}{g:>20}{share / (r['exact'] - floor):>11.1%}")
-    print(f"\nfront: design {results['front']['design_seconds']:.0f} s")
-    for p in results["front"]["points"]:
-        print(f"{p['samples']:g} samples", {k: (round(r["exact"], 5), r["sgd"]) for k, r in p["rows"].items()})
-    print(f"wrote {s.out}")
+    shared = s.without("epochs", "samples", "steps", "front_epochs", "front_steps")
+    results = sweep.run(cell, cells, s.folder(__file__) / "cells", shared, s.cluster)
+    settings = s.without()
+    finish(s, __file__, {"settings": settings, "results": results}, tables(results), draw(results, settings))
 
 
 if __name__ == "__main__":

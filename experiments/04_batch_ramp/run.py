@@ -9,7 +9,7 @@ breaks it are batches that are not small against the dimension, which `solve` pr
 (b) A machine takes seconds_per_step for each step and seconds_per_sample for each sample in it. Under the same wall-clock budget
 a decay (constant batch size tuned too), a ramp (constant rate tuned too) and both together are optimized for least squares on
 power-law features against the exact solution, learning rates and batch sizes being bounded, and then realized in SGD with whole
-batch sizes. Writes results/04_batch_ramp/{figure.png,result.json}, and cells/: a second call goes on where the first stopped.
+batch sizes. 
 """
 
 import dataclasses
@@ -17,8 +17,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import _common
-import _sweep
 import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
@@ -29,7 +27,6 @@ import tyro
 import dmftopt
 from dmftopt import limits, schedules
 
-plt.switch_backend("agg")
 TASKS = {
     "logistic": dmftopt.tasks.Logistic("flipped", 0.1),
     "least squares": dmftopt.tasks.LeastSquares(0.5),
@@ -44,8 +41,8 @@ RATES, BATCHES, SINGLE = (0.01, 4.0), (1.0, 32.0), 8.0
 MODES = ("decay, B = 1", "decay", "ramp", "both")
 
 
-@dataclasses.dataclass(frozen=True)
-class Settings:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings(SweepSettings):
     """Batch ramp against learning-rate decay."""
 
     ratios: tuple[float, ...] = (0.1, 1.0, 10.0, 100.0, 1000.0)
@@ -70,12 +67,6 @@ class Settings:
     runs: int = 64
     equality_runs: int = 256
     """Of part (a)."""
-    seed: int = 0
-    cluster: str | None = None
-    """None: in this process; "local": worker processes; "tcp://host:port": an existing Dask scheduler."""
-    smoke: bool = False
-    """Tiny sizes: shows that everything works, agrees with nothing."""
-    out: Path = Path("results/04_batch_ramp")
 
 
 def twins(peak: float) -> dict[str, tuple[dmftopt.Protocol, Any, float]]:
@@ -229,7 +220,7 @@ def opened(protocol: dmftopt.Protocol, s: dict[str, Any]) -> dmftopt.Protocol:
     return dmftopt.Protocol(free(protocol.learning_rate, RATES), free(protocol.batch_size, BATCHES))
 
 
-def draw(results: dict[str, dict], s: dict[str, Any], path: Path) -> None:
+def draw(results: dict[str, dict], s: dict[str, Any]) -> Figure:
     figure, axes = plt.subplots(2, 3, figsize=(15, 8.4), layout="constrained")
     blue, orange, green, pink = dmftopt.plot.COLORS[:4]
     twin, coarse, cost, saved, rates, batches = axes.flat
@@ -301,8 +292,7 @@ def draw(results: dict[str, dict], s: dict[str, Any], path: Path) -> None:
         a.axhline(bounds[1], color="0.8", ls=":", zorder=0)
     rates.set_ylim(bottom=0.02)
     batches.legend(frameon=False, fontsize=9)
-    _common.write_figure(path, figure)
-    plt.close(figure)
+    return figure
 
 
 def main(s: Settings) -> None:
@@ -322,10 +312,10 @@ def main(s: Settings) -> None:
     given = dataclasses.asdict(s)
     common = {k: given[k] for k in ("delta", "grid_steps", "predict_samples", "dimension", "seed")}
     own = common | {k: given[k] for k in ("updates", "equality_runs")}
-    results = _sweep.run(equality, {task: {"task": task} for task in s.tasks}, s.out / "cells", own, s.cluster)
+    results = sweep.run(equality, {task: {"task": task} for task in s.tasks}, s.folder(__file__) / "cells", own, s.cluster)
     own = common | {k: given[k] for k in ("exponent", "spectrum", "knots", "steps", "runs")}
     cells = {f"ratio {ratio:g}": {"ratio": ratio} for ratio in s.ratios}
-    results |= _sweep.run(wall_clock, cells, s.out / "cells", own, s.cluster)
+    results |= sweep.run(wall_clock, cells, s.folder(__file__) / "cells", own, s.cluster)
     settings = dataclasses.asdict(s) | {"out": None, "peak": PEAK, "final": FINAL, "horizon": HORIZON}
     settings |= {"bounds": {"learning_rate": RATES, "batch_size": BATCHES}, "seconds": SINGLE}
     _common.write_json(s.out / "result.json", {"settings": settings, "results": results})

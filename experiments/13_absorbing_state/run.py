@@ -9,7 +9,7 @@ positions:
 - at a large step, the decay of activity at criticality and its growth above it, and their exponents in several windows;
 - above phi_c, the mean energy increase under Gaussian perturbations after SGD that keeps different fractions p of the pairs.
 
-Writes results/absorbing_state/{figure.png,result.json}, and cells/: a second call goes on where the first stopped.
+
 """
 
 import dataclasses
@@ -19,17 +19,13 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
-import measure
 import numpy as np
 import tyro
 
 import dmftopt.plot
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-import _common
-import _sweep
 
-plt.switch_backend("agg")
 MAIN = {"BRO": ("BRO", None), "pairwise SGD, p = 3/4": ("pairwise SGD", 0.75)}
 OTHERS = {
     "pairwise SGD, p = 1/2": ("pairwise SGD", 0.5),
@@ -41,8 +37,8 @@ MANNA = {"decay": 0.745, "beta": 0.84}
 DISTANCES = (0.01, 0.1)
 
 
-@dataclasses.dataclass(frozen=True)
-class Settings:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings(SweepSettings):
     """SGD as an absorbing-state dynamics: critical packing fractions, exponents, flatness."""
 
     epsilons: tuple[float, ...] = (0.1, 0.05, 0.025, 0.0125)
@@ -78,12 +74,6 @@ class Settings:
     """With p = 1; otherwise 1 / p times as many."""
     learning_rate: float = 0.02
     """Of SGD where flatness is measured, in (2R)^2 / a."""
-    seed: int = 0
-    cluster: str | None = None
-    """None: in this process; "local": worker processes; "tcp://host:port": an existing Dask scheduler."""
-    smoke: bool = False
-    """Tiny sizes: shows that everything works, measures nothing."""
-    out: Path = Path("results/absorbing_state")
 
 
 P = (0.25, 0.5, 0.75, 1.0)
@@ -122,7 +112,7 @@ def bisections(s: Settings, jobs: dict[str, dict[str, Any]]) -> dict[str, Any]:
             chosen = [s.seed + seed, round(1e6 * job["epsilon"])]
             cells[f"critical, {name.replace('/', ' of ')}, seed={seed}"] = {**job, "seed": chosen}
     fixed = {"what": "critical", "low": 0.2, "high": 0.72, "halvings": s.halvings, "least_steps": s.least_steps, "doublings": 3}
-    done = list(_sweep.run(cell, cells, s.out / "cells", fixed, s.cluster).values())
+    done = list(sweep.run(cell, cells, s.folder(__file__) / "cells", fixed, s.cluster).values())
     found = {name: done[s.bisections * i : s.bisections * (i + 1)] for i, name in enumerate(jobs)}
     return {name: critical_row(f) | {"seen": [r for one in f for r in one["runs"]]} for name, f in found.items()}
 
@@ -193,7 +183,7 @@ def decays(s: Settings, called: str, same: dict[str, Any], estimate: float) -> d
         for seed in range(s.seeds)
     }
     fixed = {"what": "decay", "particles": s.decay_particles, "steps": s.decay_steps}
-    done = list(_sweep.run(cell, cells, s.out / "cells", fixed, s.cluster).values())
+    done = list(sweep.run(cell, cells, s.folder(__file__) / "cells", fixed, s.cluster).values())
     by_seed = [dict(zip(around, done[seed :: s.seeds], strict=True)) for seed in range(s.seeds)]
     by_window = []
     # They end at a quarter of the run: what comes later shows whether activity dies.
@@ -222,7 +212,7 @@ def order(s: Settings, called: str, same: dict[str, Any], phi_c: dict[str, Any])
         for seed in range(s.seeds)
     }
     fixed = {"what": "plateau", "particles": s.plateau_particles, "steps": s.plateau_steps}
-    done = list(_sweep.run(cell, cells, s.out / "cells", fixed, s.cluster).values())
+    done = list(sweep.run(cell, cells, s.folder(__file__) / "cells", fixed, s.cluster).values())
     rows = [done[s.seeds * k : s.seeds * (k + 1)] for k in range(len(above))]
     phi = np.round(above, 5)
 
@@ -268,7 +258,7 @@ def flatness(s: Settings) -> list[dict[str, Any]]:
             steps = round((s.flat_steps if m == 1 else s.flat_steps / 2) / p)
             cells[f"flat, m={m:g}, phi={phi:g}, p={p:g}, seed={seed}"] = {**arguments, "steps": steps}
     fixed = {"what": "flat", "particles": s.flat_particles, "deviations": DEVIATIONS, "draws": 20}
-    done = list(_sweep.run(cell, cells, s.out / "cells", fixed, s.cluster).values())
+    done = list(sweep.run(cell, cells, s.folder(__file__) / "cells", fixed, s.cluster).values())
     rows = []
     for i, (m, phi, p) in enumerate(jobs):
         row: dict[str, Any] = {"m": m, "phi": phi, "p": p, "learning_rate": rates[m]}
@@ -282,7 +272,7 @@ def flatness(s: Settings) -> list[dict[str, Any]]:
     return rows
 
 
-def draw(result: dict[str, Any], s: Settings, path: Path) -> None:
+def draw(result: dict[str, Any], s: Settings) -> Figure:
     figure, axes = plt.subplots(2, 3, figsize=(16, 9.5), layout="constrained")
     (by_phi, zero, order), (decay, windows, flat) = axes
     colors = dmftopt.plot.COLORS
@@ -378,8 +368,7 @@ def draw(result: dict[str, Any], s: Settings, path: Path) -> None:
     flat.set(xlabel=r"packing fraction $\phi$", ylabel=r"mean energy increase per particle / $a$")
     flat.set_title(f"flatness: perturbations of {deviation} diameters\n(dotted: after a quarter of the steps)", fontsize=11)
     flat.legend(frameon=False)
-    _common.write_figure(path, figure)
-    plt.close(figure)
+    return figure
 
 
 def number(value: dict[str, Any], digits: int = 4) -> str:

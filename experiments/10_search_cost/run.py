@@ -3,14 +3,14 @@
 Logistic regression on sign labels, power-law features, as many samples as four passes over the training set. 5 to 40 numbers
 are tuned: knots of the learning rate and of the batch size, and the ridge. `dmftopt.optimize` descends the prediction's gradient;
 Optuna's tree-structured Parzen estimator (TPE) and random search run SGD, in as small a dimension and as few runs as still lead
-to the same place, and are given every advantage named in _search.py. Each search ends when its best trial keeps all but 5% of
+to the same place, and are given every advantage named in search.py. Each search ends when its best trial keeps all but 5% of
 the gain that the design has over the common start, or when it has taken `times` as long as the design.
 
 The same question for the problems of the other experiments that design something, as they pose them: TPE until it is as good.
 
 Compilation is apart: on one problem it takes longer than the design itself. In the end, designs and searched schedules run
 in SGD of a larger dimension. In this limit only the temperature eta / B matters, so that rate and batch knots overlap, for all
-three alike. Writes results/10_search_cost/{figure.png,result.json}, and cells/: a second call goes on where the first stopped.
+three alike. 
 """
 
 import dataclasses
@@ -19,10 +19,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import _common
-import _data
-import _search
-import _sweep
 import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
@@ -34,7 +30,6 @@ import dmftopt
 from dmftopt import schedules
 from dmftopt.design._report import realized
 
-plt.switch_backend("agg")
 RATE, BATCH, RIDGE, DELTA = 1.0, 2.0, 0.01, 2.0
 NAMES = {"tpe": "TPE (Optuna)", "random": "random search"}
 
@@ -89,7 +84,7 @@ def _robust(module: Any) -> Posed:
 
 def _real_data(module: Any) -> Posed:
     s = module.Settings()
-    x, y = _data.digits(s.features[0], s.seed)
+    x, y = data.digits(s.features[0], s.seed)
     problem = dmftopt.Problem.from_data(x, y, train_size=s.train_size[0])
     objective, protocol = module.build(problem, s.epochs, s.knots, s.grid_steps, s.samples)
     # Of the data's own dimension.
@@ -106,8 +101,8 @@ POSED = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class Settings:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings(SweepSettings):
     """Cost of a design against searches that simulate."""
 
     hyperparameters: tuple[int, ...] = (5, 10, 20, 40)
@@ -133,10 +128,6 @@ class Settings:
     """... or after this time."""
     experiment_steps: int = 80
     """Of the optimizer, for them."""
-    seed: int = 0
-    smoke: bool = False
-    """Tiny sizes: shows that everything works, says nothing."""
-    out: Path = Path("results/10_search_cost")
 
 
 def tunable(count: int) -> dmftopt.Protocol:
@@ -167,13 +158,13 @@ def cell(
     """The design of `count` numbers, both searches, and all of them in SGD. JSON values."""
     objective, protocol = the_objective(passes, grid_steps, samples), tunable(count)
     options: Any = {"steps": optimizer_steps, "optimizer": adam(optimizer_steps), "fresh": 2, "progress": False}
-    designed = _search.design(objective, protocol, key=jax.random.key(seed), **options)
+    designed = search.design(objective, protocol, key=jax.random.key(seed), **options)
     # Smoke does without, to compile faster.
     finer = objective.finer() if samples > 64 else objective
     result: dict[str, Any] = {}
     protocols = {"start": protocol, "design": designed.found.protocol}
-    for sampler in _search.SAMPLERS:
-        result[sampler] = _search.search(
+    for sampler in search.SAMPLERS:
+        result[sampler] = search.search(
             objective,
             protocol,
             designed,
@@ -184,7 +175,7 @@ def cell(
             sampler=sampler,
             judge=finer,
         )
-        protocols[sampler] = _search.protocol_of(protocol, result[sampler]["incumbent"])
+        protocols[sampler] = search.protocol_of(protocol, result[sampler]["incumbent"])
     # What tuning two numbers gives, peak and ridge.
     simple = dmftopt.baselines(dmftopt.Protocol(RATE, BATCH, dmftopt.above(RIDGE)), peak=RATE)
     for name in ("constant", "linear decay"):
@@ -201,10 +192,10 @@ def cell(
     for name, p in protocols.items():
         values = np.asarray(measured[name])
         result.setdefault("check", {})[name] = {
-            "predicted": _search.risk(finer, p, jax.random.key(seed + 1000)),
-            "realized": _common.mean_and_error(values),
-            "gain over start": _common.mean_and_error(base - values),
-            "design's gain over it": _common.mean_and_error(values - np.asarray(measured["design"])),
+            "predicted": search.risk(finer, p, jax.random.key(seed + 1000)),
+            "realized": mean_and_error(values),
+            "gain over start": mean_and_error(base - values),
+            "design's gain over it": mean_and_error(values - np.asarray(measured["design"])),
         }
     return result
 
@@ -213,9 +204,9 @@ def experiment_cell(name, *, times, seconds, optimizer_steps, seed) -> dict[str,
     """A design for another experiment's problem, and TPE. JSON values."""
     posed = POSED[name](importlib.import_module(name))
     options: Any = {"steps": optimizer_steps, "optimizer": adam(optimizer_steps), "fresh": 2, "progress": False}
-    designed = _search.design(posed.objective, posed.protocol, key=jax.random.key(seed), **options)
+    designed = search.design(posed.objective, posed.protocol, key=jax.random.key(seed), **options)
     sampled = isinstance(posed.objective.predict, dmftopt.Solve)
-    return _search.search(
+    return search.search(
         posed.objective,
         posed.protocol,
         designed,
@@ -234,12 +225,12 @@ def missing(a: dict[str, Any]) -> float:
     return (a["trace"][-1]["predicted"] - a["design"]) / (a["start"] - a["design"]) if a["trace"] else 1.0
 
 
-def draw(results: dict[int, dict], path: Path) -> None:
+def draw(results: dict[int, dict]) -> Figure:
     figure, axes = plt.subplot_mosaic([["0", "1", "s"], ["2", "3", "s"]], figsize=(13.5, 7.5), layout="constrained")
     for ax, (count, r) in zip((axes[i] for i in "0123"), results.items(), strict=False):
         tpe = r["tpe"]
         gain = tpe["start"] - tpe["design"]
-        for color, sampler in zip(("C0", "C2"), _search.SAMPLERS, strict=True):
+        for color, sampler in zip(("C0", "C2"), search.SAMPLERS, strict=True):
             s = r[sampler]
             seconds = [t["seconds"] for t in s["trace"]] + [s["seconds"]]
             gaps = [max((t["predicted"] - s["design"]) / gain, 0.021) for t in s["trace"]]
@@ -268,7 +259,7 @@ def draw(results: dict[int, dict], path: Path) -> None:
     ):
         ax.plot(counts, [r["tpe"][key] if r["tpe"][key] is not None else np.nan for r in results.values()], style, label=label)
     # A little to the right, where it would hide the other.
-    for shift, color, sampler in zip((1.0, 1.05), ("C0", "C2"), _search.SAMPLERS, strict=True):
+    for shift, color, sampler in zip((1.0, 1.05), ("C0", "C2"), search.SAMPLERS, strict=True):
         seconds = [r[sampler]["seconds"] for r in results.values()]
         places = shift * np.asarray(counts)
         ax.plot(places, seconds, color=color, marker="o", label=NAMES[sampler])
@@ -280,8 +271,7 @@ def draw(results: dict[int, dict], path: Path) -> None:
     ax.minorticks_off()
     ax.set_ylim(top=10 * ax.get_ylim()[1])
     ax.legend(fontsize=8, loc="upper left")
-    _common.write_figure(path, figure)
-    plt.close(figure)
+    return figure
 
 
 def main(s: Settings) -> None:
@@ -293,18 +283,18 @@ def main(s: Settings) -> None:
     cells = {f"{count} hyperparameters": {"count": count} for count in s.hyperparameters}
     own = ("hyperparameters", "experiments", "experiment_times", "experiment_seconds", "experiment_steps", "smoke", "out")
     shared = {k: v for k, v in dataclasses.asdict(s).items() if k not in own}
-    done = _sweep.run(cell, cells, s.out / "cells", shared)
+    done = sweep.run(cell, cells, s.folder(__file__) / "cells", shared)
     results = {c["count"]: done[name] for name, c in cells.items()}
     limits: Any = {"times": s.experiment_times, "seconds": s.experiment_seconds, "optimizer_steps": s.experiment_steps}
     named = {name: {"name": name} for name in s.experiments}
-    others = _sweep.run(experiment_cell, named, s.out / "cells", {**limits, "seed": s.seed})
+    others = sweep.run(experiment_cell, named, s.folder(__file__) / "cells", {**limits, "seed": s.seed})
     settings = {"shared": shared, "experiments": limits}
     _common.write_json(s.out / "result.json", {"settings": settings, "results": results, "experiments": others})
     draw(results, s.out / "figure.png")
     header = f"{'numbers':>7}  {'search':<7}{'trials':>7}{'seconds':>9}{'design':>8}{'ratio':>9}{'same risk':>11}"
     print(header + f"{'with compilation':>18}{'missing':>9}{'risk in SGD less that of the design':>38}")
     for count, r in results.items():
-        for sampler in _search.SAMPLERS:
+        for sampler in search.SAMPLERS:
             a = r[sampler]
             more = "" if a["reached"] else ">"
             same = f"{more}{a['ratio_to_target']:.0f}" if a["ratio_to_target"] is not None else "-"

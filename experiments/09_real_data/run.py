@@ -6,16 +6,13 @@ least squares. Under a budget of epochs the knots of the learning rate and the r
 cosine, power law, warmup-stable-decay, and optax's warmup_cosine_decay_schedule, each with its ridge. Then plain optax SGD on
 the raw data follows their recipes, on common splits and batches of `seeds` seeds, and so does SGD on Gaussian data of the same
 dimension and spectrum, which tells finite size from data that are not Gaussian. Standard errors are over splits of one data set.
-Writes results/09_real_data/{figure.png,result.json}, and cells/: a second call goes on where the first stopped.
+
 """
 
 import dataclasses
 from pathlib import Path
 from typing import Any
 
-import _common
-import _data
-import _sweep
 import jax
 import matplotlib.pyplot as plt
 import numpy as np
@@ -26,14 +23,13 @@ import dmftopt
 from dmftopt import schedules
 from dmftopt.design._report import realized
 
-plt.switch_backend("agg")
-DATA = {"digits": (_data.digits, "digits: odd or even"), "breast_cancer": (_data.breast_cancer, "tumors: benign or malignant")}
+DATA = {"digits": (data.digits, "digits: odd or even"), "breast_cancer": (data.breast_cancer, "tumors: benign or malignant")}
 PEAK, RIDGE = 0.3, 0.01
 OPTAX = "optax warmup cosine"
 
 
-@dataclasses.dataclass(frozen=True)
-class Settings:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings(SweepSettings):
     """Predicted against realized gains on digits and tumors."""
 
     features: tuple[int, int] = (400, 150)
@@ -51,12 +47,6 @@ class Settings:
     """Samples in the design; predictions use eight times as many, and four replicates."""
     gaussian_runs: int = 32
     records: int = 20
-    seed: int = 0
-    cluster: str | None = None
-    """None: in this process; "local": worker processes; "tcp://host:port": an existing Dask scheduler."""
-    smoke: bool = False
-    """Tiny sizes: shows that everything works, agrees with nothing."""
-    out: Path = Path("results/09_real_data")
 
 
 def build(problem, epochs, knots, grid_steps, samples) -> tuple[dmftopt.Objective, dmftopt.Protocol]:
@@ -86,14 +76,14 @@ def cell(
     options: Any = {"steps": optimizer_steps, "key": jax.random.key(seed), "fresh": 2, "progress": False, "optimizer": adam}
     found = dmftopt.optimize(objective, tunable, baselines=compared, **options)
     finer = objective.finer(samples=8)
-    splits = jax.tree.map(lambda *a: np.stack(a), *(_data.split(x, y, train_size, k) for k in range(seeds)))
+    splits = jax.tree.map(lambda *a: np.stack(a), *(data.split(x, y, train_size, k) for k in range(seeds)))
     keys = jax.random.split(jax.random.key(seed + 1), seeds)
     rows = {}
     for name, protocol in ({"optimized": found.protocol} | found.tuned).items():
         run = objective.run(protocol)
         predicted = finer.predict_run(protocol, jax.random.key(seed + 2))
         recipe = run.recipe(dimension=dimension, delta=delta, mean_square_norm=problem.data.mean_square_norm)
-        error, wrong = _data.follow(splits, keys, recipe, records)
+        error, wrong = data.follow(splits, keys, recipe, records)
         same = run.recipe(dimension=dimension, delta=delta)
         groups = jax.random.split(jax.random.key(seed + 3), 8)
         gaussian = [2 * realized(objective, run, same, max(1, gaussian_runs // 8), k) for k in groups]
@@ -128,19 +118,19 @@ def summary(rows: dict[str, dict]) -> dict[str, dict]:
         gain = real - np.asarray(best["realized"])[:, -1]
         table[name] = {
             "predicted": r["predicted"][-1],
-            "gaussian": _common.mean_and_error(r["gaussian"]),
-            "realized": _common.mean_and_error(real),
+            "gaussian": mean_and_error(r["gaussian"]),
+            "realized": mean_and_error(real),
             "real_over_predicted": float(real.mean() / r["predicted"][-1] - 1),
-            "wrong_signs": _common.mean_and_error(r["wrong_signs"]),
+            "wrong_signs": mean_and_error(r["wrong_signs"]),
             "gain_predicted": r["predicted"][-1] - best["predicted"][-1],
             "gain_predicted_error": float(np.hypot(r["predicted_standard_error"], best["predicted_standard_error"])),
-            "gain_gaussian": _common.mean_and_error(np.asarray(r["gaussian"]) - np.asarray(best["gaussian"])),
-            "gain_realized": _common.mean_and_error(gain),
+            "gain_gaussian": mean_and_error(np.asarray(r["gaussian"]) - np.asarray(best["gaussian"])),
+            "gain_realized": mean_and_error(gain),
         }
     return table
 
 
-def draw(results: dict[str, dict], summaries: dict[str, dict], path: Path) -> None:
+def draw(results: dict[str, dict], summaries: dict[str, dict]) -> Figure:
     figure, axes = plt.subplots(len(results), 3, figsize=(15, 4.4 * len(results)), layout="constrained", squeeze=False)
     for (data, r), (rates, curves, gains) in zip(results.items(), axes, strict=True):
         rows, table = r["protocols"], summaries[data]
@@ -180,8 +170,7 @@ def draw(results: dict[str, dict], summaries: dict[str, dict], path: Path) -> No
         gains.minorticks_off()
         gains.set(xlabel="what the optimized schedule saves, mean squared error")
         gains.legend(fontsize=8)
-    _common.write_figure(path, figure)
-    plt.close(figure)
+    return figure
 
 
 def main(s: Settings) -> None:
@@ -195,7 +184,7 @@ def main(s: Settings) -> None:
         del cells["breast_cancer"]
     left_out = ("features", "train_size", "cluster", "smoke", "out")
     shared = {k: v for k, v in dataclasses.asdict(s).items() if k not in left_out}
-    results = _sweep.run(cell, cells, s.out / "cells", shared, s.cluster)
+    results = sweep.run(cell, cells, s.folder(__file__) / "cells", shared, s.cluster)
     summaries = {data: summary(r["protocols"]) for data, r in results.items()}
     _common.write_json(s.out / "result.json", {"settings": shared, "summary": summaries, "results": results})
     draw(results, summaries, s.out / "figure.png")

@@ -1,34 +1,32 @@
 """Every kind of model, one figure each: the theory's lines over simulated points.
 
 Each model is solved with the noise of its algorithm and trained at d = 2000, and the two are compared at 2 combined standard
-errors plus 0.5% of an observable's largest value. Writes results/02_gallery/<model>.png, all test risks in one
-gallery.png, and result.json, after every model: a second call goes on where the first stopped.
+errors plus 0.5% of an observable's largest value. Every model's own figure is written beside result.json.
 """
 
 import dataclasses
-import json
-import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-import _common
 import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 import tyro
-from tqdm.auto import tqdm
+from matplotlib.figure import Figure
 
 import dmftopt
 from dmftopt import noise, parametrizations, priors, regularizers, tasks
 
-plt.switch_backend("agg")
+from ..shared import sweep
+from ..shared.results import SweepSettings, finish, markdown, write_figure
+
 GATED = ("student_overlap", "teacher_overlap", "norm", "test_risk", "train_loss", "correlation")
+SHOWN = ("test_risk", "train_loss", "student_overlap", "teacher_overlap", "test_error")
 
 
-@dataclasses.dataclass(frozen=True)
-class Settings:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings(SweepSettings):
     """Draw the theory over simulations for every kind of model."""
 
     models: tuple[str, ...] = ()
@@ -36,10 +34,6 @@ class Settings:
     dimension: int = 2000
     runs: int = 32
     replicates: int = 4
-    seed: int = 0
-    smoke: bool = False
-    """Tiny sizes: shows that everything works, agrees with nothing."""
-    out: Path = Path("results/02_gallery")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,11 +128,11 @@ MODELS: dict[str, Callable[[], Model]] = {
 }
 
 
-def solved_and_trained(model: Model, settings: Settings) -> tuple[dmftopt.Solution, dmftopt.simulate.Simulation]:
+def solved_and_trained(name: str, *, small: bool, dimension: int, runs: int, replicates: int, seed: int) -> tuple[Any, Any]:
+    model = MODELS[name]()
     problem = dmftopt.Problem(
         model.task, dmftopt.features.isotropic(), model.delta, model.teacher_scale, model.student_scale, **model.problem
     )
-    small = settings.smoke
     descent = isinstance(model.noise, (noise.NoNoise, noise.Bernoulli))
     # Fewer steps, of the same size.
     steps = 4 if small else model.steps
@@ -151,15 +145,26 @@ def solved_and_trained(model: Model, settings: Settings) -> tuple[dmftopt.Soluti
         step=dmftopt.DiscreteStep() if descent else None,
         solver=dmftopt.CausalInnovations(particles=256 if small else model.particles),
         samples=512 if small else model.samples,
-        replicates=settings.replicates,
-        key=jax.random.key(settings.seed),
+        replicates=replicates,
+        key=jax.random.key(seed),
     )
-    dimension, runs = (60, 2) if small else (settings.dimension, settings.runs)
-    size: Any = {"dimension": dimension, "runs": runs, "key": jax.random.key(settings.seed + 1)}
-    if isinstance(model.noise, (noise.NoNoise, noise.Bernoulli)):
+    size: Any = {"dimension": dimension, "runs": runs, "key": jax.random.key(seed + 1)}
+    if descent:
         return solution, dmftopt.simulate.gradient_descent(problem, model.protocol, grid, noise=model.noise, **size)
     times = grid.times[:: 1 if small else 4]
     return solution, dmftopt.simulate.sgd(problem, model.protocol, horizon=float(times[-1]), records=times, **size)
+
+
+def cell(name: str, **size: Any) -> dict[str, Any]:
+    """Whether the routes agree, and their curves. JSON values."""
+    solution, simulation = solved_and_trained(name, **size)
+    rows = judged(solution, simulation)
+    return {
+        "agrees": max(rows[o]["excess_over_gate"] for o in GATED) <= 0,
+        "observables": rows,
+        "theory": curves(solution),
+        "simulation": curves(simulation),
+    }
 
 
 def judged(solution, simulation) -> dict[str, Any]:
@@ -175,88 +180,87 @@ def judged(solution, simulation) -> dict[str, Any]:
     return rows
 
 
-def draw(name: str, solution, simulation, path: Path) -> None:
-    shown = ["test_risk", "train_loss", "student_overlap", "teacher_overlap"]
-    shown += ["test_error"] if solution.test_error is not None else []
+def curves(result) -> dict[str, Any]:
+    """Times, and (mean, standard error) of (time, entry) each; correlations of column 0 with the last time and the middle one."""
+    found: dict[str, Any] = {"times": result.times.tolist()}
+    for name in SHOWN:
+        if (mean := getattr(result, name)) is not None:
+            error = getattr(result.standard_error, name)
+            found[name] = [np.asarray(a, dtype=float).reshape(len(mean), -1).tolist() for a in (mean, error)]
+    last = len(result.times) - 1
+    found["correlation"] = {
+        f"{float(result.times[k]):.3g}": result.correlation[:, k, 0, 0].tolist() for k in (last, last // 2)
+    }
+    return found
+
+
+def draw_model(name: str, c: dict[str, Any]) -> Figure:
+    theory, simulation = c["theory"], c["simulation"]
+    shown = [o for o in SHOWN if o in theory]
     figure, axes = plt.subplots(1, len(shown) + 1, figsize=(3.4 * (len(shown) + 1), 3.3), layout="constrained")
     for observable, a in zip(shown, axes[:-1], strict=True):
-        dmftopt.plot.comparison(solution, simulation, observable, axes=a)
-    # Two-time correlations with the last time and with the middle.
-    for count, share in enumerate((1.0, 0.5)):
-        k, j = (int(share * (len(r.times) - 1)) for r in (solution, simulation))
-        color = dmftopt.plot.COLORS[count]
-        axes[-1].plot(solution.times, solution.correlation[:, k, 0, 0], color=color, label=f"s = {solution.times[k]:.3g}")
-        axes[-1].plot(simulation.times, simulation.correlation[:, j, 0, 0], "o", color=color, markersize=4)
+        lines, points = (np.array(r[observable]) for r in (theory, simulation))
+        for entry in range(lines.shape[2]):
+            color = dmftopt.plot.COLORS[entry % len(dmftopt.plot.COLORS)]
+            mean, error = lines[..., entry]
+            a.plot(theory["times"], mean, color=color)
+            a.fill_between(theory["times"], mean - 2 * error, mean + 2 * error, color=color, alpha=0.3, lw=0)
+            mean, error = points[..., entry]
+            a.errorbar(simulation["times"], mean, 2 * error, color=color, fmt="o", ms=4)
+        a.set(xlabel="time t", ylabel=observable.replace("_", " "))
+    for r, form in ((theory, "-"), (simulation, "o")):
+        for color, (time, values) in zip(dmftopt.plot.COLORS, r["correlation"].items(), strict=False):
+            axes[-1].plot(r["times"], values, form, ms=4, color=color, label=f"s = {time}" if form == "-" else None)
     axes[-1].set(xlabel="time t", ylabel="correlation of column 0 at t and s")
     axes[-1].legend(frameon=False)
     figure.suptitle(name)
-    _common.write_figure(path, figure)
-    plt.close(figure)
+    return figure
 
 
-def draw_all(curves: dict[str, dict], path: Path) -> None:
+def draw(models: dict[str, dict]) -> Figure:
     columns = 7
-    rows = -(-len(curves) // columns)
+    rows = -(-len(models) // columns)
     figure, axes = plt.subplots(rows, columns, figsize=(2.5 * columns, 2.1 * rows), layout="constrained", squeeze=False)
-    for a, (name, c) in zip(axes.flat, curves.items(), strict=False):
-        a.plot(c["times"], c["test_risk"], color=dmftopt.plot.COLORS[0])
-        a.errorbar(c["simulated_times"], c["simulated"], 2 * np.asarray(c["simulated_error"]), fmt="o", ms=3, color="0.2")
+    for a, (name, c) in zip(axes.flat, models.items(), strict=False):
+        (line, _), (points, error) = (np.array(c[r]["test_risk"])[..., 0] for r in ("theory", "simulation"))
+        a.plot(c["theory"]["times"], line, color=dmftopt.plot.COLORS[0])
+        a.errorbar(c["simulation"]["times"], points, 2 * error, fmt="o", ms=3, color="0.2")
         a.set_title(name, fontsize=9)
-    for a in axes.flat[len(curves) :]:
+    for a in axes.flat[len(models) :]:
         a.axis("off")
     figure.supxlabel("time t = SGD steps / d (updates for gradient descent)")
     figure.supylabel("test risk: theory (line), simulation (points, 2 standard errors)")
-    _common.write_figure(path, figure)
-    plt.close(figure)
+    return figure
 
 
-def main(settings: Settings) -> None:
-    if settings.smoke:
-        settings = dataclasses.replace(settings, out=settings.out.with_name(settings.out.name + "_smoke"), replicates=2)
-    unknown = set(settings.models) - set(MODELS)
-    if unknown:
+def tables(models: dict[str, dict]) -> dict[str, str]:
+    """The observable that is worst at the gate, of every model."""
+    rows = []
+    for name, c in models.items():
+        worst = max(GATED, key=lambda o: c["observables"][o]["excess_over_gate"])
+        d = c["observables"][worst]
+        row = [name, "yes" if c["agrees"] else "no", worst.replace("_", " "), f"{d['largest_relative_difference']:.2%}"]
+        rows.append([*row, f"{d['largest_z']:.1f}", f"{max(d['excess_over_gate'], 0):.2%}"])
+    rows.append([f"{sum(c['agrees'] for c in models.values())} of {len(models)} agree", "", "", "", "", ""])
+    return {"models": markdown(["model", "agrees", "worst of", "largest difference", "in standard errors", "beyond the gate"], rows)}
+
+
+def main(s: Settings) -> None:
+    s = s.sized(replicates=2, dimension=60, runs=2)
+    if unknown := set(s.models) - set(MODELS):
         raise SystemExit(f"models: no {', '.join(sorted(unknown))}. There are {', '.join(MODELS)}.")
-    names = settings.models or tuple(MODELS)
-    stored = settings.out / "result.json"
-    shown = {**dataclasses.asdict(settings), "out": None, "models": None}
-    done = {}
-    if stored.exists() and (old := json.loads(stored.read_text()))["settings"] == shown:
-        done = old["models"]
-    for name in (bar := tqdm(names)):
-        bar.set_postfix_str(name)
-        if name in done:
-            continue
-        started = time.perf_counter()
-        solution, simulation = solved_and_trained(MODELS[name](), settings)
-        rows = judged(solution, simulation)
+    if s.models and s.publish:
+        raise SystemExit("--publish: the table is one of all models. Leave --models out.")
+    cells = {name: {"name": name} for name in s.models or MODELS}
+    shared = {**s.without("models"), "small": s.smoke}
+    models = sweep.run(cell, cells, s.folder(__file__) / "cells", shared, s.cluster)
+    for name, c in models.items():
         file = name.replace(", ", "_").replace(" ", "_").replace("/", "_")
-        draw(name, solution, simulation, settings.out / f"{file}.png")
-        done[name] = {
-            "seconds": time.perf_counter() - started,
-            "agrees": max(rows[o]["excess_over_gate"] for o in GATED) <= 0,
-            "observables": rows,
-            "curve": {
-                "times": solution.times.tolist(),
-                "test_risk": solution.test_risk.tolist(),
-                "simulated_times": simulation.times.tolist(),
-                "simulated": simulation.test_risk.tolist(),
-                "simulated_error": simulation.standard_error.test_risk.tolist(),
-            },
-        }
-        ordered = {n: done[n] for n in MODELS if n in done}
-        gate = f"2 combined standard errors + 0.5% of the largest value, on {', '.join(GATED)}"
-        _common.write_json(stored, {"gate": gate, "settings": shown, "models": ordered})
-    draw_all({n: done[n]["curve"] for n in MODELS if n in done}, settings.out / "gallery.png")
-    print(f"{'model':<32}{'agrees':>7}{'worst of':>18}{'difference':>12}{'z':>6}{'beyond gate':>13}{'seconds':>9}")
-    for name in names:
-        row = done[name]
-        worst = max(GATED, key=lambda o: row["observables"][o]["excess_over_gate"])
-        d = row["observables"][worst]
-        print(
-            f"{name:<32}{'yes' if row['agrees'] else 'NO':>7}{worst:>18}{d['largest_relative_difference']:>12.2%}"
-            f"{d['largest_z']:>6.1f}{max(d['excess_over_gate'], 0):>13.2%}{row['seconds']:>9.0f}"
-        )
-    print(f"{sum(done[n]['agrees'] for n in names)} of {len(names)} agree; wrote {settings.out}")
+        figure = draw_model(name, c)
+        write_figure(s.folder(__file__) / f"{file}.png", figure)
+        plt.close(figure)
+    gate = f"2 combined standard errors + 0.5% of the largest value, on {', '.join(GATED)}"
+    finish(s, __file__, {"gate": gate, "settings": shared, "models": models}, tables(models), draw(models))
 
 
 if __name__ == "__main__":

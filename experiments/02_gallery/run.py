@@ -188,9 +188,7 @@ def curves(result) -> dict[str, Any]:
             error = getattr(result.standard_error, name)
             found[name] = [np.asarray(a, dtype=float).reshape(len(mean), -1).tolist() for a in (mean, error)]
     last = len(result.times) - 1
-    found["correlation"] = {
-        f"{float(result.times[k]):.3g}": result.correlation[:, k, 0, 0].tolist() for k in (last, last // 2)
-    }
+    found["correlation"] = {f"{float(result.times[k]):.3g}": result.correlation[:, k, 0, 0].tolist() for k in (last, last // 2)}
     return found
 
 
@@ -242,7 +240,9 @@ def tables(models: dict[str, dict]) -> dict[str, str]:
         row = [name, "yes" if c["agrees"] else "no", worst.replace("_", " "), f"{d['largest_relative_difference']:.2%}"]
         rows.append([*row, f"{d['largest_z']:.1f}", f"{max(d['excess_over_gate'], 0):.2%}"])
     rows.append([f"{sum(c['agrees'] for c in models.values())} of {len(models)} agree", "", "", "", "", ""])
-    return {"models": markdown(["model", "agrees", "worst of", "largest difference", "in standard errors", "beyond the gate"], rows)}
+    return {
+        "models": markdown(["model", "agrees", "worst of", "largest difference", "in standard errors", "beyond the gate"], rows)
+    }
 
 
 def main(s: Settings) -> None:

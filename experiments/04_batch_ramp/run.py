@@ -9,12 +9,11 @@ breaks it are batches that are not small against the dimension, which `solve` pr
 (b) A machine takes seconds_per_step for each step and seconds_per_sample for each sample in it. Under the same wall-clock budget
 a decay (constant batch size tuned too), a ramp (constant rate tuned too) and both together are optimized for least squares on
 power-law features against the exact solution, learning rates and batch sizes being bounded, and then realized in SGD with whole
-batch sizes. 
+batch sizes.
 """
 
 import dataclasses
 import time
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -23,9 +22,13 @@ import matplotlib.pyplot as plt
 import numpy as np
 import optax
 import tyro
+from matplotlib.figure import Figure
 
 import dmftopt
 from dmftopt import limits, schedules
+
+from ..shared import sweep
+from ..shared.results import SweepSettings, finish, markdown, mean_and_error, plus_minus
 
 TASKS = {
     "logistic": dmftopt.tasks.Logistic("flipped", 0.1),
@@ -103,28 +106,28 @@ def equality(task: str, **s) -> dict[str, Any]:
         at = np.round(np.asarray(time_of(shown)) * s["dimension"]) / s["dimension"]
         at[-1] = round(horizon * s["dimension"]) / s["dimension"]
         risks = trained(problem, protocol, at, key, s)
-        rows["SGD"] = {"mean": risks.mean(axis=0).tolist(), "standard_error": standard_error(risks).tolist()}
+        rows["SGD"] = mean_and_error(risks)
         result[name] = {**rows, "final": risks[:, -1].tolist(), "steps": horizon}
     ends = [np.array(result[name]["final"]) for name in pairs]
     result["difference"] = {
         "solve": [result["ramp"][n]["mean"][-1] - result["decay"][n]["mean"][-1] for n in noises],
-        "SGD": {"mean": float(np.mean(ends[1] - ends[0])), "standard_error": float(standard_error(ends[1] - ends[0]))},
+        "SGD": mean_and_error(ends[1] - ends[0]),
     }
-    # The decay with rate and batch size `size * dimension` times as large, in as many fewer steps: one update per `size` of time.
-    decay, result["coarse"] = pairs["decay"][0], []
-    for size in s["updates"]:
-        step, factor = dmftopt.DiscreteStep(), size * s["dimension"]
-        grid = dmftopt.TimeGrid.uniform(HORIZON, round(HORIZON / size))
-        options = {"noise": noises["Poisson"], "samples": s["predict_samples"], "replicates": 4, "key": key, "throw": False}
-        predicted = dmftopt.solve(problem, decay, grid, step=step, **options)
-        large = dmftopt.Protocol(schedules.Scaled(decay.learning_rate, 1 / factor, factor), factor)
-        point: dict[str, Any] = {"size": size, "predicted": None, "SGD": None}
-        if bool(jnp.isfinite(predicted.test_risk[-1])):
-            point["predicted"] = {k: row[-1] for k, row in curve(predicted).items()}
-            risks = trained(problem, large, np.array([0.0, HORIZON / factor]), key, s)[:, -1]
-            point["SGD"] = {"mean": float(risks.mean()), "standard_error": float(standard_error(risks))}
-        result["coarse"].append(point)
+    result["coarse"] = [coarser(problem, pairs["decay"][0], size, key, s) for size in s["updates"]]
     return result
+
+
+def coarser(problem, decay: dmftopt.Protocol, size: float, key, s: dict[str, Any]) -> dict[str, Any]:
+    """The decay with rate and batch size `size * dimension` times as large, in as many fewer steps: one update per `size` of
+    time. None where it is unstable."""
+    factor, grid = size * s["dimension"], dmftopt.TimeGrid.uniform(HORIZON, round(HORIZON / size))
+    options: Any = {"noise": dmftopt.noise.Poisson(), "samples": s["predict_samples"], "replicates": 4, "key": key}
+    predicted = dmftopt.solve(problem, decay, grid, step=dmftopt.DiscreteStep(), throw=False, **options)
+    if not bool(jnp.isfinite(predicted.test_risk[-1])):
+        return {"size": size, "predicted": None, "SGD": None}
+    large = dmftopt.Protocol(schedules.Scaled(decay.learning_rate, 1 / factor, factor), factor)
+    risks = trained(problem, large, np.array([0.0, HORIZON / factor]), key, s)[:, -1]
+    return {"size": size, "predicted": {k: row[-1] for k, row in curve(predicted).items()}, "SGD": mean_and_error(risks)}
 
 
 def curve(solution) -> dict[str, list[float]]:
@@ -137,10 +140,6 @@ def trained(problem, protocol, records, key, s) -> np.ndarray:
     options: Any = {"horizon": float(records[-1]), "dimension": s["dimension"], "runs": max(1, s["equality_runs"] // 16)}
     keys = jax.random.split(key, 16)
     return np.stack([dmftopt.simulate.sgd(problem, protocol, key=k, records=records, **options).test_risk for k in keys])
-
-
-def standard_error(values) -> np.ndarray:
-    return np.std(values, axis=0, ddof=1) / np.sqrt(len(values))
 
 
 def build(ratio: float, mode: str, s: dict[str, Any]) -> tuple[dmftopt.Objective, dmftopt.Protocol]:
@@ -220,13 +219,24 @@ def opened(protocol: dmftopt.Protocol, s: dict[str, Any]) -> dmftopt.Protocol:
     return dmftopt.Protocol(free(protocol.learning_rate, RATES), free(protocol.batch_size, BATCHES))
 
 
+BLUE, ORANGE, GREEN, PINK = dmftopt.plot.COLORS[:4]
+SHADES = dict(zip(MODES, ("0.6", BLUE, ORANGE, "black"), strict=True))
+
+
 def draw(results: dict[str, dict], s: dict[str, Any]) -> Figure:
     figure, axes = plt.subplots(2, 3, figsize=(15, 8.4), layout="constrained")
-    blue, orange, green, pink = dmftopt.plot.COLORS[:4]
     twin, coarse, cost, saved, rates, batches = axes.flat
+    draw_twins(twin, results, s)
+    draw_coarse(coarse, results, s)
+    draw_costs(cost, saved, results, s)
+    draw_schedules(rates, batches, results, s)
+    return figure
+
+
+def draw_twins(twin, results: dict[str, dict], s: dict[str, Any]) -> None:
     first = results[s["tasks"][0]]
     v, clock = np.array(first["v"]), first["clock"]
-    for name, color, style in (("decay", blue, "-"), ("ramp", orange, "--")):
+    for name, color, style in (("decay", BLUE, "-"), ("ramp", ORANGE, "--")):
         r = first[name]
         twin.plot(clock * v, r["Poisson"]["mean"], style, color=color, lw=2, label=f"{name}, theory (Poisson)")
         mean, error = (np.array(r["SGD"][k]) for k in ("mean", "standard_error"))
@@ -240,7 +250,10 @@ def draw(results: dict[str, dict], s: dict[str, Any]) -> Figure:
         title=s["tasks"][0] + r": equal $\eta/B$ as a function of the clock",
     )
     twin.legend(frameon=False, fontsize=8)
-    for task, color in zip(s["tasks"], (green, pink), strict=False):
+
+
+def draw_coarse(coarse, results: dict[str, dict], s: dict[str, Any]) -> None:
+    for task, color in zip(s["tasks"], (GREEN, PINK), strict=False):
         limit = results[task]["decay"]["Poisson"]["mean"][-1]
         points = [p for p in results[task]["coarse"] if p["predicted"]]
         sizes = np.array([p["size"] for p in points])
@@ -257,11 +270,13 @@ def draw(results: dict[str, dict], s: dict[str, Any]) -> Figure:
     coarse.set_ylim(-0.5, None)
     coarse.set_yticks(ticks := [0, 1, 2, 5, 10, 20, 50, 100], [str(t) for t in ticks])
     coarse.legend(frameon=False, fontsize=9)
+
+
+def draw_costs(cost, saved, results: dict[str, dict], s: dict[str, Any]) -> None:
     done = [results[f"ratio {ratio:g}"]["modes"] for ratio in s["ratios"]]
     floor = 0.5 * TASKS["least squares"].label_noise ** 2
-    colors = dict(zip(MODES, ("0.6", blue, orange, "black"), strict=True))
     shifts = dict(zip(MODES, (0.9, 0.95, 1.05, 1.1), strict=True))
-    for mode, color in colors.items():
+    for mode, color in SHADES.items():
         rows = [modes[mode] for modes in done]
         cost.plot(s["ratios"], [r["exact"] - floor for r in rows], color=color, label=mode)
         mean, error = (np.array([r["SGD"][k] for r in rows]) for k in ("mean", "standard_error"))
@@ -275,13 +290,16 @@ def draw(results: dict[str, dict], s: dict[str, Any]) -> Figure:
             options = {"fmt": "o", "ms": 4, "color": color}
             saved.errorbar(shifts[mode] * np.array(s["ratios"]), -scale * mean, 2 * scale * error, **options)
     cost.set(ylabel="test risk above the noise floor", title="the same wall-clock budget (points: SGD, 2 s.e.)")
-    saved.axhline(0, color=blue, zorder=0)
+    saved.axhline(0, color=BLUE, zorder=0)
     saved.set(ylabel="lower risk above the floor, %", title="gain over the best decay of constant batch size")
     for a in (cost, saved):
         a.set(xscale="log", xlabel="seconds per step / seconds per sample")
         a.legend(frameon=False, fontsize=9)
+
+
+def draw_schedules(rates, batches, results: dict[str, dict], s: dict[str, Any]) -> None:
     shown = min(s["ratios"], key=lambda ratio: abs(np.log10(ratio / 10)))
-    for mode, color in colors.items():
+    for mode, color in SHADES.items():
         row = results[f"ratio {shown:g}"]["modes"][mode]
         t = row["steps"] * np.linspace(0, 1, len(row["rate"]))
         rates.plot(t, row["rate"], color=color, label=mode)
@@ -292,63 +310,52 @@ def draw(results: dict[str, dict], s: dict[str, Any]) -> Figure:
         a.axhline(bounds[1], color="0.8", ls=":", zorder=0)
     rates.set_ylim(bottom=0.02)
     batches.legend(frameon=False, fontsize=9)
-    return figure
+
+
+def tables(results: dict[str, dict], s: dict[str, Any]) -> dict[str, str]:
+    """Final risks at equal temperature, how they drift apart as batches grow, and the best of each mode by cost of a step."""
+    equal, coarse, clock = [], [], []
+    for task in s["tasks"]:
+        r = results[task]
+        for name in ("decay", "ramp"):
+            last = [{k: v[-1] for k, v in r[name][route].items()} for route in ("Poisson", "SGD")]
+            equal.append([task, name, *(plus_minus(e, 5) for e in last)])
+        equal.append([task, "ramp less decay", f"{r['difference']['solve'][0]:.5f}", plus_minus(r["difference"]["SGD"], 5)])
+        limit = r["decay"]["Poisson"]["mean"][-1]
+        for p in (p for p in r["coarse"] if p["predicted"]):
+            percent = [
+                {"mean": 100 * (p[k]["mean"] / limit - 1), "standard_error": 100 * p[k]["standard_error"] / limit}
+                for k in ("predicted", "SGD")
+            ]
+            coarse.append([task, f"{p['size']:g}", *(f"{plus_minus(e, 1)} %" for e in percent)])
+    for ratio in s["ratios"]:
+        modes = results[f"ratio {ratio:g}"]["modes"]
+        for mode, r in modes.items():
+            row = [f"{ratio:g}", mode, f"{r['exact']:.4f}", plus_minus(r["SGD"]), f"{r['exact'] - modes['both']['exact']:.4f}"]
+            clock.append([*row, plus_minus(r["SGD_less_both"])])
+    return {
+        "equal temperature": markdown(["task", "", "theory (Poisson)", "SGD"], equal),
+        "large batches": markdown(["task", "batch size / dimension", "risk above that of small batches: theory", "SGD"], coarse),
+        "wall clock": markdown(
+            ["step / sample, seconds", "tuned", "risk: exact", "SGD", "above both together: exact", "SGD"], clock
+        ),
+    }
 
 
 def main(s: Settings) -> None:
-    if s.smoke:
-        tiny: Any = {
-            "ratios": (1.0,),
-            "tasks": ("logistic",),
-            "updates": (1.0,),
-            "steps": 1,
-            "knots": 3,
-            "spectrum": 8,
-            "exponent": 0.5,
-        }
-        tiny |= {"grid_steps": 4, "predict_samples": 64, "dimension": 16, "runs": 16, "equality_runs": 16}
-        s = dataclasses.replace(s, out=s.out.with_name(s.out.name + "_smoke"), **tiny)
+    tiny: Any = {"ratios": (1.0,), "tasks": ("logistic",), "updates": (1.0,), "steps": 1, "knots": 3, "spectrum": 8}
+    tiny |= {"grid_steps": 4, "predict_samples": 64, "dimension": 16, "runs": 16, "equality_runs": 16}
+    s = s.sized(**tiny, exponent=0.5)
     # Each part with the settings that it reads, so that a change of one leaves the other's cells as they are.
-    given = dataclasses.asdict(s)
+    given, cells_at = s.without(), s.folder(__file__) / "cells"
     common = {k: given[k] for k in ("delta", "grid_steps", "predict_samples", "dimension", "seed")}
     own = common | {k: given[k] for k in ("updates", "equality_runs")}
-    results = sweep.run(equality, {task: {"task": task} for task in s.tasks}, s.folder(__file__) / "cells", own, s.cluster)
+    results = sweep.run(equality, {task: {"task": task} for task in s.tasks}, cells_at, own, s.cluster)
     own = common | {k: given[k] for k in ("exponent", "spectrum", "knots", "steps", "runs")}
-    cells = {f"ratio {ratio:g}": {"ratio": ratio} for ratio in s.ratios}
-    results |= sweep.run(wall_clock, cells, s.folder(__file__) / "cells", own, s.cluster)
-    settings = dataclasses.asdict(s) | {"out": None, "peak": PEAK, "final": FINAL, "horizon": HORIZON}
+    results |= sweep.run(wall_clock, {f"ratio {ratio:g}": {"ratio": ratio} for ratio in s.ratios}, cells_at, own, s.cluster)
+    settings = given | {"peak": PEAK, "final": FINAL, "horizon": HORIZON}
     settings |= {"bounds": {"learning_rate": RATES, "batch_size": BATCHES}, "seconds": SINGLE}
-    _common.write_json(s.out / "result.json", {"settings": settings, "results": results})
-    draw(results, settings, s.out / "figure.png")
-    for task in s.tasks:
-        r = results[task]
-        print(f"\n{task}: final risks at equal temperature")
-        for name in ("decay", "ramp"):
-            for route in ("exact", "Poisson", "Brownian", "SGD"):
-                if route in r[name]:
-                    error = r[name][route].get("standard_error", [0.0])[-1]
-                    print(f"  {name:<6}{route:<9}{r[name][route]['mean'][-1]:.5f} ± {error:.5f}")
-        print(f"  ramp less decay in SGD: {r['difference']['SGD']['mean']:.5f} ± {r['difference']['SGD']['standard_error']:.5f}")
-        limit = r["decay"]["Poisson"]["mean"][-1]
-        for p in r["coarse"]:
-            if p["predicted"]:
-                pair = [(100 * (p[k]["mean"] / limit - 1), 100 * p[k]["standard_error"] / limit) for k in ("predicted", "SGD")]
-                text = [f"{change:.2f} ± {error:.2f} %" for change, error in pair]
-                print(f"  batch size / dimension {p['size']:g}: predicted {text[0]}, SGD {text[1]}")
-    for ratio in s.ratios:
-        c = results[f"ratio {ratio:g}"]
-        print(f"\nseconds per step / per sample: {ratio:g}")
-        names = f"{'solve, whole B':>20}{'SGD':>20}{'less both, exact':>18}{'in SGD':>21}{'design':>9}{'possible gain':>15}"
-        print(f"{'':<14}{'steps/d':>8}{'samples/d':>10}{'exact':>9}{names}")
-        for mode, r in c["modes"].items():
-            estimates = (r["solve_whole_batches"], r["SGD"], r["SGD_less_both"])
-            whole, sgd, less = (f"{e['mean']:.5f} ± {e['standard_error']:.5f}" for e in estimates)
-            more = r["exact"] - c["modes"]["both"]["exact"]
-            print(
-                f"{mode:<14}{r['steps']:>8.3g}{r['samples']:>10.3g}{r['exact']:>9.5f}{whole:>20}{sgd:>20}{more:>18.5f}{less:>21}"
-                f"{r['design_seconds']:>7.0f} s{r['possible_gain']:>15.1e}"
-            )
-    print(f"wrote {s.out}")
+    finish(s, __file__, {"settings": settings, "results": results}, tables(results, settings), draw(results, settings))
 
 
 if __name__ == "__main__":

@@ -5,11 +5,10 @@ checked), constant learning rates. Every point of the diagram makes the same num
 do with a given amount of computation, and a training set of delta * d samples is passed horizon / delta times. Least squares
 (label noise 0.5) is predicted exactly by the Volterra equation, logistic regression (labels sign(w)) by `solve` with Poisson
 noise, which is SGD itself. The best rate of each delta is compared with a rule of thumb, one over the largest curvature of a
-single sample's loss, by theory and in real SGD on common data. 
+single sample's loss, by theory and in real SGD on common data.
 """
 
 import dataclasses
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -18,9 +17,13 @@ import matplotlib.pyplot as plt
 import numpy as np
 import tyro
 from matplotlib.colors import LogNorm
+from matplotlib.figure import Figure
 
 import dmftopt
 from dmftopt import limits, tasks
+
+from ..shared import sweep
+from ..shared.results import SweepSettings, finish, markdown, mean_and_error, plus_minus
 
 RIDGE = 0.1
 TASKS = {"least squares": tasks.LeastSquares(label_noise=0.5), "logistic": tasks.Logistic("sign")}
@@ -124,7 +127,7 @@ def cell(task, delta, tried, batches, *, rates, horizon, grid_steps, samples, di
         "risk": [a if np.isfinite(a) else None for a in risk.tolist()],
         "largest_standard_error": np.nanmax(error),
         "best": {"rate": values[best], "at_edge": i in (0, len(grid) - 1), "predicted": near[best], "predicted_at_rule": near[0]},
-        "gain": {"predicted": near[0] - near[best], "realized": np.mean(gains), "standard_error": standard_error(gains)},
+        "gain": {"predicted": near[0] - near[best], **mean_and_error(gains)},
         "simulated": [],
     }
     for batch in (1, *batches):
@@ -136,13 +139,19 @@ def cell(task, delta, tried, batches, *, rates, horizon, grid_steps, samples, di
             half = trained(values[j : j + 1], 1, dimension // 2)[:, 0] if same[j] > GROWN else None
             result["simulated"].append({"temperature": values[j], "batch": batch, **compared(same[j], same_error[j], f, half)})
     if task == "least squares":
-        problem = dmftopt.Problem(TASKS[task], dmftopt.features.isotropic(), delta, 1.0, 0.0)
-        result["critical"] = limits.critical_learning_rate(problem, RIDGE)
-        for batch in (1, *batches):
-            temperature = np.linspace(*UNSTABLE, 2 * together)
-            _, _, growth = predicted(batch * temperature, float(batch), CLOCK / (batch * temperature))
-            result[f"measured_critical_batch_{batch}"] = vanishing(growth / (batch * temperature), temperature)
+        result |= stability(predicted, delta, (1, *batches), 2 * together)
     return jax.tree.map(lambda a: a if isinstance(a, (bool, int, str)) else np.asarray(a).tolist(), result)
+
+
+def stability(predicted, delta: float, batches, count: int) -> dict[str, Any]:
+    """The critical temperature of least squares, from its formula and from the growth of the loss."""
+    problem = dmftopt.Problem(TASKS["least squares"], dmftopt.features.isotropic(), delta, 1.0, 0.0)
+    found: dict[str, Any] = {"critical": limits.critical_learning_rate(problem, RIDGE)}
+    for batch in batches:
+        temperature = np.linspace(*UNSTABLE, count)
+        _, _, growth = predicted(batch * temperature, float(batch), CLOCK / (batch * temperature))
+        found[f"measured_critical_batch_{batch}"] = vanishing(growth / (batch * temperature), temperature)
+    return found
 
 
 def vanishing(growth, temperature) -> float:
@@ -152,19 +161,16 @@ def vanishing(growth, temperature) -> float:
     return 1 / np.polyval(np.polyfit(growth[grew], 1 / temperature[grew], min(4, grew.sum() - 1)), 0.0)
 
 
-def standard_error(values) -> float:
-    return np.std(values, ddof=1) / np.sqrt(len(values))
-
-
 def compared(predicted, predicted_error, final, half) -> dict[str, Any]:
     """`final`: risks of runs. Where they grew, so did their relative finite-size effects, of order 1/d: there the logarithm is
     compared, extrapolated in 1/d with `half`, those at half the dimension."""
-    row = {"predicted": predicted, "mean": np.mean(final), "compared": "risk"}
-    reference, mean, error = predicted, row["mean"], np.hypot(standard_error(final), predicted_error)
+    found = mean_and_error(final)
+    row = {"predicted": predicted, "mean": found["mean"], "compared": "risk"}
+    reference, mean, error = predicted, row["mean"], np.hypot(found["standard_error"], predicted_error)
     if half is not None:
-        final, half = np.log(final), np.log(half)
-        reference, mean = np.log(predicted), 2 * np.mean(final) - np.mean(half)
-        error = np.hypot(2 * standard_error(final), standard_error(half))
+        found, halved = mean_and_error(np.log(final)), mean_and_error(np.log(half))
+        reference, mean = np.log(predicted), 2 * found["mean"] - halved["mean"]
+        error = np.hypot(2 * found["standard_error"], halved["standard_error"])
         row |= {"compared": "log risk, extrapolated to infinite d", "predicted_log": reference, "extrapolated_log": mean}
     agrees = bool(abs(mean - reference) <= 2 * error + 0.01 * abs(reference))
     return row | {"standard_error": error, "z": (mean - reference) / error, "agrees": agrees}
@@ -173,51 +179,9 @@ def compared(predicted, predicted_error, final, half) -> dict[str, Any]:
 def draw(results: dict[str, dict[float, dict]]) -> Figure:
     figure, axes = plt.subplots(2, 3, figsize=(16, 9), layout="constrained", width_ratios=(1.25, 1, 1))
     for (task, rows), (heat, cuts, gain) in zip(results.items(), axes, strict=True):
-        deltas, rates = np.array(list(rows)), np.array(next(iter(rows.values()))["rates"])
-        risk = np.array([row["risk"] for row in rows.values()], dtype=float)
-        # Colors up to twice the risk of a student at zero; what is above, or infinite, is beyond the color bar.
-        low = np.nanmin(risk)
-        high = min(np.nanmax(risk), {"least squares": 1 + 0.5**2, "logistic": 2 * np.log(2)}[task])
-        colors = {"norm": LogNorm(low, high), "cmap": plt.get_cmap("viridis").with_extremes(over="0.85", bad="0.85")}
-        mesh = heat.pcolormesh(deltas, rates, risk.T, shading="nearest", rasterized=True, **colors)
-        bar = figure.colorbar(mesh, ax=heat, extend="max", label="test risk after the last step (gray: above)")
-        ticks = [t for t in (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 1.0, 1.4) if low <= t <= high]
-        bar.set_ticks(ticks, labels=[f"{t:g}" for t in ticks])
-        bar.minorticks_off()
-        heat.plot(deltas, [r["best"]["rate"] for r in rows.values()], color="white", lw=2.5, label="best rate")
-        heat.axhline(RULE[task], color="white", ls=":", lw=2, label=f"rule of thumb: {RULE[task]:g}")
-        if task == "least squares":
-            heat.plot(deltas, [r["critical"] for r in rows.values()], "r-", lw=2, label="critical: formula")
-            measured = [r["measured_critical_batch_1"] for r in rows.values()]
-            heat.plot(deltas, measured, "rx", ms=7, label="critical: growth of the loss")
-        points = [(d, p) for d, r in rows.items() for p in r["simulated"] if p["batch"] == 1]
-        edges = ["black" if p["agrees"] else "magenta" for _, p in points]
-        x, y, c = zip(*((d, p["temperature"], p["mean"]) for d, p in points), strict=True)
-        heat.scatter(x, y, 45, c, edgecolors=edges, zorder=3, label="SGD (magenta: disagrees)", **colors)
-        heat.set(title=task, ylabel=r"temperature $\eta/B$ = learning rate / batch size", yscale="log")
-        look: Any = {"facecolor": "0.35", "labelcolor": "white", "fontsize": 8, "columnspacing": 1.0}
-        heat.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=3, **look)
-
-        for d, color in zip([d for d, r in rows.items() if len(r["simulated"]) > 2], dmftopt.plot.COLORS, strict=False):
-            cuts.plot(rates, np.array(rows[d]["risk"], dtype=float), color=color, label=rf"$\delta$ = {d:.3g}")
-            for p in rows[d]["simulated"]:
-                style: Any = {"fmt": "o", "ms": 4} if p["batch"] == 1 else {"fmt": "s", "ms": 8, "mfc": "none"}
-                error = 2 * p["standard_error"] if p["compared"] == "risk" else None
-                cuts.errorbar(p["temperature"], p["mean"], error, color=color, **style)
-        cuts.set(xscale="log", yscale="log", ylim=(0.9 * low, 1.2 * high), xlabel=r"temperature $\eta/B$", ylabel="test risk")
-        cuts.set_yticks(ticks, labels=[f"{t:g}" for t in ticks])
-        cuts.minorticks_off()
-        cuts.set_title("theory (lines), SGD with 2 standard errors\n(squares: batches of 4)", fontsize=11)
-        cuts.legend(frameon=False)
-
-        predicted, realized, errors = (
-            np.array([r["gain"][k] for r in rows.values()]) for k in ("predicted", "realized", "standard_error")
-        )
-        gain.plot(deltas, predicted, color="0.3", label="predicted")
-        gain.errorbar(deltas, realized, 2 * errors, fmt="o", color=dmftopt.plot.COLORS[1], label="SGD, 2 standard errors")
-        gain.set(title=f"risk saved: best rate against {RULE[task]:g}", ylabel="test risk saved")
-        gain.set_ylim(bottom=0)
-        gain.legend(frameon=False)
+        draw_diagram(figure, heat, task, rows)
+        draw_cuts(cuts, task, rows)
+        draw_gain(gain, task, rows)
         for a in (heat, gain):
             a.set(xscale="log", xlabel=r"$\delta$ = training samples / dimension")
             a.set_xticks([0.25, 0.5, 1, 2, 4, 8], labels=["1/4", "1/2", "1", "2", "4", "8"])
@@ -225,10 +189,89 @@ def draw(results: dict[str, dict[float, dict]]) -> Figure:
     return figure
 
 
+def scale(task: str, rows: dict[float, dict]) -> tuple[float, float, list[float]]:
+    """Colors up to twice the risk of a student at zero; what is above, or infinite, is beyond the color bar."""
+    risk = np.array([row["risk"] for row in rows.values()], dtype=float)
+    low = np.nanmin(risk)
+    high = min(np.nanmax(risk), {"least squares": 1 + 0.5**2, "logistic": 2 * np.log(2)}[task])
+    return low, high, [t for t in (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 1.0, 1.4) if low <= t <= high]
+
+
+def draw_diagram(figure: Figure, heat, task: str, rows: dict[float, dict]) -> None:
+    deltas, rates = np.array(list(rows)), np.array(next(iter(rows.values()))["rates"])
+    risk = np.array([row["risk"] for row in rows.values()], dtype=float)
+    low, high, ticks = scale(task, rows)
+    colors = {"norm": LogNorm(low, high), "cmap": plt.get_cmap("viridis").with_extremes(over="0.85", bad="0.85")}
+    mesh = heat.pcolormesh(deltas, rates, risk.T, shading="nearest", rasterized=True, **colors)
+    bar = figure.colorbar(mesh, ax=heat, extend="max", label="test risk after the last step (gray: above)")
+    bar.set_ticks(ticks, labels=[f"{t:g}" for t in ticks])
+    bar.minorticks_off()
+    heat.plot(deltas, [r["best"]["rate"] for r in rows.values()], color="white", lw=2.5, label="best rate")
+    heat.axhline(RULE[task], color="white", ls=":", lw=2, label=f"rule of thumb: {RULE[task]:g}")
+    if task == "least squares":
+        heat.plot(deltas, [r["critical"] for r in rows.values()], "r-", lw=2, label="critical: formula")
+        measured = [r["measured_critical_batch_1"] for r in rows.values()]
+        heat.plot(deltas, measured, "rx", ms=7, label="critical: growth of the loss")
+    points = [(d, p) for d, r in rows.items() for p in r["simulated"] if p["batch"] == 1]
+    edges = ["black" if p["agrees"] else "magenta" for _, p in points]
+    x, y, c = zip(*((d, p["temperature"], p["mean"]) for d, p in points), strict=True)
+    heat.scatter(x, y, 45, c, edgecolors=edges, zorder=3, label="SGD (magenta: disagrees)", **colors)
+    heat.set(title=task, ylabel=r"temperature $\eta/B$ = learning rate / batch size", yscale="log")
+    look: Any = {"facecolor": "0.35", "labelcolor": "white", "fontsize": 8, "columnspacing": 1.0}
+    heat.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=3, **look)
+
+
+def draw_cuts(cuts, task: str, rows: dict[float, dict]) -> None:
+    rates = np.array(next(iter(rows.values()))["rates"])
+    low, high, ticks = scale(task, rows)
+    for d, color in zip([d for d, r in rows.items() if len(r["simulated"]) > 2], dmftopt.plot.COLORS, strict=False):
+        cuts.plot(rates, np.array(rows[d]["risk"], dtype=float), color=color, label=rf"$\delta$ = {d:.3g}")
+        for p in rows[d]["simulated"]:
+            style: Any = {"fmt": "o", "ms": 4} if p["batch"] == 1 else {"fmt": "s", "ms": 8, "mfc": "none"}
+            error = 2 * p["standard_error"] if p["compared"] == "risk" else None
+            cuts.errorbar(p["temperature"], p["mean"], error, color=color, **style)
+    cuts.set(xscale="log", yscale="log", ylim=(0.9 * low, 1.2 * high), xlabel=r"temperature $\eta/B$", ylabel="test risk")
+    cuts.set_yticks(ticks, labels=[f"{t:g}" for t in ticks])
+    cuts.minorticks_off()
+    cuts.set_title("theory (lines), SGD with 2 standard errors\n(squares: batches of 4)", fontsize=11)
+    cuts.legend(frameon=False)
+
+
+def draw_gain(gain, task: str, rows: dict[float, dict]) -> None:
+    deltas = np.array(list(rows))
+    predicted, realized, errors = (
+        np.array([r["gain"][k] for r in rows.values()]) for k in ("predicted", "mean", "standard_error")
+    )
+    gain.plot(deltas, predicted, color="0.3", label="predicted")
+    gain.errorbar(deltas, realized, 2 * errors, fmt="o", color=dmftopt.plot.COLORS[1], label="SGD, 2 standard errors")
+    gain.set(title=f"risk saved: best rate against {RULE[task]:g}", ylabel="test risk saved")
+    gain.set_ylim(bottom=0)
+    gain.legend(frameon=False)
+
+
+def tables(results: dict[str, dict[float, dict]]) -> dict[str, str]:
+    """The best rates, and what they save; agreement with SGD, and stability by two routes."""
+    best, agreement = [], []
+    for task, rows in results.items():
+        for delta, row in rows.items():
+            edge = " (edge)" if row["best"]["at_edge"] else ""
+            line = [task, f"{delta:.3g}", f"{row['best']['rate']:.3g}{edge}", f"{row['best']['predicted']:.4f}"]
+            best.append([*line, f"{row['gain']['predicted']:.4f}", plus_minus(row["gain"])])
+        points = [p for row in rows.values() for p in row["simulated"]]
+        changes = [v for row in rows.values() for k, v in row.items() if k.startswith("largest_relative")]
+        apart = [abs(r[k] / r["critical"] - 1) for r in rows.values() for k in r if k.startswith("measured")]
+        numbers = (f"{max(a):.1e}" if a else "" for a in (changes, apart))
+        agreement.append([task, f"{sum(p['agrees'] for p in points)} of {len(points)}", *numbers])
+    saved = f"saved over {' and '.join(f'{RULE[task]:g} ({task})' for task in results)}: predicted"
+    columns = ["", "simulated points that agree (2 s.e. + 1%)", "change with batches of 4", "critical rate, two routes apart"]
+    return {
+        "best rates": markdown(["", "delta", "best rate", "its risk", saved, "SGD"], best),
+        "agreement": markdown(columns, agreement),
+    }
+
+
 def main(s: Settings) -> None:
-    if s.smoke:
-        tiny: Any = {"deltas": 1, "rates": 12, "grid_steps": 4, "samples": 64, "dimension": 30, "runs": 2}
-        s = dataclasses.replace(s, out=s.out.with_name(s.out.name + "_smoke"), **tiny)
+    s = s.sized(deltas=1, rates=12, grid_steps=4, samples=64, dimension=30, runs=2)
     deltas = np.geomspace(0.25, 8.0, s.deltas).tolist()
     # SGD is tried low, in the middle, where also in batches of 4, and high.
     middle = deltas[s.deltas // 2]
@@ -238,25 +281,11 @@ def main(s: Settings) -> None:
         c["tried"] = TRIED[c["task"]] if c["delta"] in tried else []
         # Compilation is all that smoke takes.
         c["batches"] = [4] if c["delta"] == middle and not (s.smoke and c["task"] == "logistic") else []
-    shared = {k: v for k, v in dataclasses.asdict(s).items() if k not in ("deltas", "cluster", "smoke", "out")}
+    shared = s.without("deltas")
     done = sweep.run(cell, cells, s.folder(__file__) / "cells", shared, s.cluster)
     results: dict[str, Any] = {t: {c["delta"]: done[name] for name, c in cells.items() if c["task"] == t} for t in TASKS}
-    _common.write_json(s.out / "result.json", {"settings": {**shared, "deltas": deltas, "ridge": RIDGE}, "results": results})
-    draw(results, s.out / "figure.png")
-    for task, rows in results.items():
-        print(f"\n{task}: gain is over the rate {RULE[task]:g}")
-        print(f"{'delta':>7}{'best rate':>11}{'predicted':>11}{'gain':>10}{'realized':>20}{'z':>6}")
-        for delta, row in rows.items():
-            best, (gain, realized, error) = row["best"], row["gain"].values()
-            print(f"{delta:>7.3g}{best['rate']:>11.3g}{best['predicted']:>11.4f}{gain:>10.4f}", end="")
-            print(f"{f'{realized:.4f} ± {error:.4f}':>20}{(realized - gain) / error:>6.1f}", "(edge)" if best["at_edge"] else "")
-        points = [p for row in rows.values() for p in row["simulated"]]
-        print(f"{sum(p['agrees'] for p in points)} of {len(points)} simulated points agree within 2 standard errors + 1%")
-        for key, value in rows[middle].items():
-            if key.startswith("largest_relative"):
-                print(f"{key}: {value:.1e}")
-    apart = [abs(r[k] / r["critical"] - 1) for r in results["least squares"].values() for k in r if k.startswith("measured")]
-    print(f"\ncritical rate, growth of the loss against the formula: {max(apart):.1e} apart at most\nwrote {s.out}")
+    settings = {**shared, "deltas": deltas, "ridge": RIDGE}
+    finish(s, __file__, {"settings": settings, "results": results}, tables(results), draw(results))
 
 
 if __name__ == "__main__":

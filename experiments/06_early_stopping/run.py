@@ -7,12 +7,11 @@ way at every level of label noise: the time to stop, a ridge, a constant rate, a
 The prediction is exact (Volterra equation), real SGD is the second route. Two known results go with it: no estimator beats the
 minimizer with ridge* = noise variance / (delta * teacher variance), for a Gaussian teacher and isotropic features; and the
 excess risk of gradient flow that is stopped at the best time is at most 1.22 times its (Ali, Dobriban and Tibshirani,
-arXiv:2003.07802). 
+arXiv:2003.07802).
 """
 
 import dataclasses
 import time
-from pathlib import Path
 from typing import Any
 
 import equinox as eqx
@@ -21,9 +20,14 @@ import matplotlib.pyplot as plt
 import numpy as np
 import optax
 import tyro
+from matplotlib.figure import Figure
 
 import dmftopt
 from dmftopt import limits, schedules
+
+from ..shared import sweep
+from ..shared.protocols import observed
+from ..shared.results import SweepSettings, finish, markdown, plus_minus
 
 # Rate of the arms whose rate is not tuned: a quarter of the critical one.
 RATE = 0.5
@@ -211,32 +215,32 @@ def draw(results: list[dict[str, Any]]) -> Figure:
     return figure
 
 
+def tables(results: list[dict[str, Any]]) -> dict[str, str]:
+    """Excess risks over the Bayes optimal one, and gains over the tuned rate; the known limits."""
+    arms, known = [], []
+    for r in results:
+        for name, a in r["arms"].items():
+            realized = {"mean": a["realized"], "standard_error": a["standard_error"]}
+            row = [f"{r['noise']:g}", name, f"{a['predicted'] / r['bayes_excess']:.3f}", f"{a['predicted']:.4f}"]
+            arms.append([*row, plus_minus(realized), f"{a['gain']['predicted']:.4f}", plus_minus(a["gain"])])
+        row = [f"{r['noise']:g}", f"{r['bayes_excess']:.5f}", f"{r['stationary_excess']:.5f}", f"{r['bayes_ridge']:.4f}"]
+        known.append([*row, "yes" if r["ridge_is_best"] else "no", f"{r['flow_ratio']:.3f}"])
+    head = ["label noise", "tuned", "excess risk / Bayes", "excess risk: exact", "SGD", f"gain over {COMPARED}: exact", "SGD"]
+    columns = ["label noise", "Bayes optimal excess", "by limits.stationary", "its ridge", "best of its neighbors"]
+    columns += ["gradient flow stopped at its best / Bayes"]
+    return {"remedies": markdown(head, arms), "known": markdown(columns, known)}
+
+
 def main(s: Settings) -> None:
-    if s.smoke:
-        tiny: Any = {"noises": (1.0,), "epochs": 2.0, "knots": 3, "steps": 2, "dimension": 20, "runs": 4}
-        s = dataclasses.replace(s, out=s.out.with_name(s.out.name + "_smoke"), **tiny)
-    shared = {k: v for k, v in dataclasses.asdict(s).items() if k not in ("noises", "cluster", "smoke", "out")}
+    s = s.sized(noises=(1.0,), epochs=2.0, knots=3, steps=2, dimension=20, runs=4)
+    shared = s.without("noises")
     cells = {f"noise={noise:g}": {"noise": noise} for noise in s.noises}
     results = list(sweep.run(cell, cells, s.folder(__file__) / "cells", shared, s.cluster).values())
-    _common.write_json(s.out / "result.json", {"settings": shared, "results": results})
-    draw(results, s.out / "figure.png")
+    finish(s, __file__, {"settings": shared, "results": results}, tables(results), draw(results))
     for r in results:
-        print(
-            f"\nlabel noise {r['noise']:g}: Bayes optimal excess risk {r['bayes_excess']:.5f} (limits.stationary "
-            f"{r['stationary_excess']:.5f}) with ridge* {r['bayes_ridge']:.4f}, best of its neighbors: {r['ridge_is_best']}; "
-            f"gradient flow stopped at its best {r['flow_ratio']:.3f} of it"
-        )
-        print(f"{'':<28}{'/ Bayes':>8}{'excess':>9}{'SGD':>20}{'gain over tuned rate: exact, SGD':>40}{'ridge':>9}{'end':>7}")
-        for name, a in r["arms"].items():
-            g, sgd = a["gain"], f"{a['realized']:.4f} ± {a['standard_error']:.4f}"
-            gain = f"{g['predicted']:.4f}, {g['mean']:.4f} ± {g['standard_error']:.4f}"
-            print(
-                f"{name:<28}{a['predicted'] / r['bayes_excess']:>8.3f}{a['predicted']:>9.4f}{sgd:>20}{gain:>40}"
-                f"{a['ridge']:>9.4f}{a['horizon']:>7.2f}"
-            )
         stopped = r["arms"][f"rate {RATE}, stopped early"]["predicted"]
-        print(f"least along the run at rate {RATE}: {r['least_along_the_run']:.5f}, tuned stopping time: {stopped:.5f}")
-    print(f"\nwrote {s.out}")
+        least = r["least_along_the_run"]
+        print(f"label noise {r['noise']:g}, rate {RATE}: least along the run {least:.5f}, tuned stopping time {stopped:.5f}")
 
 
 if __name__ == "__main__":

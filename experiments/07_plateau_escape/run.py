@@ -8,13 +8,11 @@ have no sampling error. Real SGD in finite dimension, on fresh samples and from 
 
 Batches: in this limit a run in batches of B at the rate B eta(t) makes, after as many samples, exactly what eta(t) makes in
 batches of one, so a batch size can only spend samples in fewer steps. SGD shows up to where that holds in finite dimension.
-Globally optimal rates of such networks: Saad and Rattray, Phys. Rev. Lett. 79 (1997) 2578. 
+Globally optimal rates of such networks: Saad and Rattray, Phys. Rev. Lett. 79 (1997) 2578.
 """
 
 import dataclasses
-import functools
 import time
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -23,9 +21,15 @@ import matplotlib.pyplot as plt
 import numpy as np
 import optax
 import tyro
+from matplotlib.figure import Figure
 
 import dmftopt
 from dmftopt import limits, schedules
+
+from ..shared import sweep
+from ..shared.one_pass import one_pass
+from ..shared.protocols import observed
+from ..shared.results import SweepSettings, finish, markdown, mean_and_error, plus_minus
 
 UNITS = 2
 # Samples between two records of SGD; batch sizes divide it.
@@ -79,52 +83,23 @@ def build(horizon, lean, student_scale, label_noise, knots, peak, measure=None) 
     return objective, {**dmftopt.baselines(free, peak=peak), FREE: free}
 
 
-@functools.partial(jax.jit, static_argnames=("batches", "dimension", "runs"))
-def real_sgd(initial, task, rates, key, *, batches, dimension, runs):
-    """SGD of committees on fresh samples, all protocols on the same: excess test risk (run, protocol, record). Overlaps are at
-    first exactly those of `initial`. `rates`: (protocol, record, CHUNK), one per sample; `batches`: one per protocol."""
-
-    def gradient(theta, x, noise, teacher):
-        """(protocol, m, d), of batches x (protocol or 1, batch, d)."""
-        fields = jnp.einsum("pmd,bd->pbm", theta, x)
-        difference = (
-            jnp.sum(jax.lax.erf(fields / 2**0.5), axis=-1) - noise - jnp.sum(jax.lax.erf(x @ teacher.T / 2**0.5), axis=-1)
-        )
-        slopes = (2 / jnp.pi) ** 0.5 * jnp.exp(-(fields**2) / 2)
-        return jnp.einsum("pbm,bd->pmd", difference[..., None] * slopes, x) / x.shape[0]
-
-    def one(key):
-        key_start, key_samples = jax.random.split(key)
-        frame = jnp.linalg.qr(jax.random.normal(key_start, (dimension, 2 * UNITS)))[0] * dimension**0.5
-        teacher, student = jnp.split(initial @ frame.T, 2)
-
-        def record(theta, inputs):
-            key, rates = inputs
-            key_x, key_noise = jax.random.split(key)
-            x = jax.random.normal(key_x, (CHUNK, dimension)) / dimension**0.5
-            noise = task.label_noise * jax.random.normal(key_noise, (CHUNK,))
-            moved = []
-            for size in sorted(set(batches)):
-                members = np.flatnonzero(np.array(batches) == size)
-                split = [a.reshape(CHUNK // size, size, *a.shape[1:]) for a in (x, noise)]
-
-                def step(theta, inputs):
-                    x, noise, rate = inputs
-                    return theta - rate[:, None, None] * gradient(theta, x, noise, teacher), None
-
-                each = rates[members].reshape(members.size, -1, size)[:, :, 0].T
-                moved.append((members, jax.lax.scan(step, theta[members], (*split, each))[0]))
-            for members, values in moved:
-                theta = theta.at[members].set(values)
-            Q, O = theta @ jnp.swapaxes(theta, 1, 2), theta @ teacher.T
-            risk = jax.vmap(lambda Q, O: task.test_risk(Q, O, teacher @ teacher.T / dimension))(Q / dimension, O / dimension)
-            return theta, risk
-
-        start = jnp.broadcast_to(student, (len(batches), *student.shape))
-        _, risk = jax.lax.scan(record, start, (jax.random.split(key_samples, rates.shape[1]), jnp.swapaxes(rates, 0, 1)))
-        return risk.T - 0.5 * task.label_noise**2
-
-    return jax.lax.map(one, jax.random.split(key, runs), batch_size=8)
+def real_sgd(objective, protocols, batches, key, *, dimension: int, runs: int) -> np.ndarray:
+    """SGD of committees on fresh samples, all protocols on the same: excess test risk (run, protocol, record), a record every
+    CHUNK samples. Overlaps are at first exactly those of the problem. In batches of B a step takes B times the rate of its first
+    sample."""
+    problem = objective.problems[0]
+    frame = jnp.linalg.qr(jax.random.normal(jax.random.key(0), (dimension, 2 * UNITS)))[0] * dimension**0.5
+    teacher, student = jnp.split(problem.initial[0] @ frame.T, 2)
+    records = round(float(objective.run(protocols[0]).horizon) * dimension / CHUNK)
+    options: Any = {"records": records}
+    keys, risks = jax.random.split(key, runs), np.zeros((runs, len(protocols), records))
+    for size in sorted(set(batches)):
+        members = [j for j, b in enumerate(batches) if b == size]
+        first = jnp.arange(0, records * CHUNK, size) / dimension
+        rates = jnp.stack([size * objective.run(protocols[j]).protocol.learning_rate(first) for j in members])
+        found = one_pass(problem.task, jnp.ones(dimension), teacher, student, rates, keys, batch_size=size, **options)
+        risks[:, members] = np.asarray(found)
+    return risks - 0.5 * float(problem.task.label_noise) ** 2
 
 
 def value(objective, protocol):
@@ -140,49 +115,46 @@ def time_to(target, times, excess):
     return np.where(np.any(excess <= target, axis=-1), crossing[..., 0], np.nan)
 
 
-def cell(horizon, escape, target, batches, *, lean, student_scale, label_noise, knots, peak, steps, dimension, runs, seed):
-    """All schedules of one horizon. JSON values."""
+def design(horizon, escape, target, *, lean, student_scale, label_noise, knots, peak, steps) -> tuple[Any, dict]:
+    """The objective, and protocols by name."""
     settings: Any = (horizon, lean, student_scale, label_noise, knots, peak)
     objective, starts = build(*settings)
-    floor = 0.5 * label_noise**2
     optimizer = optax.adam(optax.cosine_decay_schedule(0.1, steps))
     options: Any = {"optimizer": optimizer, "steps": steps, "progress": False}
-    found, batch_of, began = {}, {}, time.perf_counter()
+    found: dict[str, Any] = {}
     for name, start in starts.items():
         # The free schedule also starts from the best of the others (with an end above 0): each moment of escape is a valley.
         more = [min(found.values(), key=lambda p: float(value(objective, p)))] if name == FREE else []
         more = [schedules.piecewise_linear(1.0, knots, lambda u, p=p: p.learning_rate(u) + 0.02, log=True) for p in more]
         found[name] = dmftopt.optimize(objective, start, starts=list(map(dmftopt.Protocol, more)), **options).protocol
     if escape:
-        soonest, _ = build(*settings, measure=dmftopt.objectives.time_to(target=target + floor))
+        soonest, _ = build(*settings, measure=dmftopt.objectives.time_to(target=target + 0.5 * label_noise**2))
         start = {"constant": found["constant"], FREE: starts[FREE]}
         for name, protocol in start.items():
             found[f"{name}, soonest"] = dmftopt.optimize(soonest, protocol, **options).protocol
+    return objective, found
+
+
+def cell(horizon, escape, target, batches, *, label_noise, dimension, runs, seed, **problem) -> dict[str, Any]:
+    """All schedules of one horizon. JSON values."""
+    began = time.perf_counter()
+    objective, found = design(horizon, escape, target, label_noise=label_noise, **problem)
     seconds = time.perf_counter() - began
     batch_of = dict.fromkeys(found, 1)
     for size in batches if escape else []:
         found[f"batches of {size}"], batch_of[f"batches of {size}"] = found[f"{FREE}, soonest"], size
-    records = round(horizon * dimension / CHUNK)
-    # In batches of B the step that ends with sample k takes B times the rate of its first sample.
-    samples = np.arange(records * CHUNK) / dimension
-    rates = []
-    for name, protocol in found.items():
-        first = samples // (batch_of[name] / dimension) * (batch_of[name] / dimension)
-        rates.append(batch_of[name] * np.asarray(objective.run(protocol).protocol.learning_rate(jnp.asarray(first))))
-    task, rates = objective.problems[0].task, jnp.asarray(np.stack(rates)).reshape(len(found), records, CHUNK)
-    key = jax.random.key(seed + 1)
-    sizes = tuple(batch_of.values())
-    excess = np.asarray(
-        real_sgd(objective.problems[0].initial[0], task, rates, key, batches=sizes, dimension=dimension, runs=runs), dtype=float
-    )
+    key, protocols = jax.random.key(seed + 1), list(found.values())
+    excess = real_sgd(objective, protocols, list(batch_of.values()), key, dimension=dimension, runs=runs)
+    records = excess.shape[2]
     times = (np.arange(records) + 1) * CHUNK / dimension
     rows, names = {}, list(found)
     for j, (name, protocol) in enumerate(found.items()):
         path = observed(objective, protocol, dmftopt.TimeGrid.uniform(1.0, 100))
-        predicted, at = np.asarray(path.test_risk, dtype=float) - floor, np.asarray(path.times, dtype=float)
+        predicted, at = np.asarray(path.test_risk, dtype=float) - 0.5 * label_noise**2, np.asarray(path.times, dtype=float)
         here, base = excess[:, j], excess[:, names.index("constant")]
         waits = time_to(target, times, here)
         shown = slice(None, None, max(1, records // 40))
+        curve = mean_and_error(here[:, shown])
         rows[name] = {
             "batch_size": batch_of[name],
             "predicted": float(predicted[-1]),
@@ -195,8 +167,8 @@ def cell(horizon, escape, target, batches, *, lean, student_scale, label_noise, 
             "excess": predicted.tolist(),
             "rates": np.asarray(objective.run(protocol).protocol.learning_rate(path.times), dtype=float).tolist(),
             "sgd_times": times[shown].tolist(),
-            "sgd_mean": here.mean(axis=0)[shown].tolist(),
-            "sgd_error": (here.std(axis=0, ddof=1) / np.sqrt(runs))[shown].tolist(),
+            "sgd_mean": curve["mean"],
+            "sgd_error": curve["standard_error"],
         }
     return {"horizon": horizon, "seconds": seconds, "arms": rows}
 
@@ -250,31 +222,32 @@ def draw(cells: list[dict[str, Any]], settings: dict[str, Any]) -> Figure:
     return figure
 
 
+def tables(results: list[dict[str, Any]], target: float) -> dict[str, str]:
+    """At the end of every horizon, and when an excess risk of `target` is reached."""
+    rows = []
+    for c in results:
+        for name, a in c["arms"].items():
+            wait = f"{a['predicted_wait']:.1f}" if a["predicted_wait"] >= 0 else "never"
+            realized = plus_minus(a["realized_wait"], 1) if a["realized_wait"] else f"never in {a['never']} runs"
+            saved = c["arms"]["constant"]["predicted"] - a["predicted"]
+            row = [f"{c['horizon']:g}", name, f"{1e3 * a['predicted']:.2f}", plus_minus(a["realized"], 2, 1e3)]
+            row += [f"{1e3 * saved:.2f}", plus_minus(a["realized_gain_over_constant"], 2, 1e3)]
+            rows.append([*row, wait, realized])
+    head = ["horizon", "schedule", "excess risk x 1000", "SGD", "saved over constant", "SGD", f"until {target:g}", "SGD"]
+    return {"schedules": markdown(head, rows)}
+
+
 def main(s: Settings) -> None:
-    if s.smoke:
-        tiny: Any = {"horizons": (16.0,), "escape": 16.0, "knots": 3, "steps": 1, "dimension": 32, "runs": 2, "target": 0.02}
-        tiny["batches"] = (1, 16)
-        s = dataclasses.replace(s, out=s.out.with_name(s.out.name + "_smoke"), **tiny)
-    own = ("horizons", "escape", "target", "batches", "cluster", "smoke", "out")
-    shared = {k: v for k, v in dataclasses.asdict(s).items() if k not in own}
+    tiny: Any = {"horizons": (16.0,), "escape": 16.0, "knots": 3, "steps": 1, "dimension": 32, "runs": 2, "target": 0.02}
+    s = s.sized(**tiny, batches=(1, 16))
+    shared = s.without("horizons", "escape", "target", "batches")
     cells = {
         f"horizon={h:g}": {"horizon": h, "escape": h == s.escape, "target": s.target, "batches": list(s.batches)}
         for h in s.horizons
     }
     results = list(sweep.run(cell, cells, s.folder(__file__) / "cells", shared, s.cluster).values())
     settings = {**shared, "target": s.target, "escape": s.escape}
-    _common.write_json(s.out / "result.json", {"settings": settings, "results": results})
-    draw(results, settings, s.out / "figure.png")
-    for c in results:
-        print(f"\nhorizon {c['horizon']:g} (designed in {c['seconds']:.0f} s)")
-        print(f"{'':<24}{'excess':>10}{'SGD':>22}{'gain over constant, SGD':>38}{'wait':>8}{'SGD':>16}{'never':>6}")
-        for name, a in c["arms"].items():
-            r, g, w = a["realized"], a["realized_gain_over_constant"], a["realized_wait"]
-            gain = f"{c['arms']['constant']['predicted'] - a['predicted']:.5f}, {g['mean']:.5f} ± {g['standard_error']:.5f}"
-            wait = f"{w['mean']:.2f} ± {w['standard_error']:.2f}" if w else ""
-            sgd = f"{r['mean']:.5f} ± {r['standard_error']:.5f}"
-            print(f"{name:<24}{a['predicted']:>10.5f}{sgd:>22}{gain:>38}{a['predicted_wait']:>8.2f}{wait:>16}{a['never']:>6}")
-    print(f"\nwrote {s.out}")
+    finish(s, __file__, {"settings": settings, "results": results}, tables(results, s.target), draw(results, settings))
 
 
 if __name__ == "__main__":

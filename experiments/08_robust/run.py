@@ -7,12 +7,10 @@ above that of the schedule tuned for that level, the oracle), or the least worst
 compared across levels: the worst is always that of the most noise, whatever the schedule.
 
 The prediction is exact (Volterra equation), real SGD is the second route. That the worst cases are minimal is checked by
-their gradients: some mixture of those of the levels that are worst must vanish. 
+their gradients: some mixture of those of the levels that are worst must vanish.
 """
 
 import dataclasses
-import time
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -21,11 +19,15 @@ import matplotlib.pyplot as plt
 import numpy as np
 import optax
 import tyro
+from matplotlib.figure import Figure
 from scipy.optimize import nnls
 
 import dmftopt
 from dmftopt import limits, schedules
 
+from ..shared import sweep
+from ..shared.protocols import flat, protocol_of
+from ..shared.results import SweepSettings, finish, markdown
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -71,16 +73,16 @@ def tuned(noises, across, start, *, delta, epochs, knots, steps) -> dict[str, An
     """The best protocol for these levels together: its stored numbers, from those of `start`. JSON values."""
     objective, protocol = build(noises, delta, epochs, knots, **across)
     if start is not None:
-        protocol = search.protocol_of(protocol, start)
+        protocol = protocol_of(protocol, start)
     optimizer = optax.adam(optax.cosine_decay_schedule(0.2, steps))
     found = dmftopt.optimize(objective, protocol, optimizer=optimizer, steps=steps, progress=False)
-    return {"parameters": search.flat(found.protocol).tolist(), "value": found.value}
+    return {"parameters": flat(found.protocol).tolist(), "value": found.value}
 
 
 def checked(noises, across, found, **problem) -> dict[str, Any]:
     """Which levels are worst, and the shortest mixture of their gradients. JSON values."""
     alone = [build([noise], **problem) for noise in noises]
-    protocol = search.protocol_of(alone[0][1], found)
+    protocol = protocol_of(alone[0][1], found)
     weights, offsets = np.broadcast_to(across.get("weights", 1.0), len(noises)), np.array(across["offsets"])
     each = weights * (np.array([float(one.values(protocol)[0]) for one, _ in alone]) - offsets)
     # Of ratios, less 1, what is within 2% of the worst.
@@ -120,7 +122,9 @@ def design(s: Settings) -> tuple[dict[str, list[float]], dict[str, Any]]:
         for name in ("worst regret", "worst ratio")
     }
     problem = {name: shared[name] for name in ("delta", "epochs", "knots")}
-    checks = {name.split(",")[0]: c for name, c in sweep.run(checked, cells, s.folder(__file__) / "cells", problem, s.cluster).items()}
+    checks = {
+        name.split(",")[0]: c for name, c in sweep.run(checked, cells, s.folder(__file__) / "cells", problem, s.cluster).items()
+    }
     values = {name: found[name]["value"] for name in kinds}
     parameters = {name: c["parameters"] for name, c in found.items()}
     return parameters, {"oracle_excess": (oracle - floors).tolist(), "values": values, "checks": checks}
@@ -130,7 +134,7 @@ def judged(noises, found, *, delta, epochs, knots, dimension, runs, seed) -> dic
     """Excess risk and regret of every protocol at every level, predicted and in SGD. JSON values."""
     objective, start = build(noises, delta, epochs, knots)
     floors = 0.5 * np.array(noises) ** 2
-    found = {name: search.protocol_of(start, parameters) for name, parameters in found.items()}
+    found = {name: protocol_of(start, parameters) for name, parameters in found.items()}
     report = dmftopt.report(objective, found, key=jax.random.key(seed), dimension=dimension, runs=runs, fresh=2, progress=False)
     rows = {}
     for name, levels in report.rows.items():
@@ -187,39 +191,31 @@ def draw(s: Settings, rows: dict[str, Any], known: dict[str, Any]) -> Figure:
     return figure
 
 
-def main(s: Settings) -> None:
-    if s.smoke:
-        tiny: Any = {"noises": (0.5, 2.0), "epochs": 1.0, "knots": 3, "steps": 2, "dimension": 20, "runs": 4}
-        s = dataclasses.replace(s, out=s.out.with_name(s.out.name + "_smoke"), **tiny)
-    began = time.perf_counter()
-    found, known = design(s)
-    settings = {k: v for k, v in dataclasses.asdict(s).items() if k not in ("cluster", "smoke", "out")}
-    judges = {k: v for k, v in settings.items() if k not in ("noises", "steps")}
-    cells = {"judged": {"noises": s.noises, "found": found}}
-    rows = sweep.run(judged, cells, s.folder(__file__) / "cells", judges, s.cluster)["judged"]
-    _common.write_json(s.out / "result.json", {"settings": settings, "rows": rows, **known})
-    draw(s, rows, known, s.out / "figure.png")
-    oracle = np.array(known["oracle_excess"])
-    print(
-        f"{'excess risk / oracle at noise':<30}"
-        + "".join(f"{x:>22g}" for x in s.noises)
-        + f"{'worst':>9}{'worst regret, SGD':>27}"
-    )
+def tables(s: Settings, rows: dict[str, Any], known: dict[str, Any]) -> dict[str, str]:
+    """Excess risks over the oracle's at every level, and the worst cases; whether these are minimal."""
+    oracle, levels = np.array(known["oracle_excess"]), []
     for name, row in rows.items():
         exact, realized, error = (np.array(row[k]) for k in ("regret", "realized_regret", "regret_error"))
-        cells = [
-            f"{1 + a:.3f} ({1 + b:.3f}±{c:.3f})"
-            for a, b, c in zip(exact / oracle, realized / oracle, error / oracle, strict=True)
-        ]
+        pairs = zip(exact / oracle, realized / oracle, error / oracle, strict=True)
         k = int(np.argmax(exact))
-        worst = f"{exact[k]:.4f}, {realized[k]:.4f} ± {error[k]:.4f}"
-        print(f"{name:<30}" + "".join(f"{c:>22}" for c in cells) + f"{1 + max(exact / oracle):>9.3f}{worst:>27}")
-    print(f"exact (SGD ± standard error); oracles: {', '.join(f'{x:.4f}' for x in oracle)}")
+        worst = [f"{1 + max(exact / oracle):.2f}", f"{exact[k]:.3f}", f"{realized[k]:.3f} ± {error[k]:.3f}"]
+        levels.append([name, *(f"{1 + a:.2f} ({1 + b:.2f} ± {c:.2f})" for a, b, c in pairs), *worst])
+    minimal = []
     for name, check in known["checks"].items():
         shares = ", ".join(f"{x:.2f} of noise {n:g}" for x, n in zip(check["shares"], check["worst"], strict=True))
-        length = f"{check['shortest_gradient']:.2g}"
-        print(f"{name}: {known['values'][name]:.4f}; gradients of the worst levels mix ({shares}) to {length} of the longest")
-    print(f"wrote {s.out} after {time.perf_counter() - began:.0f} s")
+        minimal.append([name, f"{known['values'][name]:.4f}", shares, f"{check['shortest_gradient']:.2g}"])
+    head = ["tuned for", *(f"noise {x:g}" for x in s.noises), "worst ratio", "worst regret", "in SGD"]
+    columns = ["", "value", "gradients of the worst levels mix", "to this part of the longest"]
+    return {"levels": markdown(head, levels), "minimal": markdown(columns, minimal)}
+
+
+def main(s: Settings) -> None:
+    s = s.sized(noises=(0.5, 2.0), epochs=1.0, knots=3, steps=2, dimension=20, runs=4)
+    found, known = design(s)
+    cells = {"judged": {"noises": s.noises, "found": found}}
+    rows = sweep.run(judged, cells, s.folder(__file__) / "cells", s.without("noises", "steps"), s.cluster)["judged"]
+    result = {"settings": s.without(), "rows": rows, **known}
+    finish(s, __file__, result, tables(s, rows, known), draw(s, rows, known))
 
 
 if __name__ == "__main__":

@@ -6,11 +6,9 @@ least squares. Under a budget of epochs the knots of the learning rate and the r
 cosine, power law, warmup-stable-decay, and optax's warmup_cosine_decay_schedule, each with its ridge. Then plain optax SGD on
 the raw data follows their recipes, on common splits and batches of `seeds` seeds, and so does SGD on Gaussian data of the same
 dimension and spectrum, which tells finite size from data that are not Gaussian. Standard errors are over splits of one data set.
-
 """
 
 import dataclasses
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -18,14 +16,19 @@ import matplotlib.pyplot as plt
 import numpy as np
 import optax
 import tyro
+from matplotlib.figure import Figure
 
 import dmftopt
 from dmftopt import schedules
-from dmftopt.design._report import realized
+from dmftopt.design import realized
+
+from ..shared import data, sweep
+from ..shared.results import SweepSettings, finish, markdown, mean_and_error, plus_minus
 
 DATA = {"digits": (data.digits, "digits: odd or even"), "breast_cancer": (data.breast_cancer, "tumors: benign or malignant")}
 PEAK, RIDGE = 0.3, 0.01
 OPTAX = "optax warmup cosine"
+GAINS = ("gain_predicted", "gain_gaussian", "gain_realized")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -59,10 +62,10 @@ def build(problem, epochs, knots, grid_steps, samples) -> tuple[dmftopt.Objectiv
 
 
 def cell(
-    data, features, train_size, *, epochs, seeds, knots, optimizer_steps, grid_steps, samples, gaussian_runs, records, seed
+    source, features, train_size, *, epochs, seeds, knots, optimizer_steps, grid_steps, samples, gaussian_runs, records, seed
 ) -> dict[str, Any]:
     """Predictions and real SGD of every protocol on one data set. JSON values."""
-    x, y = DATA[data][0](features, seed)
+    x, y = DATA[source][0](features, seed)
     problem = dmftopt.Problem.from_data(x, y, train_size=train_size)
     assert problem.data is not None
     dimension, delta = problem.data.dimension, float(problem.delta)
@@ -115,25 +118,36 @@ def summary(rows: dict[str, dict]) -> dict[str, dict]:
     table = {}
     for name, r in rows.items():
         real = np.asarray(r["realized"])[:, -1]
-        gain = real - np.asarray(best["realized"])[:, -1]
+        error = float(np.hypot(r["predicted_standard_error"], best["predicted_standard_error"]))
         table[name] = {
             "predicted": r["predicted"][-1],
             "gaussian": mean_and_error(r["gaussian"]),
             "realized": mean_and_error(real),
             "real_over_predicted": float(real.mean() / r["predicted"][-1] - 1),
             "wrong_signs": mean_and_error(r["wrong_signs"]),
-            "gain_predicted": r["predicted"][-1] - best["predicted"][-1],
-            "gain_predicted_error": float(np.hypot(r["predicted_standard_error"], best["predicted_standard_error"])),
+            "gain_predicted": {"mean": r["predicted"][-1] - best["predicted"][-1], "standard_error": error},
             "gain_gaussian": mean_and_error(np.asarray(r["gaussian"]) - np.asarray(best["gaussian"])),
-            "gain_realized": mean_and_error(gain),
+            "gain_realized": mean_and_error(real - np.asarray(best["realized"])[:, -1]),
         }
     return table
 
 
+def tables(summaries: dict[str, dict]) -> dict[str, str]:
+    """Final test mean squared errors, and what the optimized schedule saves."""
+    rows = []
+    for source, table in summaries.items():
+        for name, t in table.items():
+            pairs = [plus_minus(t[k]) for k in ("gaussian", "realized", "wrong_signs", *GAINS)]
+            row = [source.replace("_", " "), name, f"{t['predicted']:.4f}", *pairs[:2], f"{t['real_over_predicted']:+.1%}"]
+            rows.append([*row, *pairs[2:]])
+    head = ["data", "schedule", "predicted", "SGD on Gaussian data", "real SGD", "differs", "wrong signs"]
+    return {"gains": markdown([*head, "the optimized one saves: predicted", "Gaussian data", "real SGD"], rows)}
+
+
 def draw(results: dict[str, dict], summaries: dict[str, dict]) -> Figure:
     figure, axes = plt.subplots(len(results), 3, figsize=(15, 4.4 * len(results)), layout="constrained", squeeze=False)
-    for (data, r), (rates, curves, gains) in zip(results.items(), axes, strict=True):
-        rows, table = r["protocols"], summaries[data]
+    for (source, r), (rates, curves, gains) in zip(results.items(), axes, strict=True):
+        rows, table = r["protocols"], summaries[source]
         for color, (name, row) in zip((*dmftopt.plot.COLORS, "0.4"), rows.items(), strict=False):
             width = 2.5 if name == "optimized" else 1.2
             rates.plot(row["times"], row["learning_rate"], color=color, lw=width, label=f"{name} (ridge {row['ridge']:.2g})")
@@ -144,7 +158,7 @@ def draw(results: dict[str, dict], summaries: dict[str, dict]) -> Figure:
                 at = np.linspace(0, 1, len(mean))
                 curves.errorbar(at, mean, error, color=color, fmt="o", ms=3.5, lw=1, label="real SGD (2 s.e.)")
         rates.set(ylim=(0, None), xlabel="share of the budget", ylabel="learning rate (unit mean square norm)")
-        rates.set_title(f"{DATA[data][1]}, d = {r['dimension']}, δ = {r['delta']:.3g}")
+        rates.set_title(f"{DATA[source][1]}, d = {r['dimension']}, δ = {r['delta']:.3g}")
         rates.legend(fontsize=7.5)
         low = min(min(row["predicted"]) for row in rows.values())
         curves.set(yscale="log", ylim=(0.85 * low, 1.15 * r["constant_prediction"]), xlabel="share of the budget")
@@ -155,13 +169,13 @@ def draw(results: dict[str, dict], summaries: dict[str, dict]) -> Figure:
         curves.legend(fontsize=7.5)
         others = [name for name in table if name != "optimized"]
         place = np.arange(len(others))[::-1]
-        gains.plot([table[n]["gain_predicted"] for n in others], place + 0.2, "k|", ms=14, mew=2, label="predicted")
+        gains.plot([table[n]["gain_predicted"]["mean"] for n in others], place + 0.2, "k|", ms=14, mew=2, label="predicted")
         for shift, key, color, label in (
             (0.0, "gain_gaussian", "C0", "SGD on Gaussian data"),
             (-0.2, "gain_realized", "C1", "real SGD"),
         ):
-            values = np.asarray([table[n][key] for n in others])
-            gains.errorbar(values[:, 0], place + shift, xerr=2 * values[:, 1], fmt="o", color=color, label=f"{label} (2 s.e.)")
+            mean, error = (np.array([table[n][key][k] for n in others]) for k in ("mean", "standard_error"))
+            gains.errorbar(mean, place + shift, xerr=2 * error, fmt="o", color=color, label=f"{label} (2 s.e.)")
         gains.axvline(0, color="0.8", zorder=0)
         gains.set_yticks(place, others)
         # Linear up to 0.01, so that small gains can be told apart beside large ones.
@@ -174,30 +188,17 @@ def draw(results: dict[str, dict], summaries: dict[str, dict]) -> Figure:
 
 
 def main(s: Settings) -> None:
-    if s.smoke:
-        tiny: Any = {"features": (30, 20), "train_size": (60, 40), "seeds": 3, "optimizer_steps": 1, "grid_steps": 4}
-        tiny |= {"samples": 64, "gaussian_runs": 8, "records": 4}
-        s = dataclasses.replace(s, out=s.out.with_name(s.out.name + "_smoke"), **tiny)
+    tiny: Any = {"features": (30, 20), "train_size": (60, 40), "seeds": 3, "optimizer_steps": 1, "grid_steps": 4}
+    s = s.sized(**tiny, samples=64, gaussian_runs=8, records=4)
     sizes = zip(DATA, s.features, s.train_size, strict=True)
-    cells = {data: {"data": data, "features": f, "train_size": n} for data, f, n in sizes}
+    cells = {source: {"source": source, "features": f, "train_size": n} for source, f, n in sizes}
     if s.smoke:
         del cells["breast_cancer"]
-    left_out = ("features", "train_size", "cluster", "smoke", "out")
-    shared = {k: v for k, v in dataclasses.asdict(s).items() if k not in left_out}
-    results = sweep.run(cell, cells, s.folder(__file__) / "cells", shared, s.cluster)
-    summaries = {data: summary(r["protocols"]) for data, r in results.items()}
-    _common.write_json(s.out / "result.json", {"settings": shared, "summary": summaries, "results": results})
-    draw(results, summaries, s.out / "figure.png")
-    for data, table in summaries.items():
-        print(f"\n{data}: final test mean squared error, and what the optimized schedule saves")
-        head = ("predicted", "Gaussian SGD", "real SGD", "differs", "wrong signs", "saves: predicted", "Gaussian SGD", "real SGD")
-        print(f"{'':<20}" + "".join(f"{h:>18}" for h in head))
-        for name, t in table.items():
-            pairs = {k: f"{m:.4f} ± {e:.4f}" for k, (m, e) in ((k, v) for k, v in t.items() if isinstance(v, list))}
-            cells_ = (f"{t['predicted']:.4f}", pairs["gaussian"], pairs["realized"], f"{t['real_over_predicted']:+.1%}")
-            cells_ += (pairs["wrong_signs"], f"{t['gain_predicted']:.4f} ± {t['gain_predicted_error']:.4f}")
-            print(f"{name:<20}" + "".join(f"{c:>18}" for c in (*cells_, pairs["gain_gaussian"], pairs["gain_realized"])))
-    print(f"wrote {s.out}")
+    shared = s.without("features", "train_size")
+    found = sweep.run(cell, cells, s.folder(__file__) / "cells", shared, s.cluster)
+    summaries = {source: summary(r["protocols"]) for source, r in found.items()}
+    result = {"settings": shared, "summary": summaries, "results": found}
+    finish(s, __file__, result, tables(summaries), draw(found, summaries))
 
 
 if __name__ == "__main__":

@@ -10,25 +10,30 @@ The same question for the problems of the other experiments that design somethin
 
 Compilation is apart: on one problem it takes longer than the design itself. In the end, designs and searched schedules run
 in SGD of a larger dimension. In this limit only the temperature eta / B matters, so that rate and batch knots overlap, for all
-three alike. 
+three alike.
 """
 
 import dataclasses
 import importlib
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 import optax
 import tyro
+from matplotlib.figure import Figure
 
 import dmftopt
 from dmftopt import schedules
-from dmftopt.design._report import realized
+from dmftopt.design import realized
+
+from ..shared import data, sweep
+from ..shared.protocols import protocol_of
+from ..shared.results import Settings as Common
+from ..shared.results import finish, markdown, mean_and_error, plus_minus
+from .search import SAMPLERS, design, risk, search
 
 RATE, BATCH, RIDGE, DELTA = 1.0, 2.0, 0.01, 2.0
 NAMES = {"tpe": "TPE (Optuna)", "random": "random search"}
@@ -63,16 +68,12 @@ def _early_stopping(module: Any) -> Posed:
 
 
 def _plateau_escape(module: Any) -> Posed:
-    s, horizon, dimension, runs = module.Settings(), 100.0, 128, 16
-    objective, starts = module.build(horizon, s.lean, s.student_scale, s.label_noise, s.knots, s.peak)
-    problem, records = objective.problems[0], round(horizon * dimension / module.CHUNK)
-    times = np.arange(records * module.CHUNK) / dimension
+    s, dimension, runs = module.Settings(), 128, 16
+    objective, starts = module.build(100.0, s.lean, s.student_scale, s.label_noise, s.knots, s.peak)
 
     def simulate(protocol, key) -> float:
-        rates = jnp.asarray(objective.run(protocol).protocol.learning_rate(jnp.asarray(times))).reshape(1, records, module.CHUNK)
-        sizes: Any = {"batches": (1,), "dimension": dimension, "runs": runs}
-        excess = module.real_sgd(problem.initial[0], problem.task, rates, key, **sizes)
-        return float(jnp.mean(excess[:, 0, -1])) + 0.5 * s.label_noise**2
+        excess = module.real_sgd(objective, [protocol], [1], key, dimension=dimension, runs=runs)
+        return float(np.mean(excess[:, 0, -1])) + 0.5 * s.label_noise**2
 
     return Posed(objective, starts[module.FREE], dimension, runs, simulate)
 
@@ -102,7 +103,7 @@ POSED = {
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Settings(SweepSettings):
+class Settings(Common):
     """Cost of a design against searches that simulate."""
 
     hyperparameters: tuple[int, ...] = (5, 10, 20, 40)
@@ -158,55 +159,49 @@ def cell(
     """The design of `count` numbers, both searches, and all of them in SGD. JSON values."""
     objective, protocol = the_objective(passes, grid_steps, samples), tunable(count)
     options: Any = {"steps": optimizer_steps, "optimizer": adam(optimizer_steps), "fresh": 2, "progress": False}
-    designed = search.design(objective, protocol, key=jax.random.key(seed), **options)
+    designed = design(objective, protocol, key=jax.random.key(seed), **options)
     # Smoke does without, to compile faster.
     finer = objective.finer() if samples > 64 else objective
     result: dict[str, Any] = {}
     protocols = {"start": protocol, "design": designed.found.protocol}
-    for sampler in search.SAMPLERS:
-        result[sampler] = search.search(
-            objective,
-            protocol,
-            designed,
-            dimension=dimension,
-            runs=runs,
-            seconds=times * designed.seconds,
-            seed=seed,
-            sampler=sampler,
-            judge=finer,
-        )
-        protocols[sampler] = search.protocol_of(protocol, result[sampler]["incumbent"])
+    trials: Any = {"dimension": dimension, "runs": runs, "seconds": times * designed.seconds, "seed": seed, "judge": finer}
+    for sampler in SAMPLERS:
+        result[sampler] = search(objective, protocol, designed, sampler=sampler, **trials)
+        protocols[sampler] = protocol_of(protocol, result[sampler]["incumbent"])
     # What tuning two numbers gives, peak and ridge.
     simple = dmftopt.baselines(dmftopt.Protocol(RATE, BATCH, dmftopt.above(RIDGE)), peak=RATE)
     for name in ("constant", "linear decay"):
         protocols[name] = dmftopt.optimize(objective, simple[name], key=jax.random.key(seed), **options).protocol
-    keys = jax.random.split(jax.random.key(seed + 2), 8)
     # Padded to more than the longest possible recipe, of batches of 1: all share a compiled simulation.
     length = max(512, round(passes * DELTA * check_dimension))
-    measured = {}
+    return result | {"check": checked(objective, finer, protocols, check_dimension, check_runs, length, seed)}
+
+
+def checked(objective, finer, protocols, dimension: int, runs: int, length: int, seed: int) -> dict[str, Any]:
+    """All protocols in SGD of a larger dimension."""
+    keys, measured = jax.random.split(jax.random.key(seed + 2), 8), {}
     for name, p in protocols.items():
         run = objective.run(p)
-        recipe = run.recipe(dimension=check_dimension, delta=DELTA)
-        measured[name] = [realized(objective, run, recipe, max(1, check_runs // 8), k, length=length) for k in keys]
-    base = np.asarray(measured["start"])
-    for name, p in protocols.items():
-        values = np.asarray(measured[name])
-        result.setdefault("check", {})[name] = {
-            "predicted": search.risk(finer, p, jax.random.key(seed + 1000)),
-            "realized": mean_and_error(values),
-            "gain over start": mean_and_error(base - values),
-            "design's gain over it": mean_and_error(values - np.asarray(measured["design"])),
+        recipe = run.recipe(dimension=dimension, delta=DELTA)
+        measured[name] = np.array([realized(objective, run, recipe, max(1, runs // 8), k, length=length) for k in keys])
+    return {
+        name: {
+            "predicted": risk(finer, p, jax.random.key(seed + 1000)),
+            "realized": mean_and_error(measured[name]),
+            "gain over start": mean_and_error(measured["start"] - measured[name]),
+            "design's gain over it": mean_and_error(measured[name] - measured["design"]),
         }
-    return result
+        for name, p in protocols.items()
+    }
 
 
 def experiment_cell(name, *, times, seconds, optimizer_steps, seed) -> dict[str, Any]:
     """A design for another experiment's problem, and TPE. JSON values."""
-    posed = POSED[name](importlib.import_module(name))
+    posed = POSED[name](importlib.import_module(f"..{name}.run", __package__))
     options: Any = {"steps": optimizer_steps, "optimizer": adam(optimizer_steps), "fresh": 2, "progress": False}
-    designed = search.design(posed.objective, posed.protocol, key=jax.random.key(seed), **options)
+    designed = design(posed.objective, posed.protocol, key=jax.random.key(seed), **options)
     sampled = isinstance(posed.objective.predict, dmftopt.Solve)
-    return search.search(
+    return search(
         posed.objective,
         posed.protocol,
         designed,
@@ -228,29 +223,39 @@ def missing(a: dict[str, Any]) -> float:
 def draw(results: dict[int, dict]) -> Figure:
     figure, axes = plt.subplot_mosaic([["0", "1", "s"], ["2", "3", "s"]], figsize=(13.5, 7.5), layout="constrained")
     for ax, (count, r) in zip((axes[i] for i in "0123"), results.items(), strict=False):
-        tpe = r["tpe"]
-        gain = tpe["start"] - tpe["design"]
-        for color, sampler in zip(("C0", "C2"), search.SAMPLERS, strict=True):
-            s = r[sampler]
-            seconds = [t["seconds"] for t in s["trace"]] + [s["seconds"]]
-            gaps = [max((t["predicted"] - s["design"]) / gain, 0.021) for t in s["trace"]]
-            ax.step(seconds, [*gaps, gaps[-1]], where="post", color=color, label=NAMES[sampler])
-            if s["reached"]:
-                ax.plot(seconds[-1], gaps[-1], "o", color=color)
-        reached = tpe["design_seconds_to_target"]
-        if reached is not None:
-            ax.plot(reached, tpe["tolerance"], "*", ms=14, color="C1", label="design, at the same risk")
-        ax.axvline(tpe["design_seconds"], color="C1", label="design, all of it")
-        ax.axhline(tpe["tolerance"], color="0.5", ls="--", lw=1, label="5% of the gain missing")
-        for name, ls in (("constant", ":"), ("linear decay", "-.")):
-            gap = (r["check"][name]["predicted"] - tpe["design"]) / gain
-            ax.axhline(max(gap, 0.01), color="0.6", ls=ls, lw=1, label=f"best {name} (peak and ridge)")
-        ax.set(xscale="log", yscale="log", ylim=(0.02, 1.4), title=f"{count} hyperparameters")
-        ax.set_yticks(ticks := [0.02, 0.05, 0.1, 0.2, 0.5, 1.0], [f"{t:.0%}" for t in ticks])
-        ax.set(xlabel="seconds, without compilation", ylabel="share of the gain still missing")
-        ax.minorticks_off()
+        draw_search(ax, count, r)
     figure.legend(*axes["0"].get_legend_handles_labels(), fontsize=9, loc="outside lower center", ncols=4)
-    ax = axes["s"]
+    draw_seconds(axes["s"], results)
+    return figure
+
+
+def draw_search(ax, count: int, r: dict) -> None:
+    """The share of the gain that searches still miss, over time."""
+    tpe = r["tpe"]
+    gain = tpe["start"] - tpe["design"]
+    for color, sampler in zip(("C0", "C2"), SAMPLERS, strict=True):
+        s = r[sampler]
+        seconds = [t["seconds"] for t in s["trace"]] + [s["seconds"]]
+        gaps = [max((t["predicted"] - s["design"]) / gain, 0.021) for t in s["trace"]]
+        ax.step(seconds, [*gaps, gaps[-1]], where="post", color=color, label=NAMES[sampler])
+        if s["reached"]:
+            ax.plot(seconds[-1], gaps[-1], "o", color=color)
+    reached = tpe["design_seconds_to_target"]
+    if reached is not None:
+        ax.plot(reached, tpe["tolerance"], "*", ms=14, color="C1", label="design, at the same risk")
+    ax.axvline(tpe["design_seconds"], color="C1", label="design, all of it")
+    ax.axhline(tpe["tolerance"], color="0.5", ls="--", lw=1, label="5% of the gain missing")
+    for name, ls in (("constant", ":"), ("linear decay", "-.")):
+        gap = (r["check"][name]["predicted"] - tpe["design"]) / gain
+        ax.axhline(max(gap, 0.01), color="0.6", ls=ls, lw=1, label=f"best {name} (peak and ridge)")
+    ax.set(xscale="log", yscale="log", ylim=(0.02, 1.4), title=f"{count} hyperparameters")
+    ax.set_yticks(ticks := [0.02, 0.05, 0.1, 0.2, 0.5, 1.0], [f"{t:.0%}" for t in ticks])
+    ax.set(xlabel="seconds, without compilation", ylabel="share of the gain still missing")
+    ax.minorticks_off()
+
+
+def draw_seconds(ax, results: dict[int, dict]) -> None:
+    """Until as good, over the number of hyperparameters."""
     counts = list(results)
     for key, style, label in (
         ("design_seconds", "C1o-", "design"),
@@ -259,7 +264,7 @@ def draw(results: dict[int, dict]) -> Figure:
     ):
         ax.plot(counts, [r["tpe"][key] if r["tpe"][key] is not None else np.nan for r in results.values()], style, label=label)
     # A little to the right, where it would hide the other.
-    for shift, color, sampler in zip((1.0, 1.05), ("C0", "C2"), search.SAMPLERS, strict=True):
+    for shift, color, sampler in zip((1.0, 1.05), ("C0", "C2"), SAMPLERS, strict=True):
         seconds = [r[sampler]["seconds"] for r in results.values()]
         places = shift * np.asarray(counts)
         ax.plot(places, seconds, color=color, marker="o", label=NAMES[sampler])
@@ -271,50 +276,50 @@ def draw(results: dict[int, dict]) -> Figure:
     ax.minorticks_off()
     ax.set_ylim(top=10 * ax.get_ylim()[1])
     ax.legend(fontsize=8, loc="upper left")
-    return figure
+
+
+def tables(results: dict[int, dict], others: dict[str, dict]) -> dict[str, str]:
+    """Seconds without compilation: of the design, and of searches until they are as good; then how all do in SGD."""
+
+    def share(a):
+        return "" if a["reached"] else f"given up after {a['ratio']:.2g}×, {missing(a):.0%} of the gain missing"
+
+    own, posed, check = [], [], []
+    for count, r in results.items():
+        design = f"{r['tpe']['design_seconds']:.1f} s ({r['tpe']['design_seconds_with_compilation']:.0f} s)"
+        own.append([count, design])
+        for a in (r[k] for k in SAMPLERS):
+            ratios = f"{a['ratio']:.2g}×, with compilation {a['ratio_with_compilation']:.2g}×"
+            own[-1].append(share(a) or f"{a['seconds']:.3g} s ({ratios})")
+        for name, row in r["check"].items():
+            check.append([count, name, f"{row['predicted']:.4f}", *(plus_minus(row[k]) for k in ("realized", "gain over start"))])
+    for name, a in others.items():
+        more = "" if a["reached"] else "> "
+        same = f"{more}{a['ratio_to_target']:.2g}×" if a["ratio_to_target"] is not None else ""
+        row = [name, a["hyperparameters"], f"{a['design_seconds']:.1f} s", share(a) or f"{a['seconds']:.3g} s"]
+        posed.append([*row, f"{more}{a['ratio']:.2g}×", same, f"{more}{a['ratio_with_compilation']:.2g}×"])
+    head = ["problem of", "hyperparameters", "design", "TPE", "against all of the design", "until as good", "with compilation"]
+    return {
+        "one problem": markdown(["hyperparameters", "design (with compilation)", *(NAMES[k] for k in SAMPLERS)], own),
+        "other problems": markdown(head, posed),
+        "in SGD": markdown(["hyperparameters", "", "predicted risk", "SGD", "saved over the start in SGD"], check),
+    }
 
 
 def main(s: Settings) -> None:
-    if s.smoke:
-        tiny: Any = {"hyperparameters": (5,), "optimizer_steps": 2, "grid_steps": 4, "samples": 64, "times": 1.0}
-        tiny |= {"dimension": 50, "runs": 2, "check_dimension": 50, "check_runs": 16}
-        tiny |= {"experiments": ("08_robust",), "experiment_times": 0.1, "experiment_steps": 1}
-        s = dataclasses.replace(s, out=s.out.with_name(s.out.name + "_smoke"), **tiny)
+    tiny: Any = {"hyperparameters": (5,), "optimizer_steps": 2, "grid_steps": 4, "samples": 64, "times": 1.0}
+    tiny |= {"dimension": 50, "runs": 2, "check_dimension": 50, "check_runs": 16}
+    s = s.sized(**tiny, experiments=("08_robust",), experiment_times=0.1, experiment_steps=1)
+    at = s.folder(__file__) / "cells"
     cells = {f"{count} hyperparameters": {"count": count} for count in s.hyperparameters}
-    own = ("hyperparameters", "experiments", "experiment_times", "experiment_seconds", "experiment_steps", "smoke", "out")
-    shared = {k: v for k, v in dataclasses.asdict(s).items() if k not in own}
-    done = sweep.run(cell, cells, s.folder(__file__) / "cells", shared)
-    results = {c["count"]: done[name] for name, c in cells.items()}
+    shared = s.without("hyperparameters", "experiments", "experiment_times", "experiment_seconds", "experiment_steps")
+    done = sweep.run(cell, cells, at, shared)
+    found = {c["count"]: done[name] for name, c in cells.items()}
     limits: Any = {"times": s.experiment_times, "seconds": s.experiment_seconds, "optimizer_steps": s.experiment_steps}
-    named = {name: {"name": name} for name in s.experiments}
-    others = sweep.run(experiment_cell, named, s.folder(__file__) / "cells", {**limits, "seed": s.seed})
+    others = sweep.run(experiment_cell, {name: {"name": name} for name in s.experiments}, at, {**limits, "seed": s.seed})
     settings = {"shared": shared, "experiments": limits}
-    _common.write_json(s.out / "result.json", {"settings": settings, "results": results, "experiments": others})
-    draw(results, s.out / "figure.png")
-    header = f"{'numbers':>7}  {'search':<7}{'trials':>7}{'seconds':>9}{'design':>8}{'ratio':>9}{'same risk':>11}"
-    print(header + f"{'with compilation':>18}{'missing':>9}{'risk in SGD less that of the design':>38}")
-    for count, r in results.items():
-        for sampler in search.SAMPLERS:
-            a = r[sampler]
-            more = "" if a["reached"] else ">"
-            same = f"{more}{a['ratio_to_target']:.0f}" if a["ratio_to_target"] is not None else "-"
-            mean, error = r["check"][sampler]["design's gain over it"]
-            print(
-                f"{count:>7}  {sampler:<7}{a['trials']:>7}{a['seconds']:>9.1f}{a['design_seconds']:>8.2f}"
-                f"{more + format(a['ratio'], '.1f'):>9}{same:>11}{more + format(a['ratio_with_compilation'], '.1f'):>18}"
-                f"{missing(a):>9.1%}{f'{mean:.4f} ± {error:.4f}':>38}"
-            )
-    for name, a in others.items():
-        more = "" if a["reached"] else ">"
-        print(
-            f"{name:<18}{a['hyperparameters']:>3} numbers: start {a['start']:.4f}, design {a['design']:.4f} in "
-            f"{a['design_seconds']:.1f} s, TPE {a['trials']} trials in {a['seconds']:.0f} s: {more}{a['ratio']:.1f} times, "
-            f"with compilation {more}{a['ratio_with_compilation']:.1f}; {missing(a):.0%} missing"
-        )
-    for name, row in results[max(results)]["check"].items():
-        mean, error = row["realized"]
-        print(f"{name:<13} predicted {row['predicted']:.4f}, SGD {mean:.4f} ± {error:.4f} (d = {s.check_dimension})")
-    print(f"wrote {s.out}")
+    result = {"settings": settings, "results": found, "experiments": others}
+    finish(s, __file__, result, tables(found, others), draw(found))
 
 
 if __name__ == "__main__":

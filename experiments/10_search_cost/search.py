@@ -10,11 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optuna
-from jax.flatten_util import ravel_pytree
 from tqdm.auto import tqdm
 
 import dmftopt
-from dmftopt.design._report import realized
+from dmftopt.design import realized
+
+from ..shared.protocols import flat, protocol_of
 
 SAMPLERS = ("tpe", "random")
 
@@ -60,7 +61,6 @@ def search(
     tolerance: float = 0.05,
     judge: dmftopt.Objective | None = None,
     simulate: Callable[[Any, jax.Array], float] | None = None,
-    progress: bool = True,
 ) -> dict[str, Any]:
     """Search the same numbers that `designed` tuned by running SGD, for `seconds` or until the risk is that of the design.
 
@@ -110,7 +110,7 @@ def search(
     spent, compilation, simulating, trials, least = 0.0, 0.0, 0.0, 0, float("inf")
     trace: list[dict[str, float]] = []
     incumbent = start.tolist()
-    with tqdm(total=round(seconds), desc=f"{sampler}, {start.size} numbers", unit="s", disable=not progress, leave=False) as bar:
+    with tqdm(total=round(seconds), desc=f"{sampler}, {start.size} numbers", unit="s", disable=None, leave=False) as bar:
         while spent < seconds:
             began = time.perf_counter()
             trial = study.ask(space)
@@ -158,17 +158,6 @@ def search(
         "ratio_to_target": spent / to_target if np.isfinite(to_target) else None,
         "ratio_with_compilation": (spent + compilation) / designed.first_seconds,
     }
-
-
-def flat(protocol: Any) -> np.ndarray:
-    """Its tuned numbers as they are stored."""
-    return np.asarray(ravel_pytree(eqx.filter(protocol, eqx.is_inexact_array))[0], dtype=float)
-
-
-def protocol_of(protocol: Any, point: Any) -> Any:
-    """`protocol` with these tuned numbers."""
-    parameters, fixed = eqx.partition(protocol, eqx.is_inexact_array)
-    return eqx.combine(ravel_pytree(parameters)[1](jnp.asarray(point, dtype=float)), fixed)
 
 
 def risk(objective: dmftopt.Objective, protocol: Any, key: jax.Array, draws: int = 2) -> float:

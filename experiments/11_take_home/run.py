@@ -9,12 +9,11 @@ trained on
 - in PyTorch, epoch by epoch: an ordinary shuffling `DataLoader`, with one rate and batch size per epoch (`recipe.epochs()`).
 
 and the test error is compared with the prediction. PyTorch is optional:
-`pip install torch --index-url https://download.pytorch.org/whl/cpu`. Writes recipe.csv, result.json and figure.png.
+`pip install torch --index-url https://download.pytorch.org/whl/cpu`. The recipe is written as recipe.csv.
 """
 
 import dataclasses
 import importlib
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -23,14 +22,18 @@ import matplotlib.pyplot as plt
 import numpy as np
 import optax
 import tyro
+from matplotlib.figure import Figure
 
 import dmftopt
 from dmftopt import schedules
 
+from ..shared import data
+from ..shared.results import Settings as Common
+from ..shared.results import finish, markdown, mean_and_error, plus_minus
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Settings(SweepSettings):
+class Settings(Common):
     """Train with an exported schedule."""
 
     features: int = 200
@@ -46,7 +49,7 @@ class Settings(SweepSettings):
 
 
 def by_optax(splits, recipe, seed: int) -> np.ndarray:
-    """Final test mean squared errors. See data.follow: the optimizer is
+    """Final test mean squared errors. See shared/data.py: the optimizer is
     optax.chain(optax.add_decayed_weights(lambda k: decay[k]), optax.sgd(lambda k: rate[k]))."""
     keys = jax.random.split(jax.random.key(seed), len(splits[0]))
     return data.follow(splits, keys, recipe, 1)[0][:, -1]
@@ -55,7 +58,7 @@ def by_optax(splits, recipe, seed: int) -> np.ndarray:
 def by_torch(torch, split, recipe, seed: int, by_epoch: bool) -> float:
     """Final test mean squared error of a PyTorch training loop."""
     x, y, x_test, y_test = (torch.from_numpy(np.array(a, dtype=np.float32)) for a in split)
-    data = torch.utils.data.TensorDataset(x, y)
+    pairs = torch.utils.data.TensorDataset(x, y)
     model = torch.nn.Linear(x.shape[1], 1, bias=False)
     torch.nn.init.zeros_(model.weight)
     # The schedule carries the rate itself: the optimizer's own is 1. Weight decay is constant over this run.
@@ -70,7 +73,7 @@ def by_torch(torch, split, recipe, seed: int, by_epoch: bool) -> float:
     if by_epoch:
         for epoch in recipe.epochs():
             optimizer.param_groups[0]["lr"] = epoch.learning_rate
-            loader = torch.utils.data.DataLoader(data, epoch.batch_size, shuffle=True, generator=generator)
+            loader = torch.utils.data.DataLoader(pairs, epoch.batch_size, shuffle=True, generator=generator)
             # An epoch of a recipe may be a part of a pass.
             for _, batch in zip(range(epoch.steps), loader, strict=False):
                 step(*batch)
@@ -78,20 +81,15 @@ def by_torch(torch, split, recipe, seed: int, by_epoch: bool) -> float:
         # Drawn with replacement, as the theory has it. Any iterable of lists of indices is a batch sampler.
         batches = [torch.randint(len(x), (int(b),), generator=generator).tolist() for b in recipe.batch_size]
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, recipe.learning_rate_multiplier())
-        for batch in torch.utils.data.DataLoader(data, batch_sampler=batches):
+        for batch in torch.utils.data.DataLoader(pairs, batch_sampler=batches):
             step(*batch)
             scheduler.step()
     with torch.no_grad():
         return float(torch.mean((model(x_test)[:, 0] - y_test) ** 2))
 
 
-def main(s: Settings) -> None:
-    if s.smoke:
-        tiny: Any = {"features": 30, "train_size": 60, "steps": 60, "seeds": 3, "optimizer_steps": 1, "grid_steps": 4}
-        s = dataclasses.replace(s, out=s.out.with_name(s.out.name + "_smoke"), samples=64, **tiny)
-    x, y = data.digits(s.features, s.seed)
-    problem = dmftopt.Problem.from_data(x, y, train_size=s.train_size)
-    assert problem.data is not None
+def design(problem, s: Settings) -> tuple[dmftopt.Objective, dict[str, dmftopt.Protocol]]:
+    """The objective, where the search starts and where it ends."""
     objective = dmftopt.Objective(
         problem,
         dmftopt.Budget(epochs=s.epochs, steps=s.steps, dimension=problem.data.dimension),
@@ -106,17 +104,29 @@ def main(s: Settings) -> None:
     )
     adam = optax.adam(optax.cosine_decay_schedule(0.2, s.optimizer_steps, 0.05))
     found = dmftopt.optimize(objective, start, steps=s.optimizer_steps, key=jax.random.key(s.seed), fresh=2, optimizer=adam)
-    finer = objective.finer()
-    splits = [data.split(x, y, s.train_size, seed) for seed in range(s.seeds)]
-    stacked = jax.tree.map(lambda *a: np.stack(a), *splits)
+    return objective, {"start": start, "designed": found.protocol}
+
+
+def pytorch() -> Any:
     try:
-        torch: Any = importlib.import_module("torch")
+        return importlib.import_module("torch")
     except ImportError as error:
         print(f"PyTorch is left out ({error}). pip install torch --index-url https://download.pytorch.org/whl/cpu")
-        torch = None
+        return None
+
+
+def main(s: Settings) -> None:
+    s = s.sized(features=30, train_size=60, steps=60, seeds=3, optimizer_steps=1, grid_steps=4, samples=64)
+    x, y = data.digits(s.features, s.seed)
+    problem = dmftopt.Problem.from_data(x, y, train_size=s.train_size)
+    assert problem.data is not None
+    objective, protocols = design(problem, s)
+    finer, torch = objective.finer(), pytorch()
+    splits = [data.split(x, y, s.train_size, seed) for seed in range(s.seeds)]
+    stacked = jax.tree.map(lambda *a: np.stack(a), *splits)
     rows: dict[str, Any] = {}
     recipes = {}
-    for name, protocol in (("start", start), ("designed", found.protocol)):
+    for name, protocol in protocols.items():
         predicted = finer.predict_run(protocol, jax.random.key(s.seed + 1))
         c = problem.data.mean_square_norm
         recipe = objective.run(protocol).recipe(dimension=problem.data.dimension, delta=float(problem.delta), mean_square_norm=c)
@@ -127,19 +137,18 @@ def main(s: Settings) -> None:
                 trained[how] = np.asarray([by_torch(torch, a, recipe, seed, by_epoch) for seed, a in enumerate(splits)])
         rows[name] = {"predicted": 2 * float(predicted.test_risk[-1]), "steps": len(recipe)}
         rows[name] |= {"samples": int(recipe.batch_size.sum()), "trained": {how: a.tolist() for how, a in trained.items()}}
-    s.out.mkdir(parents=True, exist_ok=True)
-    recipes["designed"].save(s.out / "recipe.csv")
-    print(f"{'test mean squared error':<24}{'start':>20}{'designed':>20}{'saved':>20}")
-    predicted = [rows[name]["predicted"] for name in rows]
-    print(f"{'predicted':<24}{predicted[0]:>20.4f}{predicted[1]:>20.4f}{predicted[0] - predicted[1]:>20.4f}")
+    s.folder(__file__).mkdir(parents=True, exist_ok=True)
+    recipes["designed"].save(s.folder(__file__) / "recipe.csv")
+    finish(s, __file__, {"settings": s.without(), "rows": rows}, tables(rows), draw(recipes, rows))
+
+
+def tables(rows: dict[str, Any]) -> dict[str, str]:
+    predicted = [rows[name]["predicted"] for name in ("start", "designed")]
+    lines = [["predicted", *(f"{p:.4f}" for p in predicted), f"{predicted[0] - predicted[1]:.4f}"]]
     for how in rows["start"]["trained"]:
-        a, b = (np.asarray(rows[name]["trained"][how]) for name in rows)
-        cells = (f"{np.mean(v):.4f} ± {np.std(v, ddof=1) / np.sqrt(len(v)):.4f}" for v in (a, b, a - b))
-        print(f"{how:<24}" + "".join(f"{c:>20}" for c in cells))
-    settings = {**dataclasses.asdict(s), "out": None}
-    _common.write_json(s.out / "result.json", {"settings": settings, "rows": rows})
-    draw(recipes, rows, s.out / "figure.png")
-    print(f"wrote {s.out}")
+        start, designed = (np.asarray(rows[name]["trained"][how]) for name in ("start", "designed"))
+        lines.append([how, *(plus_minus(mean_and_error(v)) for v in (start, designed, start - designed))])
+    return {"trained": markdown(["test mean squared error", "start", "designed", "saved"], lines)}
 
 
 def draw(recipes, rows) -> Figure:

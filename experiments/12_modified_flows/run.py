@@ -1,14 +1,13 @@
 """How far can a diffusion stand in for SGD? Stochastic modified flows, their order, and their place beside the theory.
 
 Weak orders: errors of expectations against exact SGD as the learning rate falls, of one point, of two points under common noise
-and of a mean-field network, from the library's own steps without Monte Carlo (`weak.py`). Side by side: sign-label logistic
+and of a mean-field network, from the library's own steps without Monte Carlo (weak.py). Side by side: sign-label logistic
 regression (delta = 2, ridge 0.1, batches of 1) trained to eta t = 4 at ever larger learning rates eta, in dimension 8, 32, 128,
 by SGD, by stochastic gradient flow (the flow of first order) and by the modified flow of second order on the same data sets; and
-predicted by DMFT, whose dimension is infinite, with Poisson and with Brownian noise. 
+predicted by DMFT, whose dimension is infinite, with Poisson and with Brownian noise.
 """
 
 import dataclasses
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -16,12 +15,15 @@ import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 import tyro
+from matplotlib.figure import Figure
 
 import dmftopt
 from dmftopt import flows, tasks
-from dmftopt._measure import NO_METRICS
 from dmftopt.plot import COLORS
-from dmftopt.simulate import _data as instances
+
+from ..shared import sweep
+from ..shared.results import SweepSettings, finish, markdown, mean_and_error
+from . import weak
 
 DELTA, RIDGE, CLOCK = 2.0, 0.1, 4.0
 FLOWS = {"first order": flows.ModifiedFlow(1), "second order": flows.ModifiedFlow()}
@@ -33,6 +35,7 @@ WEAK: dict[str, Any] = {
     "mean field, measure frozen": (lambda: weak.mean_field(frozen_measure=True), {"measure frozen": flows.ModifiedFlow()}),
 }
 OBSERVABLES = ("student_overlap", "test_risk")
+SHOWN = ("first order", "second order", "Poisson", "Brownian")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -52,11 +55,11 @@ class Settings(SweepSettings):
 
 def cell(kind, **arguments) -> dict[str, Any]:
     jax.config.update("jax_enable_x64", True)
-    found = {"weak": weak, "side": side_by_side, "theory": theory}[kind](**arguments)
+    found = {"weak": weak_errors, "side": side_by_side, "theory": theory}[kind](**arguments)
     return jax.tree.map(lambda a: np.asarray(a).tolist(), found)
 
 
-def weak(name, *, weak_steps, **_) -> dict[str, Any]:
+def weak_errors(name, *, weak_steps, **_) -> dict[str, Any]:
     """Errors of each flow."""
     make, compared = WEAK[name]
     chain, schedules = make(), [[1 / n] * n for n in weak_steps]
@@ -74,9 +77,7 @@ def side_by_side(dimension, rate, halved, *, runs, seed, **_) -> dict[str, Any]:
     """At the end: means and standard errors of SGD, and of the differences of the flows from it on the same data.
 
     `halved`: also what it changes to halve the time steps of the flow of second order."""
-    problem = setting()
-    size, samples = instances.group_sizes(problem.features.weights, dimension), round(DELTA * dimension)
-    steps = round(CLOCK / rate * dimension)
+    problem, samples, steps = setting(), round(DELTA * dimension), round(CLOCK / rate * dimension)
     # A time step turns the weights by 1/16 of the unit of eta t; never shorter than a step of SGD.
     stride = max(1, int(dimension / (16 * rate)))
     dynamics = {"sgd": (flows.SGD(), 1), **{n: (f, stride) for n, f in FLOWS.items()}}
@@ -89,15 +90,15 @@ def side_by_side(dimension, rate, halved, *, runs, seed, **_) -> dict[str, Any]:
 
     def one(key):
         key_data, key_sgd, key_flow = jax.random.split(key, 3)
-        data = instances.draw(problem, tuple(size.tolist()), samples, key_data)
-        model = flows.Model(loss, (data.features, data.labels))
+        data, teacher, student = drawn(problem, samples, dimension, key_data)
+        model = flows.Model(loss, data)
 
         def final(dynamics, stride):
             own = key_sgd if isinstance(dynamics, flows.SGD) else key_flow
             options: Any = {"key": own, "step_size": stride, "throw": False}
-            states = flows.simulate(model, dynamics, rate, data.student, steps, **options).states
-            seen = instances.observe(problem, data, states[0, 1:], NO_METRICS)
-            return jnp.stack([seen.student_overlap[0, 0, 0], seen.test_risk[0]])
+            theta = flows.simulate(model, dynamics, rate, student[None], steps, **options).states[0, -1, 0]
+            overlaps = (theta @ theta / dimension, theta @ teacher / dimension, teacher @ teacher / dimension)
+            return jnp.stack([overlaps[0], problem.task.test_risk(*overlaps)])
 
         return {name: final(*d) for name, d in dynamics.items()}
 
@@ -107,8 +108,21 @@ def side_by_side(dimension, rate, halved, *, runs, seed, **_) -> dict[str, Any]:
     found = {name: np.asarray(values) for name, values in found.items()}
     if not all(np.all(np.isfinite(values)) for values in found.values()):
         raise FloatingPointError("a run became infinite or NaN. Lower the learning rate.")
-    result = {"sgd": summary(found["sgd"])} | {name: summary(found[name] - found["sgd"]) for name in FLOWS}
-    return result | ({"half the time step": summary(found["half the time step"] - found["second order"])} if halved else {})
+    result = {"sgd": mean_and_error(found["sgd"])} | {name: mean_and_error(found[name] - found["sgd"]) for name in FLOWS}
+    return result | (
+        {"half the time step": mean_and_error(found["half the time step"] - found["second order"])} if halved else {}
+    )
+
+
+def drawn(problem: dmftopt.Problem, samples: int, dimension: int, key) -> tuple[Any, jax.Array, jax.Array]:
+    """Features and labels, teacher and initial student. The two have exactly their scales, and are orthogonal, so that runs
+    differ by nothing but training."""
+    key_x, key_columns, key_label = jax.random.split(key, 3)
+    teacher, student = jnp.linalg.qr(jax.random.normal(key_columns, (dimension, 2)))[0].T * dimension**0.5
+    teacher, student = problem.teacher_scale * teacher, problem.student_scale * student
+    x = jax.random.normal(key_x, (samples, dimension)) / dimension**0.5
+    y = problem.task.label(x @ teacher, jax.random.uniform(key_label, (samples,), minval=1e-7, maxval=1 - 1e-7))
+    return (x, y), teacher, student
 
 
 def theory(rate, *, samples, grid_steps, seed, **_) -> dict[str, Any]:
@@ -121,11 +135,6 @@ def theory(rate, *, samples, grid_steps, seed, **_) -> dict[str, Any]:
         errors = [np.ravel(getattr(solution.standard_error, o)[-1])[0] for o in OBSERVABLES]
         result[type(noise).__name__] = {"mean": values, "standard_error": errors}
     return result
-
-
-def summary(values: np.ndarray) -> dict[str, Any]:
-    """Of (run, observable)."""
-    return {"mean": values.mean(axis=0), "standard_error": values.std(axis=0, ddof=1) / np.sqrt(len(values))}
 
 
 STYLE: dict[str, Any] = {
@@ -149,28 +158,33 @@ def draw(weak_found: dict, side: dict) -> Figure:
                 a.loglog(row["rates"], np.abs(errors), **style)
         a.set(title=f"weak error, {names[0]}", xlabel=r"learning rate $\eta$", ylabel="|error| against exact SGD")
         a.legend(frameon=False, fontsize=8.5)
-    labels = ("student overlap", "test risk")
     for o, row in enumerate(axes[1:]):
-        for a, (dimension, cells) in zip(row, side.items(), strict=False):
-            rates = np.array([float(r) for r in cells])
-            for name, aside in (("first order", 0.94), ("second order", 0.98), ("Poisson", 1.02), ("Brownian", 1.06)):
-                value, error = (np.array([c["relative"][name][k][o] for c in cells.values()]) for k in ("mean", "standard_error"))
-                a.errorbar(aside * rates, 100 * value, 200 * error, capsize=2, ms=5, **STYLE[name])
-            a.axhline(0, color="0.4", lw=1)
-            a.set_xscale("log", base=2)
-            a.set_yscale("symlog", linthresh=1)
-            a.set_ylim(-50, 10)
-            ticks = [-30, -10, -3, -1, 0, 1, 3, 10]
-            a.set_yticks(ticks, labels=[f"{t:+g}%" if t else "0" for t in ticks])
-            a.minorticks_off()
-            a.set_xticks(rates, labels=[f"{r:g}" for r in rates])
-            a.grid(alpha=0.3)
-            a.set(title=f"{labels[o]}, dimension {dimension}", xlabel=r"learning rate $\eta$, trained to $\eta t = 4$")
-        row[0].set_ylabel(f"{labels[o]}: relative error against SGD\n(2 standard errors)")
+        draw_relative(row, side, o)
     axes[1, 0].legend(frameon=False, fontsize=8.5)
     for a in axes[1:, len(side) :].flat:
         a.axis("off")
     return figure
+
+
+def draw_relative(row, side: dict, o: int) -> None:
+    """Errors of an observable relative to SGD, a panel per dimension."""
+    labels = ("student overlap", "test risk")
+    for a, (dimension, cells) in zip(row, side.items(), strict=False):
+        rates = np.array([float(r) for r in cells])
+        for name, aside in (("first order", 0.94), ("second order", 0.98), ("Poisson", 1.02), ("Brownian", 1.06)):
+            value, error = (np.array([c["relative"][name][k][o] for c in cells.values()]) for k in ("mean", "standard_error"))
+            a.errorbar(aside * rates, 100 * value, 200 * error, capsize=2, ms=5, **STYLE[name])
+        a.axhline(0, color="0.4", lw=1)
+        a.set_xscale("log", base=2)
+        a.set_yscale("symlog", linthresh=1)
+        a.set_ylim(-50, 10)
+        ticks = [-30, -10, -3, -1, 0, 1, 3, 10]
+        a.set_yticks(ticks, labels=[f"{t:+g}%" if t else "0" for t in ticks])
+        a.minorticks_off()
+        a.set_xticks(rates, labels=[f"{r:g}" for r in rates])
+        a.grid(alpha=0.3)
+        a.set(title=f"{labels[o]}, dimension {dimension}", xlabel=r"learning rate $\eta$, trained to $\eta t = 4$")
+    row[0].set_ylabel(f"{labels[o]}: relative error against SGD\n(2 standard errors)")
 
 
 def relative(sgd: dict, found: dict, predicted: dict) -> dict[str, Any]:
@@ -183,16 +197,33 @@ def relative(sgd: dict, found: dict, predicted: dict) -> dict[str, Any]:
     return {n: {"mean": m.tolist(), "standard_error": e.tolist()} for n, (m, e) in rows.items()}
 
 
+def tables(weak_found: dict, side: dict) -> dict[str, str]:
+    """Orders at the smallest rates, and relative errors against SGD in percent."""
+    orders = [
+        [name, dynamics, f"{slopes[-1]:.2f}"] for name, row in weak_found.items() for dynamics, slopes in row["slopes"].items()
+    ]
+    rows = []
+    for dimension, cells in side.items():
+        for rate, c in cells.items():
+            for o, observable in enumerate(OBSERVABLES):
+                values = (
+                    f"{100 * v['mean'][o]:+.2f} ± {100 * v['standard_error'][o]:.2f}" for v in (c["relative"][n] for n in SHOWN)
+                )
+                rows.append([dimension, f"{rate:g}", observable.replace("_", " "), *values])
+    return {
+        "orders": markdown(["weak error of", "dynamics", "order"], orders),
+        "against SGD": markdown(["d", "learning rate", "error of, %", *(STYLE[n]["label"] for n in SHOWN)], rows),
+    }
+
+
 def main(s: Settings) -> None:
-    if s.smoke:
-        tiny: Any = {"dimensions": (4,), "rates": (2.0,), "runs": 64, "weak_steps": (8, 16), "samples": 64, "grid_steps": 4}
-        s = dataclasses.replace(s, out=s.out.with_name(s.out.name + "_smoke"), **tiny)
+    tiny: Any = {"dimensions": (4,), "rates": (2.0,), "runs": 64, "weak_steps": (8, 16), "samples": 64, "grid_steps": 4}
+    s = s.sized(**tiny)
     cells: dict[str, Any] = {f"weak, {name}": {"kind": "weak", "name": name} for name in WEAK}
     cells |= {f"theory, rate={r:g}": {"kind": "theory", "rate": r} for r in s.rates}
     pairs = [(d, r) for d in s.dimensions for r in s.rates]
     cells |= {f"d={d}, rate={r:g}": {"kind": "side", "dimension": d, "rate": r, "halved": d == s.dimensions[0]} for d, r in pairs}
-    left_out = ("dimensions", "rates", "cluster", "smoke", "out")
-    shared = {k: v for k, v in dataclasses.asdict(s).items() if k not in left_out}
+    shared = s.without("dimensions", "rates")
     done = sweep.run(cell, cells, s.folder(__file__) / "cells", shared, s.cluster)
     weak_found = {name: done[f"weak, {name}"] for name in WEAK}
     side: dict[int, dict[float, Any]] = {d: {} for d in s.dimensions}
@@ -200,20 +231,7 @@ def main(s: Settings) -> None:
         found, predicted = done[f"d={d}, rate={r:g}"], done[f"theory, rate={r:g}"]
         side[d][r] = {**found, **predicted, "relative": relative(found["sgd"], found, predicted)}
     result = {"settings": {**shared, "delta": DELTA, "ridge": RIDGE, "clock": CLOCK}, "weak": weak_found, "side_by_side": side}
-    _common.write_json(s.out / "result.json", result)
-    draw(weak_found, side, s.out / "figure.png")
-    for name, row in weak_found.items():
-        for dynamics, slopes in row["slopes"].items():
-            print(f"{name:<28}{dynamics:<20}slopes {' '.join(f'{x:.3f}' for x in slopes)}")
-    for o, observable in enumerate(OBSERVABLES):
-        print(f"\n{observable}: error relative to SGD, in percent")
-        for d, row in side.items():
-            for r, c in row.items():
-                print(f"d={d:<5}rate={r:<6g}", end="")
-                for name, values in c["relative"].items():
-                    print(f"  {name}: {100 * values['mean'][o]:.2f} ± {100 * values['standard_error'][o]:.2f}", end="")
-                print()
-    print(f"\nwrote {s.out}")
+    finish(s, __file__, result, tables(weak_found, side), draw(weak_found, side))
 
 
 if __name__ == "__main__":

@@ -4,8 +4,9 @@ import itertools
 from typing import Any
 
 import numpy as np
-from dynamics import BRO, Dynamics, PairwiseSGD, ParticlewiseSGD, Spheres, matched, run
 from scipy.optimize import curve_fit, minimize_scalar
+
+from .dynamics import BRO, Dynamics, PairwiseSGD, ParticlewiseSGD, Spheres, matched, run
 
 # Activity whose mean over the second half of a run is this much of its mean over the second quarter is called stationary. At
 # criticality in the Manna class, where activity decays like time^-0.745, it is 2^-0.745 = 0.6.

@@ -2,30 +2,28 @@
 
 Both search all pairs within 1 + skin of positions as they are near criticality. Then what a step costs on the list: as the
 experiment does it (numpy, only pairs of which a particle has moved) and as one jitted function of all pairs. Compilation is not
-counted; medians. Writes results/benchmarks/neighbors.json.
+counted; medians.
 """
 
 import dataclasses
 import functools
-import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
-from dynamics import BRO, Spheres, run
 from scipy.spatial import KDTree
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-import _common
+from ..shared.results import Settings as Common
+from ..shared.results import finish, markdown
+from .dynamics import BRO, Spheres, run
 
 
-@dataclasses.dataclass(frozen=True)
-class Settings:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings(Common):
     """Time neighbor searches and steps."""
 
     particles: int = 20000
@@ -34,8 +32,6 @@ class Settings:
     relax: int = 300
     """Steps from random positions."""
     repeats: int = 11
-    smoke: bool = False
-    out: Path = Path("results/benchmarks")
 
 
 def milliseconds(call: Callable[[], Any], repeats: int) -> float:
@@ -78,8 +74,8 @@ def jitted_step(x, first, second, box, epsilon, key):
     return x.at[first].add(kick).at[second].add(-kick)
 
 
-def compared(particles: int, phi: float, epsilon: float, skin: float, relax: int, repeats: int) -> dict[str, Any]:
-    rng = np.random.default_rng(0)
+def compared(particles: int, phi: float, epsilon: float, skin: float, relax: int, repeats: int, seed: int) -> dict[str, Any]:
+    rng = np.random.default_rng(seed)
     spheres = Spheres.random(rng, particles, phi, skin)
     activity = run(spheres, BRO(epsilon), rng, relax)[-1]
     within, x = 1 + skin, spheres.positions % spheres.box
@@ -118,16 +114,17 @@ def compared(particles: int, phi: float, epsilon: float, skin: float, relax: int
     }
 
 
+def tables(rows: list[dict[str, Any]]) -> dict[str, str]:
+    head = ["milliseconds", *(f"ε = {r['epsilon']:g}, φ = {r['phi']:g}, activity {r['activity']:.2f}" for r in rows)]
+    lines = ([name, *(f"{r['milliseconds'][name]:.3g}" for r in rows)] for name in rows[0]["milliseconds"])
+    return {"neighbors": markdown(head, lines)}
+
+
 def main(s: Settings) -> None:
     jax.config.update("jax_enable_x64", True)
-    if s.smoke:
-        s = dataclasses.replace(s, particles=1000, relax=5, repeats=2, out=s.out.with_name(s.out.name + "_smoke"))
-    rows = [compared(s.particles, *case, s.relax, s.repeats) for case in s.cases]
-    _common.write_json(s.out / "neighbors.json", {"particles": s.particles, "cases": rows})
-    for row in rows:
-        print(f"phi = {row['phi']:g}, epsilon = {row['epsilon']:g}: activity {row['activity']:.3f}, {row['pairs']} pairs")
-        for name, value in row["milliseconds"].items():
-            print(f"  {name:<42}{value:8.2f} ms")
+    s = s.sized(particles=1000, relax=5, repeats=2)
+    rows = [compared(s.particles, *case, s.relax, s.repeats, s.seed) for case in s.cases]
+    finish(s, __file__, {"particles": s.particles, "cases": rows}, tables(rows))
 
 
 if __name__ == "__main__":

@@ -8,31 +8,25 @@ positions:
 - how phi_c depends on the number of particles and on the length of the runs;
 - at a large step, the decay of activity at criticality and its growth above it, and their exponents in several windows;
 - above phi_c, the mean energy increase under Gaussian perturbations after SGD that keeps different fractions p of the pairs.
-
-
 """
 
 import dataclasses
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
 import tyro
 
-import dmftopt.plot
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
+from ..shared import results, sweep
+from ..shared.results import SweepSettings, finish, markdown
+from . import measure
+from .draw import MANNA, draw
 
 MAIN = {"BRO": ("BRO", None), "pairwise SGD, p = 3/4": ("pairwise SGD", 0.75)}
 OTHERS = {
     "pairwise SGD, p = 1/2": ("pairwise SGD", 0.5),
     "particle-wise SGD, p = 3/4": ("particle-wise SGD", 0.75),
 }
-# Three-dimensional Manna (conserved directed percolation) class: Lubeck, Int. J. Mod. Phys. B 18, 3977 (2004).
-MANNA = {"decay": 0.745, "beta": 0.84}
 # Distances to phi_c at which stationary activity is measured, relative to phi_c.
 DISTANCES = (0.01, 0.1)
 
@@ -88,10 +82,8 @@ def cell(what: str, **arguments: Any) -> dict[str, Any]:
 def mean_and_error(values) -> dict[str, Any]:
     """Of the values that are there, over seeds."""
     there = [v for v in values if v is not None]
-    if not there:
-        return {"mean": None, "standard_error": None, "seeds": 0, "of": len(values)}
-    error = float(np.std(there, ddof=1) / np.sqrt(len(there))) if len(there) > 1 else None
-    return {"mean": float(np.mean(there)), "standard_error": error, "seeds": len(there), "of": len(values)}
+    found = results.mean_and_error(there) if there else {"mean": None, "standard_error": None}
+    return {**found, "seeds": len(there), "of": len(values)}
 
 
 def critical_row(found: list[dict]) -> dict[str, Any]:
@@ -160,19 +152,19 @@ def limits(rows: dict[str, Any], s: Settings) -> dict[str, Any]:
 
 def exponents(rows: dict[str, Any], s: Settings) -> dict[str, Any]:
     """At the large step: phi_c from where activity dies, its decay there and its growth above, in several windows, over seeds."""
-    results: dict[str, Any] = {}
+    found: dict[str, Any] = {}
     for name, (kind, p) in MAIN.items():
         called, same = name.replace("/", " of "), {"kind": kind, "p": p, "epsilon": s.large_epsilon}
         estimate = rows[name][f"{s.large_epsilon:g}"]["mean"]
         if estimate is None:
-            results[name] = {"failed": "no bisection at the large step was bracketed"}
+            found[name] = {"failed": "no bisection at the large step was bracketed"}
             continue
-        results[name] = decays(s, called, same, estimate)
-        if results[name]["phi_c"] is None:
-            results[name]["failed"] = "activity died at all of the packing fractions or at none, or too early"
+        found[name] = decays(s, called, same, estimate)
+        if found[name]["phi_c"] is None:
+            found[name]["failed"] = "activity died at all of the packing fractions or at none, or too early"
         else:
-            results[name] |= order(s, called, same, results[name]["phi_c"])
-    return results
+            found[name] |= order(s, called, same, found[name]["phi_c"])
+    return found
 
 
 def decays(s: Settings, called: str, same: dict[str, Any], estimate: float) -> dict[str, Any]:
@@ -272,173 +264,79 @@ def flatness(s: Settings) -> list[dict[str, Any]]:
     return rows
 
 
-def draw(result: dict[str, Any], s: Settings) -> Figure:
-    figure, axes = plt.subplots(2, 3, figsize=(16, 9.5), layout="constrained")
-    (by_phi, zero, order), (decay, windows, flat) = axes
-    colors = dmftopt.plot.COLORS
-    for (name, rows), marker in zip(((n, result["critical"][n]) for n in MAIN), "os", strict=True):
-        for k, (epsilon, row) in enumerate(rows.items()):
-            color = plt.get_cmap("viridis")(0.95 * k / max(1, len(rows) - 1))
-            for fates, form in ((("absorbed", "stationary"), marker), (("undecided",), "x")):
-                seen = [(r["phi"], r["activity"]) for r in row["seen"] if r["fate"] in fates]
-                label = rf"$\epsilon$ = {epsilon}" if name == "BRO" and form != "x" else None
-                x, y = zip(*seen, strict=True) if seen else ((), ())
-                by_phi.plot(x, y, form, ms=5, mfc="none", color=color, label=label)
-    by_phi.set(xlabel=r"packing fraction $\phi$", ylabel="activity (0: absorbed)", title="runs of the bisections")
-    by_phi.set_xlim(0.05, 0.7)
-    by_phi.legend(frameon=False, fontsize=9, loc="upper left", title="circles: BRO\nsquares: SGD, p = 3/4\ncrosses: undecided")
-
-    for (name, rows), color, marker in zip(result["critical"].items(), colors, "osv^D", strict=False):
-        known = [(float(e), r["mean"], r["error"]) for e, r in rows.items() if r["seeds"] and float(e) != s.large_epsilon]
-        if not known:
-            continue
-        x, y, error = zip(*known, strict=True)
-        zero.errorbar(x, y, error, fmt=marker, ms=6, mfc="none", color=color, capsize=2, label=name)
-        for form, fit in result["limits"][name].items():
-            if "failed" in fit:
-                continue
-            k = fit["parameters"][2] if len(fit["parameters"]) > 2 else 1.0
-            e = np.linspace(0, max(fit["step_sizes"]), 200)
-            zero.plot(e, fit["phi_0"] - fit["parameters"][1] * e**k, "--" if "line" in form else "-", color=color, lw=1)
-    zero.axhspan(0.63, 0.65, color="0.9", zorder=0, label="0.63 to 0.65")
-    zero.set(xlabel=r"step size $\epsilon$ (twice the mean kick, in diameters)", ylabel=r"critical packing fraction $\phi_c$")
-    zero.set_title("limit of zero steps (dashed: line,\nsolid: fitted power)", fontsize=11)
-    zero.set_xlim(left=-0.003)
-    zero.legend(frameon=False, fontsize=9, loc="lower left")
-
-    for (name, found), color, marker in zip(result["exponents"].items(), colors, "os", strict=False):
-        if "plateaus" in found:
-            there = [r for r in found["plateaus"] if r["activity"]["seeds"] and r["phi"] > found["phi_c"]["mean"]]
-            x = np.array([r["phi"] - found["phi_c"]["mean"] for r in there])
-            y = np.array([r["activity"]["mean"] for r in there])
-            error = [r["activity"]["standard_error"] or 0.0 for r in there]
-            order.errorbar(x, y, error, fmt=marker, ms=6, mfc="none", color=color, capsize=2, label=name)
-            if name == "BRO" and len(x):
-                order.plot(x, y[len(y) // 2] * (x / x[len(y) // 2]) ** MANNA["beta"], "k:", label=f"Manna: slope {MANNA['beta']}")
-        for j, w in enumerate(found.get("decay", [])):
-            if w["exponent"]["seeds"]:
-                at = j + 0.12 * (marker == "s")
-                error = w["exponent"]["error"]
-                windows.errorbar(at, w["exponent"]["mean"], error, fmt=marker, ms=6, mfc="none", color=color, capsize=2)
-        for j, w in enumerate(found.get("beta", [])):
-            if w["beta"]["seeds"]:
-                at = j + 5.5 + 0.12 * (marker == "s")
-                error = np.hypot(w["beta"]["standard_error"] or 0.0, w["error_from_phi_c"] or 0.0)
-                windows.errorbar(at, w["beta"]["mean"], error, fmt=marker, ms=6, mfc="none", color=color, capsize=2)
-    order.set(xscale="log", yscale="log", xlabel=r"$\phi - \phi_c$", ylabel="stationary activity")
-    order.set_title(rf"above criticality, $\epsilon$ = {s.large_epsilon:g}", fontsize=11)
-    for axis, ticks in ((order.xaxis, (0.003, 0.01, 0.03)), (order.yaxis, (0.2, 0.3, 0.5, 0.7))):
-        axis.set_ticks(ticks, labels=[f"{t:g}" for t in ticks])
-        axis.set_ticks([], minor=True)
-    order.legend(frameon=False)
-
-    found = result["exponents"]["BRO"]
-    phis = list(found["decays"][0]) if "decays" in found else []
-    for k, phi in enumerate(phis):
-        seeds = [d[phi] for d in found["decays"]]
-        length = min(len(d["time"]) for d in seeds)
-        time, y = np.array(seeds[0]["time"][:length]), np.mean([d["activity"][:length] for d in seeds], axis=0)
-        decay.plot(time, y * time ** MANNA["decay"], color=plt.get_cmap("viridis")(0.9 * k / len(phis)), label=f"{phi:.4f}")
-    decay.set(xscale="log", yscale="log", xlabel="time (steps)", ylabel=rf"activity $\times$ time$^{{{MANNA['decay']}}}$")
-    decay.set_title(rf"BRO, $\epsilon$ = {s.large_epsilon:g}: level where it decays as in the Manna class", fontsize=11)
-    decay.legend(frameon=False, title=r"$\phi$", fontsize=9)
-
-    ticks = [f"{w['window'][0]:.0f}-{w['window'][1]:.0f}" for w in found.get("decay", [])]
-    ends = [f"{w['window'][0]:.3f}-\n{w['window'][1]:.3f}" for w in found.get("beta", [])]
-    windows.set_xticks(
-        [*range(len(ticks)), *(5.5 + j for j in range(len(ends)))], labels=[*ticks, *ends], fontsize=8, rotation=30
-    )
-    windows.hlines(MANNA["decay"], -0.4, 4.6, color="k", ls=":", label="Manna")
-    windows.hlines(MANNA["beta"], 5.2, 8.0, color="k", ls=":")
-    windows.set(
-        ylabel="exponent", title="decay in windows of time, beta in windows of $\\phi - \\phi_c$\n(circles: BRO, squares: SGD)"
-    )
-    windows.set_ylim(0, 1.25)
-    windows.legend(frameon=False, loc="lower right")
-
-    deviation = f"{DEVIATIONS[0]:g}"
-    for p, color, marker in zip(P, colors, "osv^", strict=False):
-        rows = [r for r in result["flatness"] if r["p"] == p and r["m"] == 1]
-        y = [r["final"]["increase"][deviation] for r in rows]
-        error = [v["standard_error"] or 0.0 for v in y]
-        x = [r["phi"] for r in rows]
-        flat.errorbar(x, [v["mean"] for v in y], error, fmt=f"{marker}-", color=color, capsize=2, label=f"p = {p:g}")
-        quarter = [r["quarter"]["increase"][deviation]["mean"] for r in rows]
-        flat.plot(x, quarter, ":", color=color, lw=1)
-    flat.set(xlabel=r"packing fraction $\phi$", ylabel=r"mean energy increase per particle / $a$")
-    flat.set_title(f"flatness: perturbations of {deviation} diameters\n(dotted: after a quarter of the steps)", fontsize=11)
-    flat.legend(frameon=False)
-    return figure
-
-
-def number(value: dict[str, Any], digits: int = 4) -> str:
-    if value["mean"] is None:
-        return "none"
+def number(value: dict[str, Any], digits: int = 3) -> str:
     error = value.get("error", value["standard_error"])
-    return f"{value['mean']:.{digits}f}" + (f" ± {error:.{digits}f}" if error is not None else "")
+    return "" if value["mean"] is None else results.plus_minus({"mean": value["mean"], "standard_error": error}, digits)
+
+
+def tables(result: dict[str, Any], s: Settings) -> dict[str, str]:
+    return {
+        "critical packing fraction": critical_table(result, s),
+        "checks": markdown(["", "critical packing fraction"], ([name, number(r)] for name, r in result["checks"].items())),
+        "exponents": exponents_table(result["exponents"]),
+        "flatness": flatness_table(result["flatness"]),
+    }
+
+
+def critical_table(result: dict[str, Any], s: Settings) -> str:
+    rows = []
+    for name, row in result["critical"].items():
+        limits = [result["limits"][name].get(form) for form in ("line, epsilon <= 0.05", "power fitted")]
+        zero = ("" if f is None or "failed" in f else f"{f['phi_0']:.3f} ± {f['standard_error']:.3f}" for f in limits)
+        rows.append([name, *(number(row[f"{e:g}"]) if f"{e:g}" in row else "" for e in s.epsilons), *zero])
+    steps = [f"ε = {e:g}" for e in s.epsilons]
+    return markdown(["critical packing fraction", *steps, "ε → 0, line", "ε → 0, fitted power"], rows)
+
+
+def exponents_table(found: dict[str, Any]) -> str:
+    rows = []
+    for name, f in found.items():
+        rows += [
+            [name, "decay", f"steps {w['window'][0]:.0f} to {w['window'][1]:.0f}", number(w["exponent"], 2)]
+            for w in f.get("decay", [])
+        ]
+        for w in f.get("beta", []):
+            error = np.hypot(w["beta"]["standard_error"] or 0.0, w["error_from_phi_c"] or 0.0)
+            beta = number({**w["beta"], "error": float(error)}, 2)
+            rows.append([name, "β", f"φ − φ_c from {w['window'][0]:.4f} to {w['window'][1]:.4f}", beta])
+        if f.get("phi_c"):
+            rows.append([name, "φ_c", "", number(f["phi_c"], 4)])
+        if "beta_with_phi_c_fitted" in f:
+            free = f["beta_with_phi_c_fitted"]
+            rows.append([name, "β and φ_c fitted together", "", f"{number(free['beta'], 2)}, {number(free['phi_c'], 4)}"])
+    rows.append(["Manna class", "decay, β", "", f"{MANNA['decay']}, {MANNA['beta']}"])
+    return markdown(["", "exponent", "window", "value"], rows)
+
+
+def flatness_table(rows: list[dict[str, Any]]) -> str:
+    deviations = rows[0]["final"]["increase"]
+    head = ["repulsion", "packing fraction", "p", *(f"moved by {d} diameters" for d in deviations)]
+    kind = {1: "linear", 2: "quadratic"}
+    return markdown(
+        head,
+        ([kind[r["m"]], f"{r['phi']:g}", f"{r['p']:g}", *(number(v, 4) for v in r["final"]["increase"].values())] for r in rows),
+    )
 
 
 def main(s: Settings) -> None:
-    if s.smoke:
-        tiny: Any = {
-            "epsilons": (0.2, 0.1),
-            "other_epsilons": (0.2,),
-            "particles": 400,
-            "seeds": 2,
-            "halvings": 4,
-            "least_steps": 40,
-            "patience": 2.0,
-        }
-        tiny |= {"decay_particles": 200, "decay_steps": 60, "decay_phis": 4, "spacing": 0.02, "plateau_particles": 200}
-        tiny |= {"plateau_steps": 40, "plateau_phis": 4, "flat_phis": (0.7,), "flat_particles": 60, "flat_steps": 40}
-        s = dataclasses.replace(s, out=s.out.with_name(s.out.name + "_smoke"), checked=0.1, **tiny)
+    tiny: Any = {"epsilons": (0.2, 0.1), "other_epsilons": (0.2,), "particles": 400, "seeds": 2, "halvings": 4, "checked": 0.1}
+    tiny |= {"least_steps": 40, "patience": 2.0, "decay_particles": 200, "decay_steps": 60, "decay_phis": 4, "spacing": 0.02}
+    tiny |= {"plateau_particles": 200, "plateau_steps": 40, "plateau_phis": 4}
+    s = s.sized(**tiny, flat_phis=(0.7,), flat_particles=60, flat_steps=40)
     rows = critical(s, MAIN, (s.large_epsilon, *s.epsilons))
     measured = exponents(rows, s)
     flat = flatness(s)
     for name, other in OTHERS.items():
         rows |= critical(s, {name: other}, s.other_epsilons)
     result: dict[str, Any] = {
-        "settings": {k: v for k, v in dataclasses.asdict(s).items() if k not in ("cluster", "out")},
+        "settings": s.without(),
         "critical": rows,
         "checks": checks(s),
         "limits": limits(rows, s),
         "flatness": flat,
         "exponents": measured,
     }
-    _common.write_json(s.out / "result.json", result)
-    draw(result, s, s.out / "figure.png")
-    for name, row in rows.items():
-        print(f"\n{name}")
-        for epsilon, r in row.items():
-            print(f"  epsilon {epsilon:>8}: phi_c = {number(r)} ({r['seeds']} of {r['of']} seeds,", end="")
-            print(f" {r['undecided_runs']} of {r['runs']} runs undecided)")
-        for form, fit in result["limits"][name].items():
-            if "failed" in fit:
-                print(f"  zero step, {form}: {fit['failed']}")
-            else:
-                print(
-                    f"  zero step, {form}: {fit['phi_0']:.4f} ± {fit['standard_error']:.4f} (chi2 {fit['chi2_per_degree']:.1f})"
-                )
-    for name, r in result["checks"].items():
-        print(f"{name}: phi_c = {number(r)}, {r['undecided_runs']} of {r['runs']} runs undecided")
-    for name, found in result["exponents"].items():
-        print(f"\n{name}, epsilon {s.large_epsilon:g}", found.get("failed", ""))
-        for w in found.get("decay", []):
-            print(
-                f"  {w['window'][0]:.0f} to {w['window'][1]:.0f} steps: {number(w['exponent'], 3)}, phi_c = {number(w['phi'], 5)}"
-            )
-        for w in found.get("beta", []):
-            print(f"  beta, {w['window'][0]:.4f} to {w['window'][1]:.4f}: {number(w['beta'], 3)}", end="")
-            print(f" (and ± {w['error_from_phi_c']:.3f} from phi_c)" if w["error_from_phi_c"] is not None else "")
-        if "beta_with_phi_c_fitted" in found:
-            free = found["beta_with_phi_c_fitted"]
-            print(f"  beta with phi_c fitted: {number(free['beta'], 3)}, phi_c = {number(free['phi_c'], 5)}")
-    print("\nmean energy increase per particle under perturbations of", ", ".join(f"{d:g}" for d in DEVIATIONS), "diameters")
-    for r in result["flatness"]:
-        print(
-            f"  m={r['m']:g} phi={r['phi']:g} p={r['p']:<5g}", *(number(v, 5) for v in r["final"]["increase"].values()), sep="  "
-        )
-    print(f"wrote {s.out}")
+    finish(s, __file__, result, tables(result, s), draw(result, s.large_epsilon))
 
 
 if __name__ == "__main__":

@@ -1,1 +1,1 @@
-"""What dmftopt finds: each experiment is a folder with its script, figure and table. `python -m experiments.01_digits.run --help`"""
+"""What dmftopt finds: each experiment is a folder with its script, figure and table. See README.md."""

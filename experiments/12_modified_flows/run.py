@@ -22,7 +22,7 @@ from dmftopt import flows, tasks
 from dmftopt.plot import COLORS
 
 from ..shared import sweep
-from ..shared.results import SweepSettings, finish, markdown, mean_and_error
+from ..shared.results import SweepSettings, finish, markdown, mean_and_error, plus_minus
 from . import weak
 
 DELTA, RIDGE, CLOCK = 2.0, 0.1, 4.0
@@ -108,10 +108,9 @@ def side_by_side(dimension, rate, halved, *, runs, seed, **_) -> dict[str, Any]:
     found = {name: np.asarray(values) for name, values in found.items()}
     if not all(np.all(np.isfinite(values)) for values in found.values()):
         raise FloatingPointError("a run became infinite or NaN. Lower the learning rate.")
-    result = {"sgd": mean_and_error(found["sgd"])} | {name: mean_and_error(found[name] - found["sgd"]) for name in FLOWS}
-    return result | (
-        {"half the time step": mean_and_error(found["half the time step"] - found["second order"])} if halved else {}
-    )
+    base = {"half the time step": "second order"}
+    differences = {name: mean_and_error(found[name] - found[base.get(name, "sgd")]) for name in dynamics if name != "sgd"}
+    return {"sgd": mean_and_error(found["sgd"]), **differences}
 
 
 def drawn(problem: dmftopt.Problem, samples: int, dimension: int, key) -> tuple[Any, jax.Array, jax.Array]:
@@ -199,16 +198,14 @@ def relative(sgd: dict, found: dict, predicted: dict) -> dict[str, Any]:
 
 def tables(weak_found: dict, side: dict) -> dict[str, str]:
     """Orders at the smallest rates, and relative errors against SGD in percent."""
-    orders = [
-        [name, dynamics, f"{slopes[-1]:.2f}"] for name, row in weak_found.items() for dynamics, slopes in row["slopes"].items()
-    ]
-    rows = []
+    orders, rows = [], []
+    for name, row in weak_found.items():
+        orders += [[name, STYLE[dynamics]["label"], f"{slopes[-1]:.2f}"] for dynamics, slopes in row["slopes"].items()]
     for dimension, cells in side.items():
         for rate, c in cells.items():
             for o, observable in enumerate(OBSERVABLES):
-                values = (
-                    f"{100 * v['mean'][o]:+.2f} ± {100 * v['standard_error'][o]:.2f}" for v in (c["relative"][n] for n in SHOWN)
-                )
+                picked = [{k: c["relative"][n][k][o] for k in ("mean", "standard_error")} for n in SHOWN]
+                values = (plus_minus(v, 2, 100) for v in picked)
                 rows.append([dimension, f"{rate:g}", observable.replace("_", " "), *values])
     return {
         "orders": markdown(["weak error of", "dynamics", "order"], orders),

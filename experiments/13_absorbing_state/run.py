@@ -18,7 +18,7 @@ import numpy as np
 import tyro
 
 from ..shared import results, sweep
-from ..shared.results import SweepSettings, finish, markdown
+from ..shared.results import SweepSettings, finish, markdown, plus_minus
 from . import measure
 from .draw import MANNA, draw
 
@@ -264,9 +264,9 @@ def flatness(s: Settings) -> list[dict[str, Any]]:
     return rows
 
 
-def number(value: dict[str, Any], digits: int = 3) -> str:
+def number(value: dict[str, Any], digits: int = 3, scale: float = 1.0) -> str:
     error = value.get("error", value["standard_error"])
-    return "" if value["mean"] is None else results.plus_minus({"mean": value["mean"], "standard_error": error}, digits)
+    return "" if value["mean"] is None else plus_minus({"mean": value["mean"], "standard_error": error}, digits, scale)
 
 
 def tables(result: dict[str, Any], s: Settings) -> dict[str, str]:
@@ -291,10 +291,9 @@ def critical_table(result: dict[str, Any], s: Settings) -> str:
 def exponents_table(found: dict[str, Any]) -> str:
     rows = []
     for name, f in found.items():
-        rows += [
-            [name, "decay", f"steps {w['window'][0]:.0f} to {w['window'][1]:.0f}", number(w["exponent"], 2)]
-            for w in f.get("decay", [])
-        ]
+        for w in f.get("decay", []):
+            window = f"steps {w['window'][0]:.0f} to {w['window'][1]:.0f}"
+            rows.append([name, "decay", window, number(w["exponent"], 2)])
         for w in f.get("beta", []):
             error = np.hypot(w["beta"]["standard_error"] or 0.0, w["error_from_phi_c"] or 0.0)
             beta = number({**w["beta"], "error": float(error)}, 2)
@@ -309,13 +308,13 @@ def exponents_table(found: dict[str, Any]) -> str:
 
 
 def flatness_table(rows: list[dict[str, Any]]) -> str:
-    deviations = rows[0]["final"]["increase"]
-    head = ["repulsion", "packing fraction", "p", *(f"moved by {d} diameters" for d in deviations)]
-    kind = {1: "linear", 2: "quadratic"}
-    return markdown(
-        head,
-        ([kind[r["m"]], f"{r['phi']:g}", f"{r['p']:g}", *(number(v, 4) for v in r["final"]["increase"].values())] for r in rows),
-    )
+    """In thousandths of a per sphere."""
+    head = ["repulsion", "packing fraction", "p", *(f"moved by {d} diameters" for d in rows[0]["final"]["increase"])]
+    kind, lines = {1: "linear", 2: "quadratic"}, []
+    for r in rows:
+        increases = (number(v, 2, 1e3) for v in r["final"]["increase"].values())
+        lines.append([kind[r["m"]], f"{r['phi']:g}", f"{r['p']:g}", *increases])
+    return markdown(head, lines)
 
 
 def main(s: Settings) -> None:

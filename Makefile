@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 .PHONY: demo test test-slow smoke lint format clean
 
 demo: $(VENV)/.ready
-	$(BIN)/python experiments/01_digits.py
+	$(BIN)/python -m experiments.01_digits.run
 
 test: $(VENV)/.ready
 	$(BIN)/python -m pytest -n 2
@@ -16,7 +16,7 @@ test-slow: $(VENV)/.ready
 
 # Every experiment at a toy size; results go to results/*_smoke.
 smoke: $(VENV)/.ready
-	set -e; for script in experiments/[0-9]*.py experiments/absorbing_state/run.py; do echo $$script; $(BIN)/python $$script --smoke; done
+	set -e; for run in experiments/[0-9]*/run.py; do module=$$(echo $${run%.py} | tr / .); echo $$module; $(BIN)/python -m $$module --smoke; done
 
 lint: $(VENV)/.ready
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/pyright

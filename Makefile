@@ -8,7 +8,7 @@ TWO := -n 2 --dist loadfile --no-loadscope-reorder
 .PHONY: demo test test-slow test-lowest smoke lint format clean
 
 demo: $(VENV)/.ready
-	$(BIN)/python experiments/01_digits.py
+	$(BIN)/python -m experiments.01_digits.run
 
 test: $(VENV)/.ready
 	$(BIN)/python -m pytest $(TWO)
@@ -23,7 +23,7 @@ test-lowest: $(LOWEST)/.ready
 
 # Every experiment at a toy size; results go to results/*_smoke.
 smoke: $(VENV)/.ready
-	set -e; for script in experiments/[0-9]*.py experiments/absorbing_state/run.py; do echo $$script; $(BIN)/python $$script --smoke; done
+	set -e; for run in experiments/[0-9]*/run.py; do module=$$(echo $${run%.py} | tr / .); echo $$module; $(BIN)/python -m $$module --smoke; done
 
 lint: $(VENV)/.ready
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/pyright

@@ -20,7 +20,7 @@ import numpy as np
 
 from ._checks import is_concrete
 from ._dataset import version
-from ._files import write_atomically
+from ._files import write_atomically as write_atomically
 from ._register import fields_of, is_result, registered, result_names
 from ._results import RESULTS
 

@@ -1,5 +1,6 @@
 """The absorbing-state experiment: what its dynamics do step by step, its estimators on known answers, and a toy run."""
 
+import importlib
 import json
 import subprocess
 import sys
@@ -10,11 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-FOLDER = Path(__file__).parents[1] / "experiments" / "absorbing_state"
-sys.path.insert(0, str(FOLDER))
-import dynamics  # noqa: E402
-import measure  # noqa: E402
-from dynamics import BRO, PairwiseSGD, ParticlewiseSGD, Spheres  # noqa: E402
+# No statement can import what begins with a digit.
+EXPERIMENT = "experiments.13_absorbing_state"
+dynamics, measure = (importlib.import_module(f"{EXPERIMENT}.{name}") for name in ("dynamics", "measure"))
+BRO, PairwiseSGD, ParticlewiseSGD, Spheres = dynamics.BRO, dynamics.PairwiseSGD, dynamics.ParticlewiseSGD, dynamics.Spheres
 
 KINDS = [BRO(0.3), BRO(0.3, reciprocal=False), PairwiseSGD(0.2, 0.75), ParticlewiseSGD(0.2, 0.5), PairwiseSGD(0.4, 1.0, 2.0)]
 
@@ -247,8 +247,9 @@ def test_wrong_inputs(call, message):
 
 
 def test_smoke_and_resume(tmp_path):
-    command = [sys.executable, FOLDER / "run.py", "--smoke", "--out", tmp_path / "absorbing"]
-    subprocess.run(command, check=True, capture_output=True, timeout=600)
+    command = [sys.executable, "-m", f"{EXPERIMENT}.run", "--smoke", "--out", tmp_path / "absorbing"]
+    root = Path(__file__).parents[1]
+    subprocess.run(command, check=True, capture_output=True, timeout=600, cwd=root)
     out = tmp_path / "absorbing_smoke"
     assert {f.name for f in out.iterdir()} == {"result.json", "figure.png", "cells"}
     first = json.loads((out / "result.json").read_text())
@@ -257,6 +258,6 @@ def test_smoke_and_resume(tmp_path):
     cells = sorted((out / "cells").iterdir())
     cells[0].unlink()
     before = {f: f.stat().st_mtime_ns for f in cells[1:]}
-    subprocess.run(command, check=True, capture_output=True, timeout=600)
+    subprocess.run(command, check=True, capture_output=True, timeout=600, cwd=root)
     assert cells[0].exists() and {f: f.stat().st_mtime_ns for f in cells[1:]} == before
     assert json.loads((out / "result.json").read_text()) == first

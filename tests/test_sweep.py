@@ -2,19 +2,12 @@
 
 import json
 import os
-import sys
-from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "experiments"))
-
-import _sweep
-
-# Workers get this path, and must do without.
-del sys.path[0]
+from experiments.shared import sweep
 
 CELLS = {"one": {"x": 1}, "two/half": {"x": 2}, "three": {"x": 3}}
 OFFSET = 10
@@ -34,7 +27,7 @@ def values(results):
 def test_a_failure_spares_the_others_and_is_retried(tmp_path, capsys, cluster):
     settings = {"scale": 2, "fail": 2}
     with pytest.raises(SystemExit, match="1 of 3 cells failed: two/half"):
-        _sweep.run(shifted, CELLS, tmp_path, settings, cluster)
+        sweep.run(shifted, CELLS, tmp_path, settings, cluster)
     shown = capsys.readouterr().err
     assert "two/half failed:" in shown and "ValueError: no result for 2" in shown
     files = {name: tmp_path / f"{name}.json" for name in ("one", "three")}
@@ -47,10 +40,10 @@ def test_a_failure_spares_the_others_and_is_retried(tmp_path, capsys, cluster):
     # Resumed: what is there is read; only new and changed cells are computed.
     files["one"].write_text(json.dumps({**first, "result": {**first["result"], "value": "kept"}}))
     more = {**CELLS, "two/half": {"x": 4}, "four": {"x": 4}}
-    assert values(_sweep.run(shifted, more, tmp_path, settings)) == {"one": "kept", "two/half": 18, "three": 16, "four": 18}
+    assert values(sweep.run(shifted, more, tmp_path, settings)) == {"one": "kept", "two/half": 18, "three": 16, "four": 18}
     # Other settings: everything again. A file cut short, by other means, counts as missing.
     files["three"].write_text('{"settings"')
-    assert values(_sweep.run(shifted, CELLS, tmp_path, {"scale": 3, "fail": 0})) == {"one": 13, "two/half": 16, "three": 19}
+    assert values(sweep.run(shifted, CELLS, tmp_path, {"scale": 3, "fail": 0})) == {"one": 13, "two/half": 16, "three": 19}
 
 
 def test_an_interruption_keeps_what_is_finished(tmp_path):
@@ -60,13 +53,13 @@ def test_an_interruption_keeps_what_is_finished(tmp_path):
         return x
 
     with pytest.raises(KeyboardInterrupt):
-        _sweep.run(interrupted, CELLS, tmp_path, {})
+        sweep.run(interrupted, CELLS, tmp_path, {})
     assert [f.name for f in tmp_path.iterdir()] == ["one.json"]
 
 
 def test_what_is_not_json_fails_its_cell_only(tmp_path, capsys):
     with pytest.raises(SystemExit, match="failed: two"):
-        _sweep.run(lambda x: x / (x - 2) if x != 2 else float("nan"), {"one": {"x": 1}, "two": {"x": 2}}, tmp_path, {})
+        sweep.run(lambda x: x / (x - 2) if x != 2 else float("nan"), {"one": {"x": 1}, "two": {"x": 2}}, tmp_path, {})
     assert "ValueError: Out of range float values" in capsys.readouterr().err
 
 
@@ -80,7 +73,7 @@ def test_mapped_over_devices():
     traced = []
     a, b = np.arange(5.0), np.linspace(0.0, 1.0, 15).reshape(5, 3)
     for _ in range(2):
-        squares, products = _sweep.over_devices(outer, a, b, power=2)
+        squares, products = sweep.over_devices(outer, a, b, power=2)
     np.testing.assert_allclose(squares, a**2)
     np.testing.assert_allclose(products, a[:, None] * b)
     assert len(traced) == 1 and isinstance(squares, jnp.ndarray)

@@ -10,30 +10,28 @@ iteration, all in one process.
 - Gradients of the final risk in a 20-knot learning rate: relative error of the whole vector, against back-propagation through
   the same loop.
 
-Processor time counts all threads, so other load on the machine does not enter. Writes results/benchmarks/accuracy.{json,png}.
+Processor time counts all threads, so other load on the machine does not enter.
 """
 
 import dataclasses
 import platform
-import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 import tyro
+from matplotlib.figure import Figure
 from tqdm.auto import tqdm
 
 import dmftopt
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-import _common
+from ..shared.results import Settings as Common
+from ..shared.results import finish, markdown
 
 jax.config.update("jax_enable_x64", True)
-plt.switch_backend("agg")
 
 HORIZON, RIDGE = 5.0, 0.1
 NAMES = ("test risk", "student overlap", "teacher overlap")
@@ -49,8 +47,8 @@ LADDER = (
 GRADIENT = ((8, 1024), (10, 2048), (12, 4096), (20, 4096), (20, 8192), (20, 16384), (40, 16384), (40, 65536))
 
 
-@dataclasses.dataclass(frozen=True)
-class Settings:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings(Common):
     """Measure processor time to a given error: solver, simulation, fixed point."""
 
     keys: int = 16
@@ -60,8 +58,6 @@ class Settings:
     dimensions: tuple[int, ...] = (64, 128, 256, 512)
     reference: tuple[int, int, int] = (32, 131072, 4)
     """Steps (then halved), samples and replicates of the reference."""
-    smoke: bool = False
-    out: Path = Path("results/benchmarks")
 
 
 def problem(name: str) -> dmftopt.Problem:
@@ -233,26 +229,39 @@ def ratio(cost: float, dimension: int, runs: float, best: dict | None) -> dict:
     }
 
 
-def main(settings: Settings) -> None:
+def main(s: Settings) -> None:
     ladder, gradient_ladder, fixed = LADDER, GRADIENT, ((20, 4096), (40, 4096))
-    if settings.smoke:
-        settings = dataclasses.replace(
-            settings, out=settings.out / "smoke", keys=2, runs=64, dimensions=(16, 32), reference=(4, 64, 2)
-        )
-        ladder, fixed = ((2, 16), (4, 64)), ((2, 16), (4, 16))
-        gradient_ladder = ladder
-    targets = (1e-3, 1e-4)
+    if s.smoke:
+        ladder = gradient_ladder = ((2, 16), (4, 64))
+        fixed = ((2, 16), (4, 16))
+    s = s.sized(keys=2, runs=64, dimensions=(16, 32), reference=(4, 64, 2))
     machine = {"processor": platform.machine(), "cores": len(jax.devices()), "jax": jax.__version__}
     result: dict = {"machine": machine, "setting": {"delta": 2, "ridge": RIDGE, "horizon": HORIZON, "batch_size": 1}, "tasks": {}}
-    for name in tqdm(TASKS, desc="tasks"):
-        result["tasks"][name] = task(name, settings, ladder, targets)
-    result["gradient"] = gradient(settings, gradient_ladder)
-    result["fixed point"] = fixed_point(settings, fixed, result["tasks"]["sign labels"])
-    plain = jax.tree.map(lambda a: a.tolist() if isinstance(a, np.ndarray) else a, result)
-    _common.write_json(settings.out / "accuracy.json", plain)
-    _common.write_figure(settings.out / "accuracy.png", figure(result))
-    report(result)
-    print(f"wrote {settings.out}/accuracy.json and accuracy.png")
+    for name in tqdm(TASKS, desc="tasks", disable=None):
+        result["tasks"][name] = task(name, s, ladder, (1e-3, 1e-4))
+    result["gradient"] = gradient(s, gradient_ladder)
+    result["fixed point"] = fixed_point(s, fixed, result["tasks"]["sign labels"])
+    finish(s, __file__, result, tables(result), draw(result), shown="accuracy")
+
+
+def tables(result: dict) -> dict[str, str]:
+    """Times to an error, of the solver and of SGD; and of the fixed-point iteration to 1e-3."""
+
+    def row(label: str, error: str, r: dict) -> list[str]:
+        other = f"{r['simulation_seconds']:.2g} s ({r['runs']:.0f} of d = {r['dimension']})"
+        if not r["solver_seconds"]:
+            return [label, error, "not reached", other, ""]
+        steps, samples = r["steps_samples"]
+        return [label, error, f"{r['solver_seconds']:.2g} s ({steps} × {samples})", other, f"{r['ratio']:.2g}"]
+
+    rows = []
+    for name, found in result["tasks"].items():
+        rows += [row(f"{name}: {label.split(', ')[0]}", label.split(", ")[1], r) for label, r in found["ratios"].items()]
+    for label, r in result["gradient"]["ratios"].items():
+        rows.append(row("sign labels: gradient in 20 knots", f"{float(label.split()[1]):.0%}", r))
+    head = ["", "error", "solver (steps × samples)", "SGD runs", "ratio"]
+    slow = [[label, f"{r['ratio']:.2g}" if r["ratio"] else ""] for label, r in result["fixed point"]["ratios"].items()]
+    return {"accuracy": markdown(head, rows), "fixed point": markdown(["", "fixed-point iteration over solver"], slow)}
 
 
 def exact(name: str, settings: Settings) -> tuple[np.ndarray, np.ndarray]:
@@ -315,23 +324,7 @@ def fixed_point(settings: Settings, sizes, against: dict) -> dict:
     return found
 
 
-def report(result: dict) -> None:
-    def show(label, row, other):
-        ratio = "-" if row["ratio"] is None else f"{row['ratio']:.0f}"
-        mine = "-" if row.get("solver_seconds") is None else f"{row['solver_seconds']:.4f}"
-        print(f"{label:<44}{row[other]:>12.3f}{mine:>12}{ratio:>10}")
-
-    print(f"{'':<44}{'other, s':>12}{'solver, s':>12}{'ratio':>10}")
-    for name, found in result["tasks"].items():
-        for label, row in found["ratios"].items():
-            show(f"{name}: {label}", row, "simulation_seconds")
-    for label, row in result["gradient"]["ratios"].items():
-        show(f"gradient: {label}", row, "simulation_seconds")
-    for label, row in result["fixed point"]["ratios"].items():
-        show(f"fixed point: {label}", row, "fixed_point_seconds")
-
-
-def figure(result: dict):
+def draw(result: dict) -> Figure:
     picture, panels = plt.subplots(1, len(result["tasks"]), figsize=(4.6 * len(result["tasks"]), 4.2), layout="constrained")
     targets = np.logspace(-2, -4.3, 24)
     for axes, (name, found) in zip(np.atleast_1d(panels), result["tasks"].items(), strict=True):

@@ -2,31 +2,28 @@
 
 SGD against Poisson noise for least squares and logistic regression (sign and logistic labels), isotropic and four-group
 spectra, constant learning rates and a decaying rate with a growing batch; SGF against Brownian noise; full-batch and
-extensive-batch descent against the discrete step. Writes results/benchmarks/agreement.json, saved after every case: a second
-call goes on where the first stopped.
+extensive-batch descent against the discrete step.
 """
 
 import dataclasses
-import json
-import sys
-import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
-from tqdm.auto import tqdm
 
 import dmftopt
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-import _common
+from ..shared import sweep
+from ..shared.results import SweepSettings, finish, markdown
+
+GATED = ("student_overlap", "teacher_overlap", "test_risk", "train_loss", "correlation")
 
 
-@dataclasses.dataclass(frozen=True)
-class Settings:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings(SweepSettings):
     """Compare the solver with simulations over a matrix of problems."""
 
     dimension: int = 2000
@@ -37,10 +34,6 @@ class Settings:
     """Euler steps of the simulation per grid step: with 8 its own error shows on least squares (4% in the student overlap)."""
     steps: int = 40
     samples: int = 8192
-    seed: int = 0
-    smoke: bool = False
-    """Tiny sizes: shows that everything works, agrees with nothing."""
-    out: Path = Path("results/benchmarks/agreement.json")
 
 
 def cases(settings: Settings) -> Iterator[tuple[str, Callable]]:
@@ -117,49 +110,35 @@ def cases(settings: Settings) -> Iterator[tuple[str, Callable]]:
                 yield label, lambda run=run, p=problem, name=name, key=key: run(p, protocols[name], key)
 
 
-def main(settings: Settings) -> None:
-    if settings.smoke:
-        settings = dataclasses.replace(
-            settings,
-            out=settings.out.with_stem("agreement_smoke"),
-            dimension=80,
-            runs=3,
-            sgf_dimension=80,
-            sgf_runs=3,
-            steps=20,
-            samples=256,
-        )
-    shown = {**dataclasses.asdict(settings), "out": None}
-    stored = json.loads(settings.out.read_text()) if settings.out.exists() else None
-    # Rows made with other settings are another benchmark's.
-    done = stored["cases"] if stored is not None and stored["settings"] == shown else {}
-    todo = list(cases(settings))
-    for label, run in (bar := tqdm(todo)):
-        bar.set_postfix_str(label)
-        if label in done:
-            continue
-        started = time.perf_counter()
-        comparison = dmftopt.compare(*run())
-        row = {}
-        for name, d in comparison.differences.items():
-            scale = float(jnp.max(jnp.abs(d.reference)))
-            row[name] = {
-                "largest_relative_difference": float(jnp.max(jnp.abs(d.difference))) / scale,
-                "rms_z": float(jnp.sqrt(jnp.mean(d.z_score**2))),
-                "excess_over_gate": float(d.excess(2.0, 0.005)),
-            }
-        gated = [
-            row[n]["excess_over_gate"] for n in ("student_overlap", "teacher_overlap", "test_risk", "train_loss", "correlation")
-        ]
-        done[label] = {"agrees": max(gated) <= 0, "worst_excess": max(gated), "observables": row}
-        done[label]["seconds"] = time.perf_counter() - started
-        result = {"gate": "2 combined standard errors + 0.5% of the largest value", "settings": shown, "cases": done}
-        _common.write_json(settings.out, result)
-    print(f"{'case':<66}{'agrees':>7}{'worst excess':>14}{'rms z, median':>15}")
+def cell(label: str, **settings: Any) -> dict[str, Any]:
+    """One case. JSON values."""
+    row = {}
+    for name, d in dmftopt.compare(*dict(cases(Settings(**settings)))[label]()).differences.items():
+        row[name] = {
+            "largest_relative_difference": float(jnp.max(jnp.abs(d.difference))) / float(jnp.max(jnp.abs(d.reference))),
+            "rms_z": float(jnp.sqrt(jnp.mean(d.z_score**2))),
+            "excess_over_gate": float(d.excess(2.0, 0.005)),
+        }
+    worst = max(row[name]["excess_over_gate"] for name in GATED)
+    return {"agrees": worst <= 0, "worst_excess": worst, "observables": row}
+
+
+def tables(done: dict[str, dict]) -> dict[str, str]:
+    rows = []
     for label, row in done.items():
         z = np.median([o["rms_z"] for o in row["observables"].values()])
-        print(f"{label:<66}{'yes' if row['agrees'] else 'NO':>7}{row['worst_excess']:>14.2%}{z:>15.2f}")
-    print(f"{sum(r['agrees'] for r in done.values())} of {len(done)} agree; wrote {settings.out}")
+        rows.append([*label.split(" | "), "yes" if row["agrees"] else "no", f"{row['worst_excess']:.2%}", f"{z:.2f}"])
+    rows.append([f"{sum(r['agrees'] for r in done.values())} of {len(done)} agree", *[""] * 6])
+    head = ["simulation", "labels", "spectrum", "protocol", "agrees", "beyond the gate (negative: within)", "rms z, median"]
+    return {"agreement": markdown(head, rows)}
+
+
+def main(s: Settings) -> None:
+    s = s.sized(dimension=80, runs=3, sgf_dimension=80, sgf_runs=3, steps=20, samples=256)
+    labels = {label: {"label": label} for label, _ in cases(s)}
+    done = sweep.run(cell, labels, s.folder(__file__) / "cells", s.without(), s.cluster)
+    gate = f"2 combined standard errors + 0.5% of the largest value, on {', '.join(GATED)}"
+    finish(s, __file__, {"gate": gate, "settings": s.without(), "cases": done}, tables(done))
 
 
 if __name__ == "__main__":

@@ -2,14 +2,12 @@
 
 Each row is a pair of routes that share nothing but the problem, the protocol and the times. The standard errors are those of both
 routes combined (ordinary differential equations have none); percent is of the observable's largest value along the run. The
-largest of some hundred correlated entries is 2 to 3.5 standard errors by chance. Writes results/benchmarks/routes.{json,md}.
+largest of some hundred correlated entries is 2 to 3.5 standard errors by chance.
 """
 
 import dataclasses
 import functools
-import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -20,8 +18,8 @@ from tqdm.auto import tqdm
 import dmftopt
 from dmftopt import limits, noise, simulate
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-import _common
+from ..shared.results import Settings as Common
+from ..shared.results import finish, markdown
 
 jax.config.update("jax_enable_x64", True)
 
@@ -39,8 +37,8 @@ OBSERVABLES = (
 HORIZON = 4.0
 
 
-@dataclasses.dataclass(frozen=True)
-class Settings:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings(Common):
     """Compare independent routes."""
 
     steps: int = 40
@@ -48,8 +46,6 @@ class Settings:
     replicates: int = 8
     dimension: int = 1000
     runs: int = 128
-    smoke: bool = False
-    out: Path = Path("results/benchmarks")
 
 
 def problem(task, delta: float = 2.0) -> dmftopt.Problem:
@@ -118,32 +114,25 @@ def pairs(settings: Settings) -> dict[str, Callable]:
     }  # fmt: skip
 
 
-def main(settings: Settings) -> None:
-    if settings.smoke:
-        out = settings.out / "smoke"
-        settings = dataclasses.replace(settings, steps=8, samples=256, replicates=2, dimension=40, runs=4, out=out)
+def main(s: Settings) -> None:
+    s = s.sized(steps=8, samples=256, replicates=2, dimension=40, runs=4)
     rows: dict = {}
-    for name, pair in tqdm(pairs(settings).items(), desc="pairs"):
-        found = dmftopt.compare(*pair()).differences
-        rows[name] = {}
-        for observable, d in found.items():
-            size = float(jnp.max(jnp.abs(d.reference)))
-            known = np.asarray(d.standard_error) > 0
-            z = np.abs(np.asarray(d.z_score))[known]
-            largest = float(jnp.max(jnp.abs(d.difference)))
-            rows[name][observable] = {
-                "largest_z": float(np.max(z)) if z.size else None,
-                "rms_z": float(np.sqrt(np.mean(z**2))) if z.size else None,
-                "largest_relative_difference": largest / size if size else 0.0,
-            }
-    shown = {k: str(v) if isinstance(v, Path) else v for k, v in dataclasses.asdict(settings).items()}
-    _common.write_json(settings.out / "routes.json", {"settings": shown, "routes": rows})
-    table = markdown(rows)
-    _common.write_text(settings.out / "routes.md", table)
-    print(table)
+    for name, pair in tqdm(pairs(s).items(), desc="pairs", disable=None):
+        rows[name] = {observable: largest(d) for observable, d in dmftopt.compare(*pair()).differences.items()}
+    finish(s, __file__, {"settings": s.without(), "routes": rows}, tables(rows))
 
 
-def markdown(rows: dict) -> str:
+def largest(d) -> dict[str, float | None]:
+    size, known = float(jnp.max(jnp.abs(d.reference))), np.asarray(d.standard_error) > 0
+    z = np.abs(np.asarray(d.z_score))[known]
+    return {
+        "largest_z": float(np.max(z)) if z.size else None,
+        "rms_z": float(np.sqrt(np.mean(z**2))) if z.size else None,
+        "largest_relative_difference": float(jnp.max(jnp.abs(d.difference))) / size if size else 0.0,
+    }
+
+
+def tables(rows: dict) -> dict[str, str]:
     """Largest disagreement in standard errors (and in percent)."""
 
     def cell(row):
@@ -152,11 +141,8 @@ def markdown(rows: dict) -> str:
         percent = f"{100 * row['largest_relative_difference']:.2f}%"
         return percent if row["largest_z"] is None else f"{row['largest_z']:.1f} ({percent})"
 
-    lines = ["| routes | " + " | ".join(name.replace("_", " ") for name in OBSERVABLES) + " |"]
-    lines.append("|" + "---|" * (len(OBSERVABLES) + 1))
-    for name, row in rows.items():
-        lines.append(f"| {name} | " + " | ".join(cell(row.get(o)) for o in OBSERVABLES) + " |")
-    return "\n".join(lines) + "\n"
+    head = ["routes", *(name.replace("_", " ") for name in OBSERVABLES)]
+    return {"routes": markdown(head, ([name, *(cell(row.get(o)) for o in OBSERVABLES)] for name, row in rows.items()))}
 
 
 if __name__ == "__main__":

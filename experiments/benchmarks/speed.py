@@ -7,33 +7,30 @@
 - Root-mean-square error against samples (order parameters at the end, over replicates) without noise and with Brownian noise,
   and against steps with and without Richardson extrapolation.
 - What float32 costs in accuracy, on the same random numbers.
-
-Writes results/benchmarks/speed.{json,png}.
 """
 
 import dataclasses
 import platform
-import sys
 import time
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 import tyro
+from matplotlib.figure import Figure
+from tqdm.auto import tqdm
 
 import dmftopt
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-import _common
+from ..shared.results import Settings as Common
+from ..shared.results import finish, markdown
 
 jax.config.update("jax_enable_x64", True)
-plt.switch_backend("agg")
 
 
-@dataclasses.dataclass(frozen=True)
-class Settings:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings(Common):
     """Measure speed, memory and accuracy of the solver."""
 
     shapes: tuple[tuple[int, int], ...] = ((20, 8192), (80, 4096), (400, 8192))
@@ -43,8 +40,6 @@ class Settings:
     keys: int = 48
     """Independent replicates behind each root-mean-square error."""
     repeats: int = 5
-    smoke: bool = False
-    out: Path = Path("results/benchmarks")
 
 
 NAMES = ("student overlap", "teacher overlap", "train loss", "test risk")
@@ -207,46 +202,49 @@ def errors_in_steps(noise, counts, richardson: bool, samples: int, keys: int) ->
     return {"steps": list(counts[:-1]), "errors": errors.tolist(), "slope_student_overlap": float(slope)}
 
 
-def main(settings: Settings) -> None:
+def main(s: Settings) -> None:
     sample_counts, step_counts, largest, keys = (1024, 4096, 16384, 65536), (6, 12, 24, 48), 65536, 4
     growing = {
         "steps": ((50, 4096), (100, 4096), (200, 4096), (400, 4096)),
         "samples": ((100, 2048), (100, 4096), (100, 8192), (100, 16384)),
     }
     precise = ((20, 8192), (80, 8192))
-    if settings.smoke:
+    if s.smoke:
         growing, precise = {"steps": ((2, 64), (4, 64)), "samples": ((4, 32), (4, 64))}, ((4, 64),)
-        settings = dataclasses.replace(settings, out=settings.out / "smoke", shapes=((4, 64),), large=(6, 64), keys=3, repeats=1)
         sample_counts, step_counts, largest, keys = (32, 64, 128), (2, 4, 8), 128, 2
+    s = s.sized(shapes=((4, 64),), large=(6, 64), keys=3, repeats=1)
     result: dict = {"machine": {"processor": platform.machine(), "cores": jax.device_count(), "jax": jax.__version__}}
-    result["timings"] = []
-    for steps, samples in settings.shapes:
-        row = time_shape(steps, samples, settings.repeats)
-        result["timings"].append(row)
-        print("  ".join(f"{k} {v:.3g}" for k, v in row.items()), flush=True)
-    result["growth"] = {}
-    for name, shapes in growing.items():
-        result["growth"][name] = growth(shapes, settings.repeats)
-        print(f"growth with {name}: exponents {result['growth'][name]['exponents']}", flush=True)
+    result["timings"] = [time_shape(*shape, s.repeats) for shape in tqdm(s.shapes, desc="timings", disable=None)]
+    result["growth"] = {name: growth(shapes, s.repeats) for name, shapes in growing.items()}
     result["precision"] = [single_precision(*shape) for shape in precise]
-    result["large"] = large(*settings.large)
-    print(f"float32 {result['precision']}, large {result['large']}", flush=True)
-    result["samples"] = {}
-    for name, noise in (("none", dmftopt.noise.NoNoise()), ("Brownian", dmftopt.noise.Brownian())):
-        result["samples"][name] = errors_in_samples(noise, sample_counts, settings.keys)
-        print(f"samples, noise {name}: slopes {result['samples'][name]['slopes']}", flush=True)
-    result["steps"] = {}
-    for richardson in (False, True):
-        label = "Richardson" if richardson else "plain"
-        found = errors_in_steps(dmftopt.noise.Brownian(), step_counts, richardson, largest, keys)
-        result["steps"][label] = found
-        print(f"steps, {label}: slope {found['slope_student_overlap']:.2f}", flush=True)
-    _common.write_json(settings.out / "speed.json", result)
-    _common.write_figure(settings.out / "speed.png", figure(result))
-    print(f"wrote {settings.out}/speed.json and speed.png")
+    result["large"] = large(*s.large)
+    noises = {"none": dmftopt.noise.NoNoise(), "Brownian": dmftopt.noise.Brownian()}
+    result["samples"] = {name: errors_in_samples(noise, sample_counts, s.keys) for name, noise in noises.items()}
+    result["steps"] = {
+        label: errors_in_steps(dmftopt.noise.Brownian(), step_counts, richardson, largest, keys)
+        for label, richardson in (("plain", False), ("Richardson", True))
+    }
+    finish(s, __file__, result, tables(result), draw(result), shown="speed")
 
 
-def figure(result: dict):
+def tables(result: dict) -> dict[str, str]:
+    """What a solve and its gradient cost; how time grows and errors fall."""
+    rows = []
+    for r in result["timings"]:
+        row = [f"{r['steps']} × {r['samples']}", f"{r['forward_seconds']:.2g} s", f"{r['forward_over_floor']:.1f}"]
+        row += [f"{r['gradient_over_forward']:.1f}", f"{r['gradient_peak_arrays']:.1f}"]
+        rows.append([*row, f"{r['forward_compile_seconds']:.1f} / {r['gradient_compile_seconds']:.1f} s"])
+    head = ["steps × samples", "forward", "over floor", "gradient / forward"]
+    head += ["gradient peak memory, arrays of samples × steps", "compile, forward / gradient"]
+    exponents = [[f"time with {k}, {w}", f"{v:.2f}"] for k, g in result["growth"].items() for w, v in g["exponents"].items()]
+    for name, found in result["samples"].items():
+        slopes = found["slopes"].values()
+        exponents.append([f"error with samples, noise {name}", f"{max(slopes):.2f} to {min(slopes):.2f}"])
+    exponents += [[f"error with steps, {label}", f"{f['slope_student_overlap']:.2f}"] for label, f in result["steps"].items()]
+    return {"cost": markdown(head, rows), "exponents": markdown(["growth of", "exponent"], exponents)}
+
+
+def draw(result: dict) -> Figure:
     picture, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
     for color, (name, found) in zip(("C0", "C1"), result["samples"].items(), strict=True):
         for i, style in enumerate(("-o", "--s", ":^", "-.d")):

@@ -1,0 +1,1 @@
+"""What experiments share: settings and results, cells on a cluster, real data, SGD on fresh samples."""

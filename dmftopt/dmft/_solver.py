@@ -1,7 +1,7 @@
 """What a solver of the DMFT equations is, to the front door."""
 
 import abc
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, runtime_checkable
 from typing import Protocol as Structure
 
 import equinox as eqx
@@ -39,6 +39,7 @@ class Sizes(NamedTuple):
     shards: int
 
 
+@runtime_checkable
 class Randomness(Structure):
     """The random numbers of one replicate."""
 

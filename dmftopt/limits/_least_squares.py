@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from .._checks import check_count, check_instance, check_real, check_shape, numbers_to_arrays
+from .._checks import check_count, check_instance, check_real, check_shape, front_door, numbers_to_arrays
 from ..grid import TimeGrid
 from ..noise import AbstractNoise, Poisson
 from ..observables import as_column, from_kernel
@@ -35,6 +35,7 @@ from ._result import (
 from ._spectral import contour, ridge_shrinkage
 
 
+@front_door
 def least_squares(
     problem: Problem,
     protocol: Protocol,
@@ -153,6 +154,7 @@ def _least_squares(
     return ended(times, observables, in_domain(problem, protocol, grid, noise), path.good, integrated)
 
 
+@front_door
 def critical_learning_rate(problem: Problem, ridge: float | Array = 0.0) -> Float[Array, ""]:
     """The ratio learning rate / batch size from which SGD on least squares, at constant rates, diverges in mean square:
 

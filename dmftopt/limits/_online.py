@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from .._checks import numbers_to_arrays
+from .._checks import front_door, numbers_to_arrays
 from .._matrices import inverse_root, rank_floor, square_root
 from .._measure import NOTHING, Measured, Metrics, check_metrics, coordinate_nodes, linear_values, weight_means
 from .._results import first_failure
@@ -36,6 +36,7 @@ from ._result import (
 )
 
 
+@front_door
 def online(
     problem: Problem,
     protocol: Protocol,

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from .._checks import check_count, is_concrete, numbers_to_arrays
+from .._checks import check_count, front_door, is_concrete, numbers_to_arrays
 from .._rates import Rates, read
 from ..grid import record_steps
 from ..observables import as_column
@@ -19,6 +19,7 @@ from ._online import fresh
 from ._result import Groups, Limit, check_inputs, check_least_squares, ended, finish, response_of, symmetric
 
 
+@front_door
 def online_least_squares(
     problem: Problem, protocol: Protocol, *, dimension: int, horizon: float, records: Any = 40, throw: bool = True
 ) -> Limit:

@@ -16,6 +16,7 @@ from .priors import Normal, orthonormal_entries
 from .problem import Problem
 from .quadrature import uniform_points
 from .tasks import AbstractTask
+from .tasks import _columns as columns
 
 _LOG_NODES = 16
 # Nodes evaluated at once: few enough to stay in the cache, and to leave room for many simulations side by side.
@@ -97,7 +98,7 @@ def field_sums(
 
     def sum_of(metric):
         def value(r, y):
-            return jnp.asarray(metric.of_sample(task, r[0] if task.columns is None else r, y)).astype(r.dtype)
+            return jnp.asarray(metric.of_sample(task, columns.student(task, r), y)).astype(r.dtype)
 
         def both(r, y):
             return 0.5 * (value(r, y) + value(-r, -y)) if mirror and task.mirrored else value(r, y)
@@ -120,11 +121,11 @@ def test_means(
         return {}
     task = problem.task
     points = _points(problem.m_star + 1 + problem.m, _LOG_NODES)
-    known, y, z = (jnp.moveaxis(a.reshape(*a.shape[:-1], -1, 2**_LOG_BLOCK), -2, 0) for a in task.fresh(rho, points))
+    known, y, z = (jnp.moveaxis(a.reshape(*a.shape[:-1], -1, 2**_LOG_BLOCK), -2, 0) for a in columns.fresh(task, rho, points))
 
     def at(overlaps):
         Q, O = overlaps
-        to_known, root = task.student_fields(Q, O, rho)
+        to_known, root = columns.student_fields(task, Q, O, rho)
 
         def block(nodes):
             known, y, z = nodes
@@ -151,9 +152,8 @@ def weight_means(
     def in_group(values):
         def mean_of(metric):
             def value(theta, theta_star):
-                theta = theta[0] if task.columns is None else theta
-                theta_star = theta_star[0] if task.teacher_columns is None else theta_star
-                return jnp.asarray(metric.of_coordinate(theta, theta_star)).astype(shares.dtype)
+                fields = columns.student(task, theta), columns.teacher(task, theta_star)
+                return jnp.asarray(metric.of_coordinate(*fields)).astype(shares.dtype)
 
             return jnp.mean(jax.vmap(value, (1, 1))(*values), axis=0)
 

@@ -33,6 +33,11 @@ jaxtyping.install_import_hook("dmftopt", "beartype.beartype")
 LONGEST = ("against_simulation", "limits", "columns", "fixed_point", "flows", "weights", "exact", "metrics", "sharding", "design")
 
 
+def pytest_collection_finish():
+    # What importing made stays.
+    gc.freeze()
+
+
 def pytest_collection_modifyitems(items):
     places = {f"test_{name}.py": place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: places.get(item.path.name, len(places)))
@@ -43,9 +48,17 @@ def key():
     return jax.random.key(20260)
 
 
+def _memory_maps() -> int:
+    try:
+        return Path("/proc/self/maps").read_bytes().count(b"\n")
+    except OSError:
+        return 2**16
+
+
 @pytest.fixture(autouse=True, scope="module")
 def _forget_compiled_programs():
-    """Hundreds of them in one process exhaust its memory maps, and LLVM aborts (and long before that the system is slow)."""
+    """Thousands of them in one process exhaust its memory maps (65530 by default), and LLVM aborts."""
     yield
-    eqx.clear_caches()
-    jax.clear_caches()
+    if _memory_maps() > 15_000:
+        eqx.clear_caches()
+        jax.clear_caches()

@@ -197,7 +197,7 @@ def _several(task: AbstractTask, Q: Array, O: Array, rho: Array) -> tuple[Array,
     if moments is not None:
         a, with_teacher, power = moments
         return a, (with_teacher - a @ O) @ to_normals @ to_normals, power
-    known, y, z = task.fresh(rho)
+    known, y, z = columns.fresh(task, rho)
     to_known = O if task.mixture else O @ to_normals
     rest = Q if task.mixture else Q - to_known @ to_known.T
     center, swing = to_known @ known, square_root(rest, rank_floor(Q)) @ z

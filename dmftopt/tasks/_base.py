@@ -1,6 +1,6 @@
 import abc
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
@@ -10,14 +10,8 @@ from jaxtyping import Array, Bool, Float
 
 from .._matrices import inverse_root, rank_floor, square_root
 from ..quadrature import gauss_hermite, safe_sqrt, uniform_points
-
-
-def _difference(function: Callable, r: Array, width: float, columns: int | None) -> Array:
-    """Slope of `function` over `width` to either side, along each column where there are several: (m, m)."""
-    if columns is None:
-        return (function(r + width) - function(r - width)) / (2 * width)
-    ahead = jax.vmap(lambda e: (function(r + width * e) - function(r - width * e)) / (2 * width), out_axes=1)
-    return ahead(jnp.eye(columns, dtype=r.dtype))
+from ._derivatives import curvature_of, gradient_of
+from .losses import AbstractLoss
 
 
 class AbstractTask(eqx.Module):
@@ -31,11 +25,20 @@ class AbstractTask(eqx.Module):
 
     Gradients with respect to the label law flow through `label`. That is exact when the label is differentiable in its
     inputs, or when it does not depend on the parameter at all (a sign and the teacher's scale). A label that jumps where a
-    parameter moves (a random class) needs its own `sample`, as `Logistic` has.
+    parameter moves (a random class) needs its own `sample`, as `Logistic` has; for classes ±1 a law of `tasks.labels` has it.
 
     Float fields of a task arrive as traced arrays, so that they can be swept and differentiated; mark what steers Python
     control flow `eqx.field(static=True)`.
+
+    `mixture`: whether the teacher's columns are the means of clusters instead of directions of Gaussian fields: a sample of
+    cluster c is x = Lambda theta_star_c / d + Gaussian, and `sample` returns cluster indicators for teacher fields.
+
+    `mirrored`: whether `sample` draws only one of every two mirror images (w_star, y) and (-w_star, -y), which are equally likely
+    and have the same loss, r being mirrored too. Metrics may tell them apart, and are averaged over both.
     """
+
+    mixture: ClassVar[bool] = False
+    mirrored: ClassVar[bool] = False
 
     @property
     def columns(self) -> int | None:
@@ -46,18 +49,6 @@ class AbstractTask(eqx.Module):
     def teacher_columns(self) -> int | None:
         """Columns m_star of the teacher, None for a single field that is passed as a scalar."""
         return None
-
-    @property
-    def mixture(self) -> bool:
-        """Whether the teacher's columns are the means of clusters instead of directions of Gaussian fields: a sample of
-        cluster c is x = Lambda theta_star_c / d + Gaussian, and `sample` returns cluster indicators for teacher fields."""
-        return False
-
-    @property
-    def mirrored(self) -> bool:
-        """Whether `sample` draws only one of every two mirror images (w_star, y) and (-w_star, -y), which are equally likely and
-        have the same loss, r being mirrored too. Metrics may tell them apart, and are averaged over both."""
-        return False
 
     @property
     def kink_width(self) -> float:
@@ -83,31 +74,36 @@ class AbstractTask(eqx.Module):
 
     def gradient(self, r: Float[Array, "..."], y: Float[Array, "..."]) -> Float[Array, "..."]:
         """l(r, y) = d loss / d r."""
-        return jax.grad(lambda r: jnp.sum(self.loss(r, y)))(r)
+        return gradient_of(self.loss, r, y)
 
     def curvature(self, r: Float[Array, "..."], y: Float[Array, "..."]) -> Float[Array, "..."]:
-        """d l / d r, over `kink_width` where there is one. It sets the rate of the exponential step, and in reverse mode, for
-        kinked losses, the derivative."""
-        if self.kink_width > 0:
-            return _difference(lambda r: self.gradient(r, y), r, self.kink_width, self.columns)
-        if self.columns is not None:
-            return jax.jacfwd(lambda r: self.gradient(r, y))(r)
-        return jax.grad(lambda r: jnp.sum(self.gradient(r, y)))(r)
-
-    def error(self, r: Float[Array, "..."], y: Float[Array, "..."]) -> Float[Array, "..."] | None:
-        """0-1 error of the prediction, or None where the task is not a classification."""
-        return None
+        """d l / d r, over `kink_width` where there is one. It sets the rate of the exponential step."""
+        return curvature_of(self.gradient, r, y, self.kink_width, self.columns)
 
     def scores(self, r: Float[Array, "..."], y: Float[Array, ""]) -> tuple[Float[Array, " class"], Float[Array, ""]] | None:
         """Of one sample: scores of the classes, the largest of which is predicted, and the number 0, 1, ... of the label's class,
-        as a float. None where the task is not a classification. `metrics.Margins` and `metrics.Confusion` need it."""
+        as a float. None where the task is not a classification."""
         return None
 
-    @property
-    def classifies(self) -> bool:
-        """Whether there is a 0-1 error."""
-        shape = () if self.columns is None else (self.columns,)
-        return self.error(jnp.zeros(shape), jnp.zeros(())) is not None
+    def error(self, r: Float[Array, "..."], y: Float[Array, "..."]) -> Float[Array, "..."] | None:
+        """0-1 error of the prediction, by default that of `scores`, a tie counting by chance. None where the task is not a
+        classification."""
+
+        def of_sample(r, y):
+            found = self.scores(r, y)
+            if found is None:
+                return None
+            scores, number = found
+            best = (scores == jnp.max(scores)).astype(scores.dtype)
+            own = (jnp.arange(scores.shape[0], dtype=scores.dtype) == number).astype(scores.dtype)
+            return 1 - jnp.sum(own * best) / jnp.sum(best)
+
+        if self.columns is not None:
+            return of_sample(r, y)
+        r, y = jnp.broadcast_arrays(r, y)
+        for _ in r.shape:
+            of_sample = jax.vmap(of_sample)
+        return of_sample(r, y)
 
     def valid(self) -> Bool[Array, ""]:
         """Whether parameters are in their domain, for values that could not be checked because they are traced."""
@@ -136,61 +132,98 @@ class AbstractTask(eqx.Module):
         xi, y = self.sample((0.5 + index / plastic) % 1.0, (0.5 + index / plastic**2) % 1.0, teacher_scale)
         return xi, y, jnp.full_like(xi, 1 / 4096)
 
-    def test_risk(self, Q: Float[Array, "..."], O: Float[Array, "..."], rho: Float[Array, ""]) -> Float[Array, "..."]:
+    def test_risk(self, Q: Float[Array, "..."], O: Float[Array, "..."], rho: Float[Array, "..."]) -> Float[Array, "..."]:
         """E[loss(w, label(w_star))] for (w, w_star) ~ N(0, [[Q, O], [O, rho]]).
 
         By default the nodes of `population` over (w_star, label noise) times 15 Gauss-Hermite nodes over w given w_star.
         Override it where a closed form exists. With several columns Q is (m, m), O (m, m_star), rho (m_star, m_star), and the
         default 8192 fixed low-discrepancy points: good to about 5e-4 for smooth losses and labels, 5e-3 for those that jump.
         """
-        return self._population_mean(self.loss, Q, O, rho)
+        return population_mean(self, self.loss, Q, O, rho)
 
-    def test_error(self, Q: Float[Array, "..."], O: Float[Array, "..."], rho: Float[Array, ""]):
+    def test_error(self, Q: Float[Array, "..."], O: Float[Array, "..."], rho: Float[Array, "..."]) -> Float[Array, "..."] | None:
         """E[error(w, label(w_star))], or None where the task is not a classification."""
-        if not self.classifies:
-            return None
-        return self._population_mean(self.error, Q, O, rho)
+        return population_mean(self, self.error, Q, O, rho) if classifies(self) else None
 
     def moments(
         self, Q: Float[Array, "m m"], O: Float[Array, "m m_star"], rho: Float[Array, "m_star m_star"]
     ) -> tuple[Array, Array, Array] | None:
-        """E[dl / dw] (m, m), E[l w_star^T] (m, m_star) and E[l l^T] (m, m) on fresh samples, where the task knows better than the
-        nodes of `fresh`, or None."""
+        """E[dl / dw] (m, m), E[l w_star^T] (m, m_star) and E[l l^T] (m, m) on fresh samples, where the task knows better than
+        averages over them, or None."""
         return None
 
-    def fresh(
-        self, rho: Float[Array, "m_star m_star"], points: Float[Array, "m_star+1+m node"] | None = None
-    ) -> tuple[Float[Array, "m_star node"], Float[Array, " node"], Float[Array, "m node"]]:
-        """Nodes of equal weight: the teacher's fields as in `sample`, the label, and normals for what else the student's fields
-        are made of. `points`: the uniforms to make them of, instead of 8192 fixed ones."""
-        teachers, columns = self.teacher_columns or 1, self.columns or 1
-        points = jnp.asarray(uniform_points(teachers + 1 + columns) if points is None else points, rho.dtype)
-        root = square_root(rho, rank_floor(rho))
-        if self.teacher_columns is None:
-            xi, y = self.sample(points[0], points[1], root[0, 0])
-            return xi[None], y, ndtri(points[2:])
-        return *self.sample(points[:teachers], points[teachers], root), ndtri(points[teachers + 1 :])
 
-    def student_fields(
-        self, Q: Float[Array, "m m"], O: Float[Array, "m m_star"], rho: Float[Array, "m_star m_star"]
-    ) -> tuple[Float[Array, "m m_star"], Float[Array, "m m"]]:
-        """The student's fields on a fresh sample, as matrices that act on the first and the last of what `fresh` returns."""
-        to_known = O if self.mixture else O @ inverse_root(rho, rank_floor(rho))
-        rest = Q if self.mixture else Q - to_known @ to_known.T
-        return to_known, square_root(rest, rank_floor(Q))
+class AbstractLossTask(AbstractTask):
+    """A task whose loss is an object of `tasks.losses`."""
 
-    def _population_mean(self, function, Q, O, rho):
-        dtype = jnp.asarray(Q).dtype
-        if self.columns is not None:
-            known, y, z = self.fresh(rho)
-            to_known, root = self.student_fields(Q, O, rho)
-            return jnp.mean(jax.vmap(function, in_axes=(1, 0))(to_known @ known + root @ z, y))
-        xi, y, shares = self.population(safe_sqrt(jnp.asarray(rho, dtype)))
-        nodes, weights = gauss_hermite(15, dtype)
+    @property
+    @abc.abstractmethod
+    def loss_function(self) -> AbstractLoss: ...
 
-        def at(q, o):
-            rest = safe_sqrt(q - o**2 / rho)
-            w = o / safe_sqrt(rho) * xi[:, None] + rest * nodes
-            return shares @ (function(w, y[:, None]) @ weights)
+    @property
+    def kink_width(self):
+        return self.loss_function.kink_width
 
-        return jax.lax.map(lambda qo: at(*qo), (jnp.ravel(Q), jnp.ravel(O))).reshape(jnp.shape(Q))
+    def loss(self, r, y):
+        return self.loss_function(r, y)
+
+    def gradient(self, r, y):
+        return self.loss_function.gradient(r, y)
+
+    def curvature(self, r, y):
+        return self.loss_function.curvature(r, y)
+
+
+def classifies(task: AbstractTask) -> bool:
+    """Whether there is a 0-1 error."""
+    shape = () if task.columns is None else (task.columns,)
+    return eqx.filter_eval_shape(task.error, jnp.zeros(shape), jnp.zeros(())) is not None
+
+
+def fresh(
+    task: AbstractTask, rho: Float[Array, "m_star m_star"], points: Float[Array, "m_star+1+m node"] | None = None
+) -> tuple[Float[Array, "m_star node"], Float[Array, " node"], Float[Array, "m node"]]:
+    """Nodes of equal weight for a fresh sample: the teacher's fields as in `AbstractTask.sample`, the label, and normals for what
+    else the student's fields are made of. `points`: the uniforms to make them of, instead of 8192 fixed ones."""
+    teachers, columns = task.teacher_columns or 1, task.columns or 1
+    points = jnp.asarray(uniform_points(teachers + 1 + columns) if points is None else points, rho.dtype)
+    root = square_root(rho, rank_floor(rho))
+    if task.teacher_columns is None:
+        xi, y = task.sample(points[0], points[1], root[0, 0])
+        return xi[None], y, ndtri(points[2:])
+    return *task.sample(points[:teachers], points[teachers], root), ndtri(points[teachers + 1 :])
+
+
+def student_fields(
+    task: AbstractTask, Q: Float[Array, "m m"], O: Float[Array, "m m_star"], rho: Float[Array, "m_star m_star"]
+) -> tuple[Float[Array, "m m_star"], Float[Array, "m m"]]:
+    """The student's fields on a fresh sample, as matrices that act on the first and the last of what `fresh` returns."""
+    to_known = O if task.mixture else O @ inverse_root(rho, rank_floor(rho))
+    rest = Q if task.mixture else Q - to_known @ to_known.T
+    return to_known, square_root(rest, rank_floor(Q))
+
+
+def population_mean(
+    task: AbstractTask,
+    function: Callable[[Array, Array], Any],
+    Q: Float[Array, "..."],
+    O: Float[Array, "..."],
+    rho: Float[Array, "..."],
+    rule: tuple[Float[Array, " node"], Float[Array, " node"]] | None = None,
+) -> Float[Array, "..."]:
+    """E[function(w, label(w_star))] by the default rules of `AbstractTask.test_risk`. `rule`: nodes and weights, for a normal, to
+    take for a single field w given w_star."""
+    dtype = jnp.asarray(Q).dtype
+    if task.columns is not None:
+        known, y, z = fresh(task, rho)
+        to_known, root = student_fields(task, Q, O, rho)
+        return jnp.mean(jax.vmap(function, in_axes=(1, 0))(to_known @ known + root @ z, y))
+    xi, y, shares = task.population(safe_sqrt(jnp.asarray(rho, dtype)))
+    nodes, weights = gauss_hermite(15, dtype) if rule is None else rule
+
+    def at(q, o):
+        rest = safe_sqrt(q - o**2 / rho)
+        w = o / safe_sqrt(rho) * xi[:, None] + rest * nodes
+        return shares @ (function(w, y[:, None]) @ weights)
+
+    return jax.lax.map(lambda qo: at(*qo), (jnp.ravel(Q), jnp.ravel(O))).reshape(jnp.shape(Q))

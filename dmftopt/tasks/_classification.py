@@ -1,30 +1,25 @@
 import abc
 from typing import Any
 
-import equinox as eqx
-import jax
 import jax.numpy as jnp
-import numpy as np
-import optimistix
-from jax.scipy.special import ndtr, ndtri
-from jax.scipy.stats import norm
+from jax.scipy.special import ndtr
 from jaxtyping import Array, Float
-from scipy.stats import kstwobign
 
-from .._checks import as_number, check_real, check_shape, is_concrete
-from ..quadrature import gaussian_mean, panels, safe_sqrt
-from ._base import AbstractTask
-
-_LABELS = ("sign", "logistic", "flipped", "probit")
+from ..quadrature import gaussian_mean, gaussian_nodes, safe_sqrt
+from . import labels as laws
+from . import losses
+from ._base import AbstractLossTask, AbstractTask, population_mean
 
 
 class AbstractClassification(AbstractTask):
     """Labels y = ±1 drawn with P(y = 1) = p(w_star), and a loss of the margin y r alone.
 
-    - `labels="sign"`: y = sign(w_star).
-    - `labels="logistic"`: p = 1 / (1 + exp(-w_star)); the teacher's scale is the inverse label temperature.
-    - `labels="flipped"`: sign labels, each flipped with probability `flip_probability`.
-    - `labels="probit"`: p = Phi(w_star), that is y = sign(w_star + N(0, 1)).
+    `labels` is a law of `tasks.labels`, or the short name of one:
+
+    - "sign": y = sign(w_star).
+    - "logistic": p = 1 / (1 + exp(-w_star)); the teacher's scale is the inverse label temperature.
+    - "flipped": sign labels, each flipped with probability `flip_probability`.
+    - "probit": p = Phi(w_star), that is y = sign(w_star + N(0, 1)).
 
     Loss and labels are symmetric under (r, w_star, y) -> -(r, w_star, y), so the solver's samples are drawn with y = 1 and
     a teacher field from its law given y = 1, of density 2 p(w) N(w; 0, rho), through a map of uniforms that is smooth in the
@@ -33,21 +28,18 @@ class AbstractClassification(AbstractTask):
     A new loss needs `loss` and `mean_gradient`, and `mean_loss` too where it has a kink.
     """
 
-    labels: str = eqx.field(static=True, default="sign")
-    flip_probability: Any = eqx.field(converter=as_number, default=None)
+    labels: laws.AbstractLabels
 
-    def __check_init__(self):
-        if self.labels not in _LABELS:
-            raise ValueError(f"labels must be one of {_LABELS}, got {self.labels!r}.")
-        if self.labels == "flipped":
-            if self.flip_probability is None:
-                raise ValueError('labels="flipped" needs flip_probability, the chance that a label is flipped.')
-            check_real("flip_probability", self.flip_probability, minimum=0.0)
-            check_shape("flip_probability", self.flip_probability, ((),), "Use jax.vmap for a sweep.")
-            if is_concrete(self.flip_probability) and np.any(np.asarray(self.flip_probability) >= 0.5):
-                raise ValueError(f"flip_probability must be below 0.5, got {self.flip_probability}. Swap the labels instead.")
-        elif self.flip_probability is not None:
-            raise ValueError(f'flip_probability goes with labels="flipped", not with labels={self.labels!r}. Drop it.')
+    def __init__(self, labels: str | laws.AbstractLabels = "sign", flip_probability: Any = None):
+        parameters = {"flip_probability": flip_probability}
+        self.labels = laws.named("labels", labels, laws.BINARY, laws.AbstractLabels, parameters)
+
+    @property
+    def flip_probability(self) -> Any:
+        """That of flipped labels, otherwise None."""
+        return self.labels.flip_probability if isinstance(self.labels, laws.Flipped) else None
+
+    mirrored = True
 
     def mean_loss(self, s: Float[Array, "..."]) -> Float[Array, "..."]:
         """E[loss(s z, 1)], z ~ N(0, 1). The default is for smooth losses."""
@@ -58,23 +50,10 @@ class AbstractClassification(AbstractTask):
         """E[l(s z, 1)], z ~ N(0, 1)."""
 
     def valid(self):
-        p = 0.0 if self.flip_probability is None else jnp.asarray(self.flip_probability)
-        return jnp.asarray((p >= 0) & (p < 0.5))
+        return self.labels.valid()
 
     def label(self, w_star, noise):
-        if self.labels == "sign":
-            probability = jnp.where(w_star > 0, 1.0, 0.0)
-        elif self.labels == "logistic":
-            probability = jax.nn.sigmoid(w_star)
-        elif self.labels == "probit":
-            probability = ndtr(w_star)
-        else:
-            probability = jnp.where(w_star > 0, 1 - self.flip_probability, self.flip_probability)
-        return jnp.where(noise < probability, 1.0, -1.0).astype(jnp.result_type(w_star))
-
-    @property
-    def mirrored(self):
-        return True
+        return jnp.where(noise < self.labels.probability(w_star), 1.0, -1.0).astype(jnp.result_type(w_star))
 
     def error(self, r, y):
         return 0.5 * (1 - jnp.sign(y * r))
@@ -83,39 +62,13 @@ class AbstractClassification(AbstractTask):
         return signed_scores(r, y)
 
     def sample(self, u_teacher, u_label, teacher_scale):
-        scale = jnp.asarray(teacher_scale, dtype=u_teacher.dtype)
-        if self.labels == "sign":
-            xi = ndtri(0.5 + 0.5 * u_teacher)
-        elif self.labels == "flipped":
-            p = jnp.asarray(self.flip_probability, dtype=u_teacher.dtype)
-            below = u_teacher < p
-            # Where the flip probability is 0 no u is below it: keep that branch finite for its (unused) derivative.
-            wrong = 0.5 * u_teacher / jnp.where(p > 0, p, 1.0)
-            right = 0.5 + 0.5 * (u_teacher - p) / (1 - p)
-            xi = ndtri(jnp.where(below, wrong, right))
-        elif self.labels == "probit":
-            # Given y = 1, w_star + N(0, 1) is half normal; given that, w_star is normal.
-            xi = (scale * ndtri(0.5 + 0.5 * u_teacher) + ndtri(u_label)) / jnp.sqrt(1 + scale**2)
-        else:
-            xi = _sample_logistic(u_teacher, scale)
+        xi = self.labels.sample(u_teacher, u_label, jnp.asarray(teacher_scale, u_teacher.dtype))
         return xi, jnp.ones_like(xi)
 
     def population(self, teacher_scale):
-        """Gauss-Legendre panels over the teacher field given y = 1, of density 2 p(w) N(w; 0, rho)."""
-        scale = jnp.asarray(teacher_scale)
-        xi, weights = (jnp.asarray(a, scale.dtype) for a in _PANELS)
-        density = 2 * weights * norm.pdf(xi)
-        if self.labels == "sign":
-            return xi, jnp.ones_like(xi), density
-        if self.labels == "logistic":
-            right, wrong = jax.nn.sigmoid(scale * xi), jax.nn.sigmoid(-scale * xi)
-        elif self.labels == "probit":
-            right, wrong = ndtr(scale * xi), ndtr(-scale * xi)
-        else:
-            wrong = jnp.full_like(xi, 1.0) * jnp.asarray(self.flip_probability, scale.dtype)
-            right = 1 - wrong
-        xi = jnp.concatenate([xi, -xi])
-        return xi, jnp.ones_like(xi), jnp.concatenate([right * density, wrong * density])
+        """The label law's nodes for the teacher field given y = 1."""
+        xi, weights = self.labels.nodes(jnp.asarray(teacher_scale))
+        return xi, jnp.ones_like(xi), weights
 
     def test_risk(self, Q, O, rho):
         """E[loss(w, y)]: with y = sign(h), h of variance v and covariance O with w,
@@ -123,84 +76,115 @@ class AbstractClassification(AbstractTask):
             E[l(sqrt(Q) z, 1)] + sqrt(2 / (pi v)) ∫_0^O E[l'(sqrt(Q - x²/v) z, 1)] dx
 
         with l the loss and l' its gradient (Price's theorem), where v = rho for sign labels, rho + 1 for probit labels, and a
-        mixture for logistic ones. Exact up to quadratures of smooth functions in one dimension.
+        mixture for logistic ones. Exact up to quadratures of smooth functions in one dimension. For a law without `hidden_noise`:
+        the nodes of `population` times the trapezoidal rule over w given w_star.
         """
         Q, O = jnp.asarray(Q), jnp.asarray(O)
-        variance, shares = self._hidden(rho, Q.dtype)
-        x, weights = (jnp.asarray(a, Q.dtype) for a in _UNIT)
+        hidden = self.labels.hidden_noise(Q.dtype)
+        if hidden is None:
+            return population_mean(self, self.loss, Q, O, rho, gaussian_nodes(1 / 20, Q.dtype))
+        variance = rho + hidden.variances
+        x, weights = (jnp.asarray(a, Q.dtype) for a in laws.UNIT)
         rest = Q[..., None, None] - O[..., None, None] ** 2 * x**2 / variance[:, None]
-        slope = (self.mean_gradient(safe_sqrt(rest)) @ weights * jnp.sqrt(2 / (jnp.pi * variance))) @ shares
-        return self.mean_loss(safe_sqrt(Q)) + self._contrast * O * slope
+        slope = (self.mean_gradient(safe_sqrt(rest)) @ weights * jnp.sqrt(2 / (jnp.pi * variance))) @ hidden.shares
+        return self.mean_loss(safe_sqrt(Q)) + hidden.contrast * O * slope
 
     def test_error(self, Q, O, rho):
-        """P(y w < 0). Sign labels: arccos(O / sqrt(Q rho)) / pi."""
+        """P(y w < 0). Sign labels: arccos(O / sqrt(Q rho)) / pi. For a law without `hidden_noise`: its mean over w_star, given
+        which w is normal."""
         Q, O = jnp.asarray(Q), jnp.asarray(O)
-        variance, shares = self._hidden(rho, Q.dtype)
+        hidden = self.labels.hidden_noise(Q.dtype)
+        if hidden is None:
+            xi, shares = self.labels.nodes(safe_sqrt(jnp.asarray(rho, Q.dtype)))
+            rest = safe_sqrt(Q - O**2 / rho)[..., None]
+            center = (O / safe_sqrt(jnp.asarray(rho, Q.dtype)))[..., None] * xi
+            sharp = 0.5 * (1 - jnp.sign(center))
+            return jnp.where(rest > 0, ndtr(-center / jnp.where(rest > 0, rest, 1.0)), sharp) @ shares
+        variance = rho + hidden.variances
         positive = (Q > 0)[..., None]
         scale = jnp.sqrt(jnp.where(positive, Q[..., None], 1.0) * variance)
         cosine = O[..., None] / jnp.where(positive, scale, 1.0)
         # Within rounding of ±1 the derivative of arccos is infinite; a few rounding units inside it is only large.
         limit = 1 - 4 * float(jnp.finfo(cosine.dtype).eps)
-        error = jnp.arccos(jnp.clip(cosine, -limit, limit)) @ shares / jnp.pi
-        return error if self.labels != "flipped" else error + self.flip_probability * (1 - 2 * error)
+        error = jnp.arccos(jnp.clip(cosine, -limit, limit)) @ hidden.shares / jnp.pi
+        return 0.5 + hidden.contrast * (error - 0.5)
+
+
+class AbstractMarginTask(AbstractClassification, AbstractLossTask):
+    """A classification whose loss is an object of `tasks.losses`."""
 
     @property
-    def _contrast(self):
-        """E[y | h] sign(h)."""
-        return 1.0 if self.labels != "flipped" else 1 - 2 * self.flip_probability
+    @abc.abstractmethod
+    def loss_function(self) -> losses.AbstractMarginLoss: ...
 
-    def _hidden(self, rho, dtype):
-        """Labels are signs of w_star plus normal noise: the variances of this sum that mix, and their shares."""
-        if self.labels == "logistic":
-            noise, shares = (jnp.asarray(a, dtype) for a in _LOGISTIC_NOISE)
-        else:
-            noise, shares = jnp.full(1, 1.0 if self.labels == "probit" else 0.0, dtype), jnp.ones(1, dtype)
-        return rho + noise, shares
+    def mean_loss(self, s):
+        return self.loss_function.mean(s)
+
+    def mean_gradient(self, s):
+        return self.loss_function.mean_gradient(s)
 
 
-# Gauss-Legendre nodes on (0, 1). With 64 nodes the integral in _sample_logistic is exact to rounding up to teacher scales
-# of about 20.
-_UNIT = panels(np.array([0.0, 1.0]), 64)
+class Logistic(AbstractMarginTask):
+    """Logistic regression: loss = log(1 + exp(-y r)). For `labels` ("sign" by default) see `AbstractClassification`."""
 
-# Panels on the positive half line: the narrow ones near 0 resolve label laws and losses as steep as sigmoid(20 z).
-_PANELS = panels(np.array([0.0, 0.3, 1.0, 2.0, 3.5, 5.5, 8.5]), 12)
+    __init__ = AbstractClassification.__init__
+
+    @property
+    def loss_function(self):
+        return losses.Logistic()
+
+
+class Probit(AbstractMarginTask):
+    """Probit regression: loss = -log Phi(y r). For `labels` ("sign" by default) see `AbstractClassification`."""
+
+    __init__ = AbstractClassification.__init__
+
+    @property
+    def loss_function(self):
+        return losses.Probit()
+
+
+class Hinge(AbstractMarginTask):
+    """Support vector machine: loss = max(0, 1 - y r). For `labels` ("sign" by default) see `AbstractClassification`.
+
+    The gradient jumps at margin 1 (see `AbstractTask.kink_width`), which makes the time step first order with gradient noise: use
+    more samples and steps than for a smooth loss, or `richardson`. With Brownian noise, which leaves the kink where it meets
+    it, convergence is slower still.
+    """
+
+    __init__ = AbstractClassification.__init__
+
+    @property
+    def loss_function(self):
+        return losses.Hinge()
+
+
+class SquaredHinge(AbstractMarginTask):
+    """loss = max(0, 1 - y r)² / 2. For `labels` ("sign" by default) see `AbstractClassification`."""
+
+    __init__ = AbstractClassification.__init__
+
+    @property
+    def loss_function(self):
+        return losses.SquaredHinge()
+
+
+class Perceptron(AbstractMarginTask):
+    """Rosenblatt's perceptron: loss = max(0, -y r), so each mistake moves the student by the learning rate times y x, and a
+    field of exactly 0 counts as a mistake. For `labels` ("sign" by default) see `AbstractClassification`.
+
+    The loss is homogeneous: without a ridge only the learning rate in units of the student matters. Start with
+    `student_scale` > 0: at exactly 0 all samples are mistakes, just after it half of them, and a time step would average over
+    that. The gradient jumps (see `AbstractTask.kink_width`).
+    """
+
+    __init__ = AbstractClassification.__init__
+
+    @property
+    def loss_function(self):
+        return losses.Perceptron()
 
 
 def signed_scores(r: Float[Array, ""], y: Float[Array, ""]) -> tuple[Float[Array, "2"], Float[Array, ""]]:
     """`AbstractTask.scores` of one field and labels ±1: the scores differ by r."""
     return 0.5 * jnp.stack([-r, r]), 0.5 * (y + 1)
-
-
-def _logistic_noise():
-    # Logistic noise is 2 K N(0, 1) with K of Kolmogorov's law (Andrews and Mallows 1974). The density of log K decays double
-    # exponentially on both sides: the trapezoidal rule with this spacing is exact to rounding.
-    k = np.exp(np.arange(-1.75, 1.6, 0.125))
-    shares = k * kstwobign.pdf(k)
-    return 4 * k**2, shares / shares.sum()
-
-
-_LOGISTIC_NOISE = _logistic_noise()
-
-
-def _sample_logistic(u, scale):
-    """Quantiles of the density 2 sigmoid(scale z) phi(z), differentiable in `scale` by the implicit function theorem."""
-    nodes, weights = (jnp.asarray(a, u.dtype) for a in _UNIT)
-
-    def moment(top, scale):
-        z = top[..., None] * nodes
-        return top * jnp.sum(weights * jnp.tanh(0.5 * scale * z) * norm.pdf(z), axis=-1)
-
-    def distribution(z, scale):
-        return ndtr(z) - (moment(jnp.asarray(9.0, u.dtype), scale) - moment(jnp.abs(z), scale))
-
-    def quantile(u, guess):
-        solver = optimistix.Newton(rtol=tolerance, atol=tolerance)
-        # The guess, off by 1e-4 at most, leaves Newton two or three steps; in float32 it may stall at rounding, not diverge.
-        return optimistix.root_find(
-            lambda z, args: distribution(z, args[0]) - args[1], solver, guess, (scale, u), max_steps=8, throw=False
-        ).value
-
-    tolerance = 8 * float(jnp.finfo(u.dtype).eps)
-    table = jnp.linspace(-9.0, 9.0, 1025, dtype=u.dtype)
-    guess = jax.lax.stop_gradient(jnp.interp(u, distribution(table, scale), table))
-    return jax.vmap(quantile)(u, guess)

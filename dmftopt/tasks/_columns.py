@@ -1,12 +1,26 @@
 """Tasks on arrays with the columns first, (column, ...): routes need not know whether a task has one field or several."""
 
 from collections.abc import Callable
+from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ._base import AbstractTask
+from ._base import AbstractTask, classifies
+from ._base import fresh as fresh
+from ._base import student_fields as student_fields
+
+
+def student(task: AbstractTask, values: Float[Array, "m ..."]) -> Float[Array, "..."]:
+    """One entry for each of the student's columns, as the task and its metrics take it."""
+    return values[0] if task.columns is None else values
+
+
+def teacher(task: AbstractTask, values: Float[Array, "m_star ..."]) -> Float[Array, "..."]:
+    """One entry for each of the teacher's columns, as the task and its metrics take it."""
+    return values[0] if task.teacher_columns is None else values
 
 
 def loss(task: AbstractTask, r: Float[Array, "m ..."], y: Float[Array, "..."]) -> Float[Array, "..."]:
@@ -14,18 +28,53 @@ def loss(task: AbstractTask, r: Float[Array, "m ..."], y: Float[Array, "..."]) -
 
 
 def gradient(task: AbstractTask, r: Float[Array, "m ..."], y: Float[Array, "..."]) -> Float[Array, "m ..."]:
+    """With derivatives, of any order, that see the jumps of a loss with kinks, over their width."""
     if task.kink_width == 0:
         return _gradient(task, r, y)
-    # The value, with derivatives that see the jumps: slopes over the kink's width times what moves.
-    fixed, label = jax.lax.stop_gradient((r, y))
-    slope = jax.lax.stop_gradient(curvature(task, fixed, label))
-    w = task.kink_width
-    with_label = jax.lax.stop_gradient((_gradient(task, fixed, label + w) - _gradient(task, fixed, label - w)) / (2 * w))
-    return _gradient(task, fixed, label) + jnp.sum(slope * (r - fixed), axis=1) + with_label * (y - label)
+    return _over_kinks(_gradient, task.kink_width, task, r, y)
 
 
 def _gradient(task: AbstractTask, r: Float[Array, "m ..."], y: Float[Array, "..."]) -> Float[Array, "m ..."]:
     return task.gradient(r[0], y)[None] if task.columns is None else _each(task.gradient, r, y, 1)
+
+
+@eqx.filter_custom_jvp
+def _over_kinks(function: Callable, width: float, parameters: Any, r: Array, y: Array) -> Float[Array, "m ..."]:
+    """function(parameters, r, y), whose derivatives in the fields r and the label y are difference quotients over `width` to
+    either side, and their derivatives again: those of the function averaged over a box, once for each order."""
+    return function(parameters, r, y)
+
+
+@_over_kinks.def_jvp
+def _(primals, tangents):
+    function, width, parameters, r, y = primals
+    _, _, of_parameters, of_r, of_y = tangents
+
+    def at(r, y):
+        return _over_kinks(function, width, parameters, r, y)
+
+    changes = []
+    if of_r is not None:
+
+        def slope(direction):
+            shift = width * direction.reshape(-1, *[1] * (r.ndim - 1))
+            return (at(r + shift, y) - at(r - shift, y)) / (2 * width)
+
+        slopes = jax.vmap(slope, out_axes=1)(jnp.eye(r.shape[0], dtype=r.dtype))
+        changes.append(jnp.sum(slopes * of_r, axis=1))
+    if of_y is not None:
+        changes.append((at(r, y + width) - at(r, y - width)) / (2 * width) * of_y)
+    if jax.tree.leaves(of_parameters):
+        along = eqx.Partial(_along, function)
+        changes.append(_over_kinks(along, width, (parameters, of_parameters), r, y))
+    return at(r, y), sum(changes[1:], changes[0]) if changes else None
+
+
+def _along(function: Callable, pair: Any, r: Array, y: Array) -> Float[Array, "m ..."]:
+    """The derivative of function(parameters, r, y) in the parameters, along a change of theirs."""
+    parameters, change = pair
+    value, changed = eqx.filter_jvp(lambda parameters: function(parameters, r, y), (parameters,), (change,))
+    return jnp.zeros_like(value) if changed is None else changed
 
 
 def curvature(task: AbstractTask, r: Float[Array, "m ..."], y: Float[Array, "..."]) -> Float[Array, "m m ..."]:
@@ -33,7 +82,7 @@ def curvature(task: AbstractTask, r: Float[Array, "m ..."], y: Float[Array, "...
 
 
 def error(task: AbstractTask, r: Float[Array, "m ..."], y: Float[Array, "..."]) -> Float[Array, "..."] | None:
-    if not task.classifies:
+    if not classifies(task):
         return None
     return task.error(r[0], y) if task.columns is None else _each(task.error, r, y, 0)
 
@@ -57,7 +106,7 @@ def test_risk(task, Q: Float[Array, "time m m"], O: Float[Array, "time m m_star"
 
 
 def test_error(task, Q: Float[Array, "time m m"], O: Float[Array, "time m m_star"], rho: Array) -> Float[Array, " time"] | None:
-    return _population(task, task.test_error, Q, O, rho) if task.classifies else None
+    return _population(task, task.test_error, Q, O, rho) if classifies(task) else None
 
 
 def _population(task: AbstractTask, function: Callable, Q: Array, O: Array, rho: Array):

@@ -3,22 +3,23 @@ import jax
 import jax.numpy as jnp
 from jax.scipy.special import ndtri
 
-from .._checks import check_count, without_derivative
+from .._checks import check_count
 from .._matrices import rank_floor, square_root
 from ..quadrature import uniform_points
-from ._base import AbstractTask
+from . import labels as laws
+from . import losses
+from ._base import AbstractLossTask, student_fields
 
-_LABELS = ("argmax", "softmax")
-_DRAWN = 'Softmax(labels="softmax") draws classes, which have no derivative in the teacher or the features. Hold them fixed.'
 
-
-class Softmax(AbstractTask):
+class Softmax(AbstractLossTask):
     """Softmax regression with `classes` classes, one student and one teacher column for each:
 
         loss = log sum_c exp(r_c) - r_y
 
-    - `labels="argmax"`: y is the class of the largest teacher field.
-    - `labels="softmax"`: y is drawn with probabilities exp(w_star_c) / sum; the teacher's scale is the inverse temperature.
+    `labels` is a `tasks.labels.AbstractClassLabels`, or the short name of one:
+
+    - "argmax": y is the class of the largest teacher field.
+    - "softmax": y is drawn with probabilities exp(w_star_c) / sum; the teacher's scale is the inverse temperature.
 
     Labels are class numbers 0, 1, ..., as floats. A label jumps where a parameter moves it: with "softmax" labels a derivative in
     the teacher's scale or the features raises an error; with "argmax" derivatives are exact in whatever scales all teacher
@@ -26,12 +27,14 @@ class Softmax(AbstractTask):
     """
 
     classes: int = eqx.field(static=True)
-    labels: str = eqx.field(static=True, default="argmax")
+    labels: laws.AbstractClassLabels
+
+    def __init__(self, classes: int, labels: str | laws.AbstractClassLabels = "argmax"):
+        self.classes = classes
+        self.labels = laws.named("labels", labels, laws.CLASSES, laws.AbstractClassLabels, {})
 
     def __check_init__(self):
         check_count("classes", self.classes, minimum=2)
-        if self.labels not in _LABELS:
-            raise ValueError(f"labels must be one of {_LABELS}, got {self.labels!r}.")
 
     @property
     def columns(self):
@@ -41,39 +44,26 @@ class Softmax(AbstractTask):
     def teacher_columns(self):
         return self.classes
 
-    def loss(self, r, y):
-        return cross_entropy(r, y)
-
-    def gradient(self, r, y):
-        return cross_entropy_gradient(r, y)
-
-    def curvature(self, r, y):
-        return cross_entropy_curvature(r)
-
-    def error(self, r, y):
-        return multiclass_error(r, y)
+    @property
+    def loss_function(self):
+        return losses.CrossEntropy()
 
     def scores(self, r, y):
         return r, y
 
     def label(self, w_star, noise):
-        if self.labels == "argmax":
-            return jnp.argmax(w_star).astype(w_star.dtype)
-        w_star = without_derivative(w_star, _DRAWN)
-        return jnp.sum(noise > jnp.cumsum(jax.nn.softmax(w_star))[:-1]).astype(w_star.dtype)
+        return self.labels.label(w_star, noise)
 
     def _teacher(self, known, rho):
         """The teacher's fields, (class, node), made of these normals, and P(class | teacher's fields)."""
         w_star = square_root(rho, rank_floor(rho)) @ known
-        if self.labels == "softmax":
-            return w_star, jax.nn.softmax(without_derivative(w_star, _DRAWN), axis=0)
-        return w_star, (jnp.argmax(w_star, axis=0) == jnp.arange(self.classes)[:, None]).astype(w_star.dtype)
+        return w_star, self.labels.probabilities(self.labels.fixed(w_star))
 
     def _nodes(self, Q, O, rho, log_nodes):
         """Over a fresh sample: the student's fields, (m, node), and P(class | teacher's fields). Labels are averaged, and every
         node has a twin whose student differs from its mean to the other side."""
         known, z = jnp.split(ndtri(jnp.asarray(uniform_points(2 * self.classes, log_nodes), Q.dtype)), 2)
-        to_known, rest = self.student_fields(Q, O, rho)
+        to_known, rest = student_fields(self, Q, O, rho)
         center, swing = to_known @ known, rest @ z
         _, shares = self._teacher(known, rho)
         return jnp.concatenate([center + swing, center - swing], axis=1), jnp.concatenate([shares, shares], axis=1)
@@ -92,32 +82,10 @@ class Softmax(AbstractTask):
     def moments(self, Q, O, rho):
         """With l = p(w) - 1_y: E[p w_star^T] = E[dp / dw] O by Gaussian integration by parts."""
         w, shares = self._nodes(Q, O, rho, 13)
-        curvature = jnp.mean(jax.vmap(cross_entropy_curvature, 1, 2)(w), axis=2)
+        # The curvature does not depend on the label.
+        curvature = jnp.mean(jax.vmap(self.curvature, (1, None), 2)(w, jnp.zeros((), w.dtype)), axis=2)
         p, count = jax.nn.softmax(w, axis=0), w.shape[1]
         cross = p @ shares.T
         power = (p @ p.T - cross - cross.T) / count + jnp.diag(jnp.mean(shares, axis=1))
         w_star, shares = self._teacher(ndtri(jnp.asarray(uniform_points(self.classes, 16), Q.dtype)), rho)
         return curvature, curvature @ O - shares @ w_star.T / w_star.shape[1], power
-
-
-def one_hot(r, y):
-    return (jnp.arange(r.shape[0], dtype=r.dtype) == y).astype(r.dtype)
-
-
-def cross_entropy(r, y):
-    return jax.nn.logsumexp(r) - jnp.sum(one_hot(r, y) * r)
-
-
-def cross_entropy_gradient(r, y):
-    return jax.nn.softmax(r) - one_hot(r, y)
-
-
-def cross_entropy_curvature(r):
-    p = jax.nn.softmax(r)
-    return jnp.diag(p) - jnp.outer(p, p)
-
-
-def multiclass_error(r, y):
-    """1 where another field is larger, a tie counting by chance."""
-    best = (r == jnp.max(r)).astype(r.dtype)
-    return 1 - jnp.sum(one_hot(r, y) * best) / jnp.sum(best)

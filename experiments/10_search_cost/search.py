@@ -47,6 +47,35 @@ def design(objective: dmftopt.Objective, protocol: Any, **options: Any) -> Desig
     return Designed(found, seconds, first_seconds)
 
 
+class Trials(NamedTuple):
+    """What a search tries: SGD of `protocol` with other numbers, always on the same training sets and batches."""
+
+    objective: dmftopt.Objective
+    protocol: Any
+    dimension: int
+    runs: int
+    key: jax.Array
+    simulate: Callable[[Any, jax.Array], float] | None
+
+    def sgd(self, protocol: Any, key: jax.Array) -> float:
+        values = []
+        for which, problem in enumerate(self.objective.problems):
+            run = self.objective.run(protocol, which)
+            recipe = run.recipe(dimension=self.dimension, delta=float(problem.delta))
+            # Padded, which costs nothing, to few different lengths (512, 4096, ...): each is compiled anew.
+            length = max(512, 8 ** int(np.ceil(np.log2(len(recipe)) / 3)))
+            values.append(realized(self.objective, run, recipe, self.runs, key, which=which, length=length))
+        return float(self.objective.combined(jnp.asarray(values)))
+
+    def value(self, point: Any) -> float:
+        try:
+            value = (self.simulate or self.sgd)(protocol_of(self.protocol, point), self.key)
+        except (FloatingPointError, ValueError):
+            # Diverged, or too short for a recipe: worse than any.
+            return float("inf")
+        return value if np.isfinite(value) else float("inf")
+
+
 def search(
     objective: dmftopt.Objective,
     protocol: Any,
@@ -78,61 +107,17 @@ def search(
     """
     start, best = flat(protocol), flat(designed.found.protocol)
     judge = objective.finer() if judge is None else judge
-    key = jax.random.key(seed)
+    trials = Trials(objective, protocol, dimension, runs, jax.random.key(seed), simulate)
 
     def judged(point) -> float:
         return risk(judge, protocol_of(protocol, point), jax.random.key(seed + 1000))
 
-    def sgd(protocol, key) -> float:
-        values = []
-        for which, problem in enumerate(objective.problems):
-            run = objective.run(protocol, which)
-            recipe = run.recipe(dimension=dimension, delta=float(problem.delta))
-            # Padded, which costs nothing, to few different lengths (512, 4096, ...): each is compiled anew.
-            length = max(512, 8 ** int(np.ceil(np.log2(len(recipe)) / 3)))
-            values.append(realized(objective, run, recipe, runs, key, which=which, length=length))
-        return float(objective.combined(jnp.asarray(values)))
-
-    def simulated(point) -> float:
-        try:
-            value = (simulate or sgd)(protocol_of(protocol, point), key)
-        except (FloatingPointError, ValueError):
-            # Diverged, or too short for a recipe: worse than any.
-            return float("inf")
-        return value if np.isfinite(value) else float("inf")
-
     start_value, design_value = judged(start), judged(best)
     target = design_value + tolerance * (start_value - design_value)
-    space: dict[str, Any] = {f"{i:03}": optuna.distributions.FloatDistribution(a - width, a + width) for i, a in enumerate(start)}
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    study = optuna.create_study(sampler=_sampler(sampler, seed))
-    study.enqueue_trial(dict(zip(space, start.tolist(), strict=True)))
-    spent, compilation, simulating, trials, least = 0.0, 0.0, 0.0, 0, float("inf")
-    trace: list[dict[str, float]] = []
-    incumbent = start.tolist()
-    with tqdm(total=round(seconds), desc=f"{sampler}, {start.size} numbers", unit="s", disable=None, leave=False) as bar:
-        while spent < seconds:
-            began = time.perf_counter()
-            trial = study.ask(space)
-            point = np.asarray([trial.params[name] for name in space])
-            before = time.perf_counter()
-            with _Compilation() as clock:
-                value = simulated(point)
-            compiling = min(clock.seconds, time.perf_counter() - before)
-            simulating += time.perf_counter() - before - compiling
-            study.tell(trial, value)
-            spent += time.perf_counter() - began - compiling
-            compilation, trials = compilation + compiling, trials + 1
-            if value < least:
-                least, incumbent = value, point.tolist()
-                trace.append({"seconds": spent, "trial": trials, "observed": value, "predicted": judged(point)})
-                bar.set_postfix_str(f"gap {trace[-1]['predicted'] - design_value:.4f} of {start_value - design_value:.4f}")
-                if trace[-1]["predicted"] <= target:
-                    break
-            bar.n = round(min(spent, seconds))
-            bar.refresh()
-    reached = bool(trace and trace[-1]["predicted"] <= target)
+    found = searched(trials, start, judged, target, width, seconds, sampler, seed)
+    reached = bool(found["trace"] and found["trace"][-1]["predicted"] <= target)
     to_target = designed.seconds_to(target)
+    to_target = to_target if np.isfinite(to_target) else None
     return {
         "sampler": sampler,
         "hyperparameters": int(start.size),
@@ -145,18 +130,55 @@ def search(
         "design": design_value,
         "target": target,
         "reached": reached,
+        **found,
+        "design_seconds": designed.seconds,
+        "design_seconds_to_target": to_target,
+        "design_seconds_with_compilation": designed.first_seconds,
+        "ratio": found["seconds"] / designed.seconds,
+        "ratio_to_target": found["seconds"] / to_target if to_target is not None else None,
+        "ratio_with_compilation": found["seconds_with_compilation"] / designed.first_seconds,
+    }
+
+
+def searched(
+    trials: Trials, start, judged, target: float, width: float, seconds: float, sampler: str, seed: int
+) -> dict[str, Any]:
+    """Trials until one is judged to be as good as `target`, or for `seconds`."""
+    space: dict[str, Any] = {f"{i:03}": optuna.distributions.FloatDistribution(a - width, a + width) for i, a in enumerate(start)}
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = optuna.create_study(sampler=_sampler(sampler, seed))
+    study.enqueue_trial(dict(zip(space, start.tolist(), strict=True)))
+    spent, compilation, simulating, count, least = 0.0, 0.0, 0.0, 0, float("inf")
+    trace: list[dict[str, float]] = []
+    incumbent = start.tolist()
+    with tqdm(total=round(seconds), desc=f"{sampler}, {start.size} numbers", unit="s", disable=None, leave=False) as bar:
+        while spent < seconds:
+            began = time.perf_counter()
+            trial = study.ask(space)
+            point = np.asarray([trial.params[name] for name in space])
+            before = time.perf_counter()
+            with _Compilation() as clock:
+                value = trials.value(point)
+            compiling = min(clock.seconds, time.perf_counter() - before)
+            simulating += time.perf_counter() - before - compiling
+            study.tell(trial, value)
+            spent += time.perf_counter() - began - compiling
+            compilation, count = compilation + compiling, count + 1
+            if value < least:
+                least, incumbent = value, point.tolist()
+                trace.append({"seconds": spent, "trial": count, "observed": value, "predicted": judged(point)})
+                bar.set_postfix_str(f"{trace[-1]['predicted']:.4f}, wanted {target:.4f}")
+                if trace[-1]["predicted"] <= target:
+                    break
+            bar.n = round(min(spent, seconds))
+            bar.refresh()
+    return {
         "seconds": spent,
         "seconds_in_simulation": simulating,
         "seconds_with_compilation": spent + compilation,
-        "trials": trials,
+        "trials": count,
         "trace": trace,
         "incumbent": incumbent,
-        "design_seconds": designed.seconds,
-        "design_seconds_to_target": to_target if np.isfinite(to_target) else None,
-        "design_seconds_with_compilation": designed.first_seconds,
-        "ratio": spent / designed.seconds,
-        "ratio_to_target": spent / to_target if np.isfinite(to_target) else None,
-        "ratio_with_compilation": (spent + compilation) / designed.first_seconds,
     }
 
 

@@ -68,14 +68,14 @@ class TimeGrid(eqx.Module):
         times = jax.lax.stop_gradient(self.times[1:])
         steps = jnp.diff(times, prepend=0.0)
         variances, modes = jnp.linalg.eigh(jnp.minimum(times[:, None], times[None, :]))
-        paths = (modes * jnp.sqrt(jnp.maximum(variances, 0.0)))[:, ::-1]
+        paths = (modes * jnp.sqrt(jnp.maximum(variances, 0.0))[None])[:, ::-1]
         rows = jnp.diff(paths, axis=0, prepend=0.0) / jnp.sqrt(steps)[:, None]
         # Rounding in the smallest modes spoils orthogonality on strongly non-uniform grids; QR restores it exactly.
         q, r = jnp.linalg.qr(rows)
-        return q * jnp.where(jnp.diagonal(r) < 0, -1.0, 1.0)
+        return q * jnp.where(jnp.diagonal(r) < 0, -1.0, 1.0)[None]
 
 
-def record_steps(records: Any, horizon: Any, dimension: int) -> np.ndarray:
+def record_steps(records: Any, horizon: Any, dimension: Any) -> np.ndarray:
     """The SGD steps at which a run of round(horizon * dimension) steps is observed: at `records` + 1 equally spaced times, or
     at the increasing times `records` from 0 to the horizon, each rounded to a step. Raises ValueError where two coincide."""
     check_real("horizon", horizon, minimum=0.0, exclusive=True, cure="It is the final time, SGD steps / dimension.")

@@ -156,7 +156,7 @@ class Problem(eqx.Module):
         return self.direct and isinstance(self.regularizer, Ridge)
 
     @property
-    def initial(self) -> Float[Array, "group m_star+m m_star+m"]:
+    def initial(self) -> Float[Array, "{self.features.groups} {self.m_star+self.m} {self.m_star+self.m}"]:
         """The entries of theta_star, then theta_0, as combinations of independent normals, for each eigenvalue group."""
         groups = self.features.groups
 
@@ -173,12 +173,12 @@ class Problem(eqx.Module):
         return scale[:, :, None] * square_root(correlation, 4 * jnp.finfo(correlation.dtype).eps)[None]
 
     @property
-    def rho(self) -> Float[Array, "m_star m_star"]:
+    def rho(self) -> Float[Array, "{self.m_star} {self.m_star}"]:
         """E[theta_star lambda theta_star^T], the covariance of the teacher fields."""
         return self._moment(self.initial[:, : self.m_star])
 
     @property
-    def initial_overlap(self) -> Float[Array, "m m"]:
+    def initial_overlap(self) -> Float[Array, "{self.m} {self.m}"]:
         """E[theta_0 lambda theta_0^T], the covariance of the student fields at time 0."""
         return self._moment(self.initial[:, self.m_star :])
 

@@ -73,7 +73,7 @@ def as_variable(value: Any) -> Any:
     return value if isinstance(value, AbstractVariable) else as_number(value)
 
 
-def within(name: str, value: Any, bounds: tuple[float | None, float | None] | None) -> Any:
+def within(name: str, value: Any, bounds: Any) -> Any:
     """`value` as a variable with these bounds (None: none on that side; only an upper one is not offered)."""
     if bounds is None:
         return jnp.asarray(value, dtype=float)

@@ -90,7 +90,7 @@ def sgf(
     check_instance("grid", grid, TimeGrid, "Build it with dmftopt.TimeGrid.uniform(horizon, steps).")
     check_count("substeps", substeps)
     setup = _setup(problem, protocol, dimension, runs, key)
-    times = grid.times[:-1, None] + grid.step_sizes[:, None] * jnp.linspace(0, 1, substeps, endpoint=False)
+    times = grid.times[:-1, None] + grid.step_sizes[:, None] * jnp.linspace(0, 1, substeps, endpoint=False)[None]
     fine = TimeGrid(jnp.append(times.ravel(), grid.times[-1]))
     rates = averaged(protocol.in_continuous_time(), fine, GAUSS_NODES, GAUSS_WEIGHTS)
     values = (rates.learning_rate, rates.shrinkage, rates.noisy_rate**2 / rates.batch_size)

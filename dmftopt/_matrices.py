@@ -54,17 +54,18 @@ def _expanded(
     # Equal within what the mean of two slopes is good for, or within rounding.
     size = jnp.abs(h)[:, None] + jnp.abs(h)[None, :]
     close = jnp.abs(gap) <= jnp.maximum(1e-5 * size, jnp.finfo(h.dtype).eps ** (2 / 3) * jnp.max(size))
-    apart = jnp.where(close, 1.0, gap)
+    close, apart = (jnp.expand_dims(a, tuple(range(f.ndim - 1))) for a in (close, jnp.where(close, 1.0, gap)))
     mean = 0.5 * (slope[..., :, None] + slope[..., None, :])
     first = jnp.where(close, mean, (f[..., :, None] - f[..., None, :]) / apart)
-    diagonal = f[..., None] * jnp.eye(h.size, dtype=h.dtype)
+    diagonal = f[..., None] * jnp.broadcast_to(jnp.eye(h.size, dtype=h.dtype), first.shape)
+    linear = jnp.broadcast_to(change, first.shape)
     if bend is None:
-        return U @ (diagonal + jax.lax.stop_gradient(first) * change) @ U.T
+        return U @ (diagonal + jax.lax.stop_gradient(first) * linear) @ U.T
     # f[i, k, j] from f[i, k] and f[k, j] where i and j are apart, otherwise from f'(i) and f[i, k] where k is apart.
-    ends = (first[..., :, :, None] - first[..., None, :, :]) / apart[:, None, :]
+    ends = (first[..., :, :, None] - first[..., None, :, :]) / apart[..., :, None, :]
     middle = jnp.where(close, 0.5 * bend[..., :, None], (slope[..., :, None] - first) / apart)
-    second = jnp.where(close[:, None, :], middle[..., None], ends)
-    return U @ (diagonal + first * change + jnp.einsum("...ikj,ik,kj->...ij", second, change, change)) @ U.T
+    second = jnp.where(close[..., :, None, :], middle[..., None], ends)
+    return U @ (diagonal + first * linear + jnp.einsum("...ikj,ik,kj->...ij", second, change, change)) @ U.T
 
 
 def square_root(matrix: Float[Array, "m m"], floor: Any = 0.0) -> Float[Array, "m m"]:

@@ -94,6 +94,34 @@ def test_closed_forms_of_the_committee(activation):
     np.testing.assert_allclose(found, points, rtol=0.01)
 
 
+class Savage(tasks.losses.AbstractLoss):
+    """An own loss for clusters: (1 - sigmoid(y r))² / 2, bounded."""
+
+    def __call__(self, r, y):
+        return 0.5 * jax.nn.sigmoid(-y * r) ** 2
+
+
+@pytest.mark.parametrize("loss", [*tasks.losses.NAMED, Savage()], ids=[*tasks.losses.NAMED, "own"])
+def test_a_mixture_takes_any_loss(loss):
+    """Its risk against the mean over random fields: 3e5 of them, 5 standard errors."""
+    softmax = loss == "softmax"
+    task = tasks.GaussianMixture((0, 1, 0) if softmax else (1, -1, 1), (0.2, 0.5, 0.3), loss)
+    rng = np.random.default_rng(0)
+    O = rng.normal(size=(task.columns, 3))
+    root = np.diag([0.8, 0.5][: task.columns])
+    cluster = rng.choice(3, p=[0.2, 0.5, 0.3], size=300_000)
+    r = jnp.asarray(O[:, cluster] + root @ rng.normal(size=(task.columns, cluster.size)))
+    y = jnp.asarray(task.labels)[cluster]
+    value, slope = jax.vmap(jax.value_and_grad(task.loss), (1, 0))(r, y)
+    risk = task.test_risk(jnp.asarray(root @ root.T), jnp.asarray(O), jnp.eye(3))
+    error = task.test_error(jnp.asarray(root @ root.T), jnp.asarray(O), jnp.eye(3))
+    np.testing.assert_allclose(risk, jnp.mean(value), atol=5 * np.std(value) / 300_000**0.5 + (2e-3 if softmax else 0.0))
+    wrong = jnp.argmax(r, axis=0) != y if softmax else jnp.sign(r[0]) != y
+    np.testing.assert_allclose(error, jnp.mean(wrong), atol=5e-3)
+    np.testing.assert_array_equal(jax.vmap(task.error, (1, 0))(r[:, :99], y[:99]), wrong[:99].astype(float))
+    np.testing.assert_allclose(jax.vmap(task.gradient, (1, 0))(r[:, :99], y[:99]), slope[:99], atol=1e-12)
+
+
 def saad_and_solla(Q, O, rho, rate, times):
     """dQ/dt, dO/dt of the online erf committee, Phys. Rev. E 52 (1995) 4225, equations 4 to 13, with unit second layers."""
     m, n = Q.shape[0], rho.shape[0]
@@ -328,6 +356,8 @@ def test_gradients_equal_central_differences(p):
         (lambda: tasks.Committee(2, 1, second_layer=[1.0]), "second_layer must have shape"),
         (lambda: tasks.Softmax(1), "classes must be at least 2"),
         (lambda: tasks.Softmax(3, "sign"), "labels must be one of"),
+        (lambda: tasks.GaussianMixture((1, -1), loss="hinges"), "loss must be one of"),
+        (lambda: tasks.GaussianMixture((1, -1), loss=tasks.Hinge()), "object of dmftopt.tasks.losses"),
         (lambda: tasks.GaussianMixture((1, 1)), "at least two classes"),
         (lambda: tasks.GaussianMixture(()), "labels must be a sequence"),
         (lambda: tasks.Committee(2, 1, kink=-0.1), "kink must be"),

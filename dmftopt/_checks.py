@@ -1,12 +1,22 @@
 """Checks of concrete input at the front doors. Traced values pass through: their errors become result codes."""
 
-from typing import Any
+from typing import Any, TypeVar
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
+
+_Door = TypeVar("_Door")
+
+
+def front_door(door: _Door) -> _Door:
+    """Of a function or class that checks its arguments itself, by messages that name the cure: whoever checks annotations as the
+    program runs (the tests do, by jaxtyping's import hook) leaves these to it. The annotations are for readers, and for programs
+    that check without running."""
+    door.__no_type_check__ = True  # pyright: ignore
+    return door
 
 
 class Aside(eqx.Module):

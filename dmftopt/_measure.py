@@ -169,7 +169,9 @@ def _points(dimension: int, log_nodes: int) -> Float[Array, "dimension node"]:
     return jax.lax.optimization_barrier(jnp.asarray(uniform_points(dimension, log_nodes), float))
 
 
-def coordinate_nodes(problem: Problem) -> tuple[Float[Array, "m_star+2m node"], Float[Array, "m_star group node"]]:
+def coordinate_nodes(
+    problem: Problem,
+) -> tuple[Float[Array, "{problem.m_star+2*problem.m} node"], Float[Array, "{problem.m_star} group node"]]:
     """Nodes of equal weight for coordinates of known law, the same in each group: unit entries of the teacher's columns, of the
     student's at the start, and normals for what is Gaussian, orthonormal, so that second moments are exact. And theta_star there.
     The more groups, the fewer nodes."""
@@ -180,7 +182,7 @@ def coordinate_nodes(problem: Problem) -> tuple[Float[Array, "m_star+2m node"], 
 
 
 def linear_values(
-    coefficients: Float[Array, "m group m_star+m"], covariance: Float[Array, "group m m"], nodes: Float[Array, "m_star+2m node"]
+    coefficients: Float[Array, "m group start"], covariance: Float[Array, "group m m"], nodes: Float[Array, "start+m node"]
 ) -> Float[Array, "m group node"]:
     """theta at the nodes: coefficients times the entries at the start, plus a Gaussian of this covariance in each group."""
     start = coefficients.shape[-1]

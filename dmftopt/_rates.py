@@ -88,4 +88,4 @@ def averaged(
 
 def node_times(edges: Float[Array, " time"], nodes: tuple[float, ...]) -> Float[Array, "step node"]:
     """Times in each step between increasing `edges`, `nodes` from its start (0) to its end (1)."""
-    return edges[:-1, None] + jnp.diff(edges)[:, None] * jnp.asarray(nodes, edges.dtype)
+    return edges[:-1, None] + jnp.diff(edges)[:, None] * jnp.asarray(nodes, edges.dtype)[None]

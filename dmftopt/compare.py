@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ._checks import check_instance
+from ._checks import check_instance, front_door
 from .observables import AbstractResult
 
 
@@ -54,6 +54,7 @@ class Comparison(eqx.Module):
         return "\n".join(lines)
 
 
+@front_door
 def compare(first: AbstractResult, second: AbstractResult) -> Comparison:
     """Compare two results (a solution and a simulation, two solvers, ...) at the second one's times.
 

@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ._checks import as_number, check_count, check_real, check_shape, is_concrete
+from ._checks import as_number, check_count, check_real, check_shape, front_door, is_concrete
 
 
+@front_door
 class Features(eqx.Module):
     """Independent Gaussian coordinates x_j with variance lambda_j / d.
 
@@ -42,6 +43,7 @@ def isotropic() -> Features:
     return Features(jnp.ones(1), jnp.ones(1))
 
 
+@front_door
 def spectrum(eigenvalues: Any, weights: Any = None) -> Features:
     """Any spectrum. Eigenvalues are divided by their weighted mean and weights by their sum (equal if not given)."""
     check_real("eigenvalues", eigenvalues, minimum=0.0, exclusive=True, cure="Drop directions of zero variance.")
@@ -55,6 +57,7 @@ def spectrum(eigenvalues: Any, weights: Any = None) -> Features:
     return Features(eigenvalues / jnp.sum(weights * eigenvalues), weights)
 
 
+@front_door
 def power_law(exponent: float, *, dimension: int = 1000, groups: int = 32) -> Features:
     """Eigenvalues proportional to j^-exponent for j = 1..dimension, gathered into at most `groups` groups."""
     check_real("exponent", exponent, minimum=0.0, cure="Pass the decay rate as a positive number.")

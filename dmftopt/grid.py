@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ._checks import check_count, check_real, check_shape, is_concrete
+from ._checks import check_count, check_real, check_shape, front_door, is_concrete
 
 
 class TimeGrid(eqx.Module):
@@ -32,12 +32,14 @@ class TimeGrid(eqx.Module):
                 raise ValueError(f"times must be increasing, but times[{where + 1}] <= times[{where}]. Sort and deduplicate.")
 
     @classmethod
+    @front_door
     def uniform(cls, horizon: Any, steps: int) -> "TimeGrid":
         """`steps` equal steps from 0 to `horizon`."""
         _check_horizon(horizon, steps)
         return cls(horizon * jnp.linspace(0.0, 1.0, steps + 1))
 
     @classmethod
+    @front_door
     def geometric(cls, horizon: Any, steps: int, ratio: float = 20.0) -> "TimeGrid":
         """Steps that grow geometrically; the last is `ratio` times the first. For stiff spectra: dense early, sparse late."""
         _check_horizon(horizon, steps)
@@ -66,14 +68,14 @@ class TimeGrid(eqx.Module):
         times = jax.lax.stop_gradient(self.times[1:])
         steps = jnp.diff(times, prepend=0.0)
         variances, modes = jnp.linalg.eigh(jnp.minimum(times[:, None], times[None, :]))
-        paths = (modes * jnp.sqrt(jnp.maximum(variances, 0.0)))[:, ::-1]
+        paths = (modes * jnp.sqrt(jnp.maximum(variances, 0.0))[None])[:, ::-1]
         rows = jnp.diff(paths, axis=0, prepend=0.0) / jnp.sqrt(steps)[:, None]
         # Rounding in the smallest modes spoils orthogonality on strongly non-uniform grids; QR restores it exactly.
         q, r = jnp.linalg.qr(rows)
-        return q * jnp.where(jnp.diagonal(r) < 0, -1.0, 1.0)
+        return q * jnp.where(jnp.diagonal(r) < 0, -1.0, 1.0)[None]
 
 
-def record_steps(records: Any, horizon: float, dimension: int) -> np.ndarray:
+def record_steps(records: Any, horizon: Any, dimension: Any) -> np.ndarray:
     """The SGD steps at which a run of round(horizon * dimension) steps is observed: at `records` + 1 equally spaced times, or
     at the increasing times `records` from 0 to the horizon, each rounded to a step. Raises ValueError where two coincide."""
     check_real("horizon", horizon, minimum=0.0, exclusive=True, cure="It is the final time, SGD steps / dimension.")
@@ -91,7 +93,7 @@ def record_steps(records: Any, horizon: float, dimension: int) -> np.ndarray:
     return at
 
 
-def _check_horizon(horizon: Any, steps: int) -> None:
+def _check_horizon(horizon: Any, steps: Any) -> None:
     check_real("horizon", horizon, minimum=0.0, exclusive=True, cure="It is the final time, SGD steps / d.")
     check_shape("horizon", horizon, ((),), "Use jax.vmap for a sweep.")
     check_count("steps", steps)

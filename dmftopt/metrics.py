@@ -30,7 +30,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ._checks import as_number, check_real, is_concrete
+from ._checks import as_number, check_real, front_door, is_concrete
 from .tasks import AbstractTask
 
 
@@ -82,6 +82,7 @@ class Weights(AbstractWeightMetric):
         return self.function(theta, theta_star)
 
 
+@front_door
 class Margins(AbstractFieldMetric):
     """Histogram density of the margin, (bin,): of y r for labels ±1, of r_y - max_{c != y} r_c for classes (in general by
     `AbstractTask.scores`).
@@ -117,6 +118,7 @@ class Confusion(AbstractFieldMetric):
         return jnp.outer(own, best / jnp.sum(best))
 
 
+@front_door
 class WeightHistogram(AbstractWeightMetric):
     """Histogram density of a coordinate of theta, (bin,), or (m, bin) for several columns.
 
@@ -135,8 +137,8 @@ class WeightHistogram(AbstractWeightMetric):
 def _density(edges: Float[Array, " edge"], value: Float[Array, "..."]) -> Float[Array, "... bin"]:
     # Moving edges would need the law's density at them, which a sample does not know: no derivative rather than half of one.
     edges = jax.lax.stop_gradient(jnp.asarray(edges, value.dtype))
-    inside = (edges[:-1] <= value) & (value < edges[1:])
-    return inside.astype(value.dtype) / jnp.diff(edges)
+    low, high = (jnp.broadcast_to(a, (*value.shape[:-1], a.size)) for a in (edges[:-1], edges[1:]))
+    return ((low <= value) & (value < high)).astype(value.dtype) / (high - low)
 
 
 def _scores(metric: AbstractFieldMetric, task: AbstractTask, r, y) -> tuple[Array, Array]:

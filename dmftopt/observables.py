@@ -79,39 +79,39 @@ class AbstractResult(eqx.Module):
     replicated: eqx.AbstractVar[Observables | None]
 
     @property
-    def test_risk(self) -> Float[Array, " time"]:
+    def test_risk(self) -> Float[Array, "*batch time"]:
         return self.observables.test_risk
 
     @property
-    def train_loss(self) -> Float[Array, " time"]:
+    def train_loss(self) -> Float[Array, "*batch time"]:
         return self.observables.train_loss
 
     @property
-    def student_overlap(self) -> Float[Array, "time m m"]:
+    def student_overlap(self) -> Float[Array, "*batch time m m"]:
         return self.observables.student_overlap
 
     @property
-    def teacher_overlap(self) -> Float[Array, "time m m_star"]:
+    def teacher_overlap(self) -> Float[Array, "*batch time m m_star"]:
         return self.observables.teacher_overlap
 
     @property
-    def correlation(self) -> Float[Array, "time time m m"]:
+    def correlation(self) -> Float[Array, "*batch time time m m"]:
         return self.observables.correlation
 
     @property
-    def norm(self) -> Float[Array, "time m m"]:
+    def norm(self) -> Float[Array, "*batch time m m"]:
         return self.observables.norm
 
     @property
-    def test_error(self) -> Float[Array, " time"] | None:
+    def test_error(self) -> Float[Array, "*batch time"] | None:
         return self.observables.test_error
 
     @property
-    def train_error(self) -> Float[Array, " time"] | None:
+    def train_error(self) -> Float[Array, "*batch time"] | None:
         return self.observables.train_error
 
     @property
-    def response(self) -> Float[Array, "time step m m"]:
+    def response(self) -> Float[Array, "*batch time step m m"]:
         if self.observables.response is None:
             raise ValueError(NO_RESPONSE)
         # NaN at the end alone is a solve that failed on the way.
@@ -120,15 +120,15 @@ class AbstractResult(eqx.Module):
         return self.observables.response
 
     @property
-    def train_metrics(self) -> dict[str, Float[Array, "time ..."]]:
+    def train_metrics(self) -> dict[str, Float[Array, "..."]]:
         return self.observables.train_metrics
 
     @property
-    def test_metrics(self) -> dict[str, Float[Array, "time ..."]]:
+    def test_metrics(self) -> dict[str, Float[Array, "..."]]:
         return self.observables.test_metrics
 
     @property
-    def weight_metrics(self) -> dict[str, Float[Array, "time ..."]]:
+    def weight_metrics(self) -> dict[str, Float[Array, "..."]]:
         return self.observables.weight_metrics
 
     @property
@@ -162,18 +162,19 @@ def from_kernel(
     correlation: Float[Array, "time time m m"],
     teacher_overlap: Float[Array, "time m m_star"],
     norm: Float[Array, "time m m"],
-    train_loss: Any,
+    train_loss: Float[Array, " time"] | None,
     train_error: Float[Array, " time"] | None,
     rho: Float[Array, "m_star m_star"],
     response: Float[Array, "time step m m"] | None = None,
     measured: Measured = NOTHING,
 ) -> Observables:
-    """Observables of one replicate or run from its kernels."""
+    """Observables of one replicate or run from its kernels. `train_loss`: None where training samples are as good as fresh."""
     student_overlap = jnp.diagonal(correlation, axis1=0, axis2=1).transpose(2, 0, 1)
     arguments = (problem.task, student_overlap, teacher_overlap, rho)
+    test_risk = columns.test_risk(*arguments)
     return Observables(
-        test_risk=columns.test_risk(*arguments),
-        train_loss=train_loss,
+        test_risk=test_risk,
+        train_loss=test_risk if train_loss is None else train_loss,
         student_overlap=student_overlap,
         teacher_overlap=teacher_overlap,
         correlation=correlation,

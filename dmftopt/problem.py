@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from ._checks import as_number, check_instance, check_real, check_shape, is_concrete
+from ._checks import as_number, check_instance, check_real, check_shape, front_door, is_concrete
 from ._matrices import square_root
 from .data import DataMap, describe
 from .features import Features
@@ -65,6 +65,7 @@ def _check_correlation(value: Any, columns: int) -> None:
         raise ValueError(f"{name} must be positive semidefinite: no set of columns has these correlations.")
 
 
+@front_door
 class Problem(eqx.Module):
     """A student theta learns from n = delta * d samples labelled through a teacher theta_star, both in d dimensions.
 
@@ -155,7 +156,7 @@ class Problem(eqx.Module):
         return self.direct and isinstance(self.regularizer, Ridge)
 
     @property
-    def initial(self) -> Float[Array, "group m_star+m m_star+m"]:
+    def initial(self) -> Float[Array, "{self.features.groups} {self.m_star+self.m} {self.m_star+self.m}"]:
         """The entries of theta_star, then theta_0, as combinations of independent normals, for each eigenvalue group."""
         groups = self.features.groups
 
@@ -165,19 +166,19 @@ class Problem(eqx.Module):
 
         scale = jnp.concatenate([scales(self.teacher_scale, self.m_star), scales(self.student_scale, self.m)], axis=1)
         if self.initial_correlation is None:
-            return scale[:, :, None] * jnp.eye(self.m_star + self.m)
+            return scale[:, :, None] * jnp.eye(self.m_star + self.m)[None]
         correlation = jnp.asarray(self.initial_correlation, dtype=float)
         if correlation.ndim == 0:
             correlation = jnp.eye(2) + correlation * (1 - jnp.eye(2))
-        return scale[:, :, None] * square_root(correlation, 4 * jnp.finfo(correlation.dtype).eps)
+        return scale[:, :, None] * square_root(correlation, 4 * jnp.finfo(correlation.dtype).eps)[None]
 
     @property
-    def rho(self) -> Float[Array, "m_star m_star"]:
+    def rho(self) -> Float[Array, "{self.m_star} {self.m_star}"]:
         """E[theta_star lambda theta_star^T], the covariance of the teacher fields."""
         return self._moment(self.initial[:, : self.m_star])
 
     @property
-    def initial_overlap(self) -> Float[Array, "m m"]:
+    def initial_overlap(self) -> Float[Array, "{self.m} {self.m}"]:
         """E[theta_0 lambda theta_0^T], the covariance of the student fields at time 0."""
         return self._moment(self.initial[:, self.m_star :])
 
@@ -185,6 +186,7 @@ class Problem(eqx.Module):
         return jnp.einsum("g,gac,gbc->ab", self.features.weights * self.features.eigenvalues, rows, rows)
 
     @classmethod
+    @front_door
     def from_data(cls, features: Any, labels: Any, *, train_size: int, groups: int = 40) -> "Problem":
         """Least squares on real data, from the spectrum, the teacher and the label noise that the data show.
 

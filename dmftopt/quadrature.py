@@ -35,7 +35,12 @@ def gaussian_mean(function: Callable, scale: Float[Array, "..."], spacing: float
     """E[function(scale * z)], z ~ N(0, 1), for every entry of `scale`."""
     scale = jnp.asarray(scale)
     nodes, weights = gaussian_nodes(spacing, scale.dtype)
-    return jnp.sum(function(scale[..., None] * nodes) * weights, axis=-1)
+    return jnp.sum(function(scale[..., None] * beside(nodes, scale)) * beside(weights, scale), axis=-1)
+
+
+def beside(nodes: Float[Array, "..."], values: Float[Array, "..."]) -> Float[Array, "..."]:
+    """`nodes` behind as many axes of length 1 as `values` have: with values[..., None] they make all pairs."""
+    return jnp.expand_dims(nodes, tuple(range(values.ndim)))
 
 
 def panels(edges: Float[np.ndarray, " edge"], count: int) -> tuple[Float[np.ndarray, " node"], Float[np.ndarray, " node"]]:

@@ -12,7 +12,7 @@ import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 
-from ._checks import check_count, check_real, padded
+from ._checks import check_count, check_real, front_door, padded
 from ._files import write_atomically
 from ._rates import check_protocol, read
 from .protocol import Protocol, values_at
@@ -100,6 +100,7 @@ class Recipe(eqx.Module):
         write_atomically(path, lambda file: file.write(data.encode()))
 
 
+@front_door
 def recipe(protocol: Protocol, *, horizon: float, dimension: int, delta: float, mean_square_norm: float = 1.0) -> Recipe:
     """The steps of the run that `protocol` describes, read at t = step / `dimension`, as SGD does; batch sizes are the means over
     a step, so that all together they are d ∫B dt samples, to the nearest whole one.

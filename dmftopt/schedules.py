@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ._checks import check_count, check_real, check_shape, is_concrete
+from ._checks import check_count, check_real, check_shape, front_door, is_concrete
 from ._register import register_part
 from .variables import AbstractVariable, Between, above, as_variable, number, within
 
@@ -166,6 +166,7 @@ class FromOptax(eqx.Module):
         return number(self.scale) * jnp.asarray(self.schedule(jnp.asarray(t, dtype=float) * self.dimension), dtype=float)
 
 
+@front_door
 def constant(value: Any, *, log: bool = False, bounds: tuple[float, float | None] | None = None) -> Constant:
     """A trainable constant: a variable, or a number; positive, with relative gradient steps, with `log`; within `bounds` (low,
     high) if given."""
@@ -177,6 +178,7 @@ def constant(value: Any, *, log: bool = False, bounds: tuple[float, float | None
     return Constant(within("value", value, bounds))
 
 
+@front_door
 def piecewise_linear(
     horizon: float, knots: int, initial: Any, *, log: bool = False, bounds: tuple[float, float | None] | None = None
 ) -> PiecewiseLinear:
@@ -191,6 +193,7 @@ def piecewise_linear(
     return PiecewiseLinear(times, _values(times, initial, log, bounds), log)
 
 
+@front_door
 def piecewise_constant(
     horizon: float, pieces: int, initial: Any, *, log: bool = False, bounds: tuple[float, float | None] | None = None
 ) -> PiecewiseConstant:
@@ -202,16 +205,19 @@ def piecewise_constant(
     return PiecewiseConstant(_values(middle, initial, log, bounds), float(horizon), log)
 
 
+@front_door
 def linear_decay(peak: Any, horizon: float, final: Any = 0.0) -> Decay:
     """Linear from `peak` at 0 to `final * peak` at `horizon`, constant beyond."""
     return _decay(peak, horizon, final, "linear")
 
 
+@front_door
 def cosine(peak: Any, horizon: float, final: Any = 0.0) -> Decay:
     """Half a cosine from `peak` at 0 to `final * peak` at `horizon`, constant beyond."""
     return _decay(peak, horizon, final, "cosine")
 
 
+@front_door
 def power_law(peak: Any, exponent: Any, timescale: Any = 1.0) -> PowerLaw:
     """peak * (1 + t / timescale)^-exponent."""
     check_real("exponent", number(exponent))
@@ -219,6 +225,7 @@ def power_law(peak: Any, exponent: Any, timescale: Any = 1.0) -> PowerLaw:
     return PowerLaw(_peak(peak), exponent, timescale)
 
 
+@front_door
 def warmup_stable_decay(peak: Any, horizon: float, warmup: Any, decay: Any, final: Any = 0.0) -> WarmupStableDecay:
     """Linear warmup over `warmup`, then `peak`, then linear decay over the last `decay` units of time to `final * peak`."""
     for name, value in (("horizon", horizon), ("warmup", warmup), ("decay", decay)):
@@ -232,6 +239,7 @@ def warmup_stable_decay(peak: Any, horizon: float, warmup: Any, decay: Any, fina
     return WarmupStableDecay(_peak(peak), horizon, warmup, decay, final)
 
 
+@front_door
 def from_optax(schedule: Callable, dimension: int, scale: Any = 1.0) -> FromOptax:
     """An optax schedule of the step count, as a function of t = step / `dimension`, times `scale`.
 
@@ -245,6 +253,7 @@ def from_optax(schedule: Callable, dimension: int, scale: Any = 1.0) -> FromOpta
     return FromOptax(schedule, dimension, scale)
 
 
+@front_door
 def to_optax(schedule: Callable, dimension: int, scale: float = 1.0) -> Callable:
     """The optax schedule step -> scale * schedule(step / `dimension`).
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ._checks import as_number, check_real, is_concrete
+from ._checks import as_number, check_real, front_door, is_concrete
 from ._register import register_part
 
 
@@ -51,11 +51,13 @@ class Between(AbstractVariable):
         return self.low + (self.high - self.low) * jax.nn.sigmoid(self.raw)
 
 
+@front_door
 def above(value: Any, low: float = 0.0) -> Above:
     """A tuned number larger than `low`, starting at `value`. Gradient steps are relative to its distance from `low`."""
     return _above("value", value, low)
 
 
+@front_door
 def between(value: Any, low: float, high: float) -> Between:
     """A tuned number in the open interval (low, high), starting at `value`. Rounding may take it onto a bound, never beyond."""
     return _between("value", value, low, high)
@@ -71,7 +73,7 @@ def as_variable(value: Any) -> Any:
     return value if isinstance(value, AbstractVariable) else as_number(value)
 
 
-def within(name: str, value: Any, bounds: tuple[float | None, float | None] | None) -> Any:
+def within(name: str, value: Any, bounds: Any) -> Any:
     """`value` as a variable with these bounds (None: none on that side; only an upper one is not offered)."""
     if bounds is None:
         return jnp.asarray(value, dtype=float)

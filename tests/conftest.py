@@ -17,12 +17,17 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 import equinox as eqx
 import jax
+import jaxtyping
 import pytest
 
 # Tracing makes millions of objects that live: looking for garbage among them a hundred times less often saves a tenth.
 gc.set_threshold(100_000, 50, 50)
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
+# Shapes are enforced: annotations are checked as programs are traced (the hook comes before dmftopt), and no axis is added in
+# silence.
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jaxtyping.install_import_hook("dmftopt", "beartype.beartype")
 
 
 # Two processes take one file after another: what takes longest goes first, so that both end together.

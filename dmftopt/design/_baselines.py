@@ -3,11 +3,12 @@ from typing import Any
 import equinox as eqx
 
 from .. import schedules
-from .._checks import check_real
+from .._checks import check_real, front_door
 from ..protocol import Protocol
 from ..variables import above, between, number
 
 
+@front_door
 def baselines(protocol: Protocol, *, horizon: float = 1.0, peak: Any) -> dict[str, Protocol]:
     """What most people would run: `protocol` with its learning rate replaced by a constant, a linear decay to zero, a cosine to
     zero, a power law (exponent and timescale tuned, from 1/2 and a tenth of the horizon) and warmup-stable-decay (lengths of

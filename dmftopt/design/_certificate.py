@@ -8,7 +8,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
-from .._checks import check_count, check_key, check_real
+from .._checks import check_count, check_key, check_real, front_door
 from .._register import register
 from ._staged import AbstractObjective, Gradient, staged
 
@@ -59,6 +59,7 @@ class Certificate(eqx.Module):
         )
 
 
+@front_door
 def certify(
     objective: Callable[..., Any],
     protocol: Any,

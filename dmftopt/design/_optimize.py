@@ -10,7 +10,7 @@ import optax
 import optimistix
 from jaxtyping import Array
 
-from .._checks import check_count, check_key, check_real
+from .._checks import check_count, check_key, check_real, front_door
 from .._register import register, register_part
 from ._descend import Descent, Settings, descend
 from ._staged import AbstractObjective, Gradient, staged
@@ -60,6 +60,7 @@ class Optimized(eqx.Module):
         )
 
 
+@front_door
 def optimize(
     objective: Callable[..., Any],
     protocol: Any,

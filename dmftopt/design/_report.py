@@ -11,7 +11,7 @@ from jaxtyping import Array
 from tqdm.auto import tqdm
 
 from .. import simulate
-from .._checks import check_count, check_instance, check_key
+from .._checks import check_count, check_instance, check_key, front_door
 from .._register import register, register_part
 from ..protocol import Protocol
 from ..recipe import Recipe
@@ -91,6 +91,7 @@ class Report(eqx.Module):
         return "\n".join(lines)
 
 
+@front_door
 def report(
     objective: Objective,
     protocols: Mapping[str, Protocol | Plan],

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from .._checks import check_count, check_instance
+from .._checks import check_count, check_instance, front_door
 from .._register import register
 from ..protocol import Protocol
 from ._budget import Plan
@@ -33,6 +33,7 @@ class Sensitivity(eqx.Module):
     hessian: dict[str, dict[str, np.ndarray]]
 
 
+@front_door
 def sensitivity(
     objective: Objective,
     protocol: Protocol | Plan,

@@ -31,7 +31,7 @@ class Past(NamedTuple):
     written: Float[Array, " row"]
 
     @property
-    def gradients_written(self) -> Float[Array, " row*direction"]:
+    def gradients_written(self) -> Float[Array, " {self.gradients.shape[0]}"]:
         return jnp.repeat(self.written, self.gradients.shape[0] // self.written.shape[0])
 
 
@@ -90,7 +90,7 @@ def fields(reading: Reading, sample: Sample, past: Past, delta: Array) -> Float[
     What comes with a sample is kept apart: it may carry derivatives, the innovations are constants."""
     m, shards = reading.L.shape[0], sample.labels.shape[0]
     to_known, to_innovations, to_gradients = spread(
-        shards, reading.known, reading.L.reshape(m, -1), past.gradients_written * reading.P / jnp.sqrt(delta)
+        shards, reading.known, reading.L.reshape(m, -1), past.gradients_written[None] * reading.P / jnp.sqrt(delta)
     )
     r = combination(to_known, sample.known) + combination(to_innovations, past.innovations)
     return r + combination(to_gradients, past.gradients)
@@ -111,23 +111,23 @@ def gradient(
     loss, error = columns.loss(task, r, labels), columns.error(task, r, labels)
     if z is None:
         return Gradient(l, curvature, loss, error, None)
-    swing = l * z
+    swing = l * z[None]
     if step.order >= 2:
         # Milstein's term (6): a sample's noise within the step changes its own gradient within the step. The double integral of
         # the standardized noise is (z² - 1 - skewness z) / 2.
         if x.skewness is None:
-            change, square = jnp.sum(curvature * l, axis=1), z**2 - 1
+            change, square = jnp.sum(curvature * l[None], axis=1), z**2 - 1
         else:
             change = _kicked(task, r, labels, l, curvature, x.deviation * x.skewness / delta)
             square = z**2 - 1 - x.skewness * z
-        swing = swing - (0.5 * x.deviation / delta) * change * square
+        swing = swing - (0.5 * x.deviation / delta) * change * square[None]
     return Gradient(l, curvature, loss, error, swing)
 
 
 def _kicked(task, r, labels, l, curvature, jump):
     """Loss of the gradient l by a kick -l `jump` of its own field, per `jump`. Noise that jumps (a visit of SGD moves its
     sample's field by l eta / B) needs the difference, not its limit l' l: across a kink, or at large rates, they differ much."""
-    limit = jnp.sum(curvature * l, axis=1)
+    limit = jnp.sum(curvature * l[None], axis=1)
     # Below, the difference (and its derivative in the jump) would lose more digits than the limit is wrong by.
     smooth = jump < jnp.finfo(l.dtype).eps ** (1 / 3)
     kicked = columns.gradient(task, r - jnp.where(smooth, 0.0, jump) * l, labels)
@@ -152,8 +152,8 @@ def means(
         jax.vmap(lambda r, y: field_sums(metrics, task, r, y, mirror=True), (1, 0), -1)(r, sample.labels),
     )
     (G, S, S_known, power), (curvature, loss, error), swing, measured = jax.tree.map(lambda a: a / sample.labels.size, sums)
-    S = jnp.where((jnp.arange(rows) <= k)[:, None], S.reshape(m, rows, m), 0.0)
-    written = past.gradients_written
+    S = jnp.where((jnp.arange(rows) <= k)[None, :, None], S.reshape(m, rows, m), 0.0)
+    written = past.gradients_written[None]
     found = Means(written * G, S, S_known, power, curvature, loss, error, measured)
     return found, None if swing is None else SwingMeans(written * swing[0], swing[1])
 
@@ -176,7 +176,7 @@ def directions(
         None if swing is None else (products(swing, rest), products(swing, swing)),
     )
     (again, left), swing_left = jax.tree.map(lambda a: a / samples, sums)
-    again = past.gradients_written * again
+    again = past.gradients_written[None] * again
     # Pythagoras; `again` is rounding, far smaller than any residual that is kept, so nothing is lost.
     heights, normalize = triangular_root(left - again @ again.T, jnp.diagonal(mean.power), drop(m, of.l.dtype))
     zetas = (mean.G + again).reshape(m, rows, -1).at[:, k, :m].add(heights)

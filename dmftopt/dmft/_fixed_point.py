@@ -224,10 +224,10 @@ def _field(
                 None if error is None else jnp.mean(error),
                 jax.tree.map(lambda a: a / count, field_sums(fields, task, r[None], y, mirror=True)),
             )
-            return (g.at[k].set(l * M), tangents.at[k].set(slope * M * moved)), averages
+            return (g.at[k].set(l * M), tangents.at[k].set((slope * M)[None] * moved)), averages
 
         M = mean[:, None] + deviation[:, None] * jnp.pad(multipliers, ((0, 1), (0, 0)))
-        w = alignment[:, None] * xi + factor @ normals
+        w = alignment[:, None] * xi[None] + factor @ normals
         start = jnp.zeros((steps + 1, count), w.dtype), jnp.zeros((steps + 1, steps + 1, count), w.dtype)
         return jax.lax.scan(advance, start, (times, w, memory, mean, M))[1]
 

@@ -77,7 +77,7 @@ def move(
         swing = swing.at[:, k, m:].set(step.ahead(pull.power_root, last.power_root, x.ratio))
     swing = x.deviation * (swing.reshape(m, rows * count) / root_delta)
     drift = jnp.tensordot(pull.known, known, 1) + jnp.tensordot(pull.phi, phi, 2)
-    drift = jnp.sqrt(problem.features.eigenvalues)[:, None] * drift
+    drift = jnp.sqrt(problem.features.eigenvalues)[None, :, None] * drift
     if problem.direct:
         return _move_weights(problem, step, x, space, trained, drift, on_zetas, swing, pull, last, order)
     moved = _move_parameters(problem, x, space, trained, drift, on_zetas, swing)
@@ -90,17 +90,17 @@ def _move_weights(problem, step, x, space, theta, drift, on_zetas, swing, pull, 
     theta_{k+1} = theta_k - f (x theta_k + eta D drive_k) - c eta D (drive_k - drive_{k-1}) - s sqrt(lambda) swing."""
     features, regularizer, m = problem.features, problem.regularizer, theta.shape[0]
     slope = jnp.mean(regularizer.slope(theta), axis=(0, 2))
-    bend = None if problem.linear_weights else regularizer.gradient(theta) - slope[:, None] * theta
-    drive = Drive(drift - features.eigenvalues[:, None] * jnp.tensordot(pull.curvature, theta, 1), on_zetas, bend)
+    bend = None if problem.linear_weights else regularizer.gradient(theta) - slope[None, :, None] * theta
+    drive = Drive(drift - features.eigenvalues[None, :, None] * jnp.tensordot(pull.curvature, theta, 1), on_zetas, bend)
     # Equation (11): x = D eta (lambda E[l'] + ridge h'), a matrix over the columns in each group.
     curvature = step.ahead(pull.curvature, last.curvature, x.ratio)
     shrinkage = x.shrinkage * step.ahead(slope, last.slope, x.ratio)[:, None]
-    decay = x.mean * features.eigenvalues[:, None, None] * curvature + shrinkage[:, None] * jnp.eye(m)
+    decay = x.mean * features.eigenvalues[:, None, None] * curvature[None] + shrinkage[:, None] * jnp.eye(m)[None]
     excess = curvature_ratio(features, problem.delta)[:, None]
     f, s, c = of_symmetric(
-        lambda h: step.factors(x.mean * features.eigenvalues[:, None] * h + shrinkage, x.ratio, excess), curvature, order
+        lambda h: step.factors(x.mean * features.eigenvalues[:, None] * h[None] + shrinkage, x.ratio, excess), curvature, order
     )
-    root = jnp.sqrt(features.eigenvalues)[:, None]
+    root = jnp.sqrt(features.eigenvalues)[None, :, None]
 
     def on_basis(drive):
         return x.mean * drive.weights if drive.bend is None else x.mean * drive.weights + x.shrinkage * drive.bend
@@ -115,7 +115,7 @@ def _move_weights(problem, step, x, space, theta, drift, on_zetas, swing, pull, 
 
 def _move_parameters(problem, x, space, parameters, drift, on_zetas, swing):
     """p_{k+1} = p_k - df/dp (eta D drift_k + sqrt(lambda) swing) - eta D ridge h(p_k), equation (16)."""
-    kicks = jnp.sqrt(problem.features.eigenvalues)[:, None] * (x.mean * on_zetas + swing)[:, None]
+    kicks = jnp.sqrt(problem.features.eigenvalues)[None, :, None] * (x.mean * on_zetas + swing)[:, None]
     pulled = problem.parametrization.pull(parameters, space.add_zetas(x.mean * drift, kicks))
     return parameters - pulled - x.shrinkage * problem.regularizer.gradient(parameters)
 
@@ -144,5 +144,5 @@ def curvature_ratio(features: Features, delta: Array) -> Float[Array, " group"]:
     the smaller ones in proportion: 1 for isotropic features, near 0 for a spike (which needs no such care).
     """
     ratio = features.eigenvalues[None, :] / features.eigenvalues[:, None]
-    rank = jnp.sum(features.weights * 2 * ratio / (1 + ratio), axis=1)
+    rank = jnp.sum(features.weights[None] * 2 * ratio / (1 + ratio), axis=1)
     return (1 + jnp.sqrt(rank / delta)) ** 2

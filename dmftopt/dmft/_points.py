@@ -26,10 +26,10 @@ class Points(eqx.Module):
 
     teacher: Float[Array, "m_star sample"]
     label: Float[Array, " sample"]
-    innovations: Float[Array, "step+1 m sample"]
-    multipliers: Float[Array, "step+1 sample"] | None
-    entries: Float[Array, "m_star+m particle"] | None = None
-    zetas: Float[Array, "step+1 zeta particle"] | None = None
+    innovations: Float[Array, "row m sample"]
+    multipliers: Float[Array, "row sample"] | None
+    entries: Float[Array, "column particle"] | None = None
+    zetas: Float[Array, "row zeta particle"] | None = None
     shards: int = eqx.field(static=True, default=1)
 
     def half(self, which: Int[Array, ""]) -> "Points":

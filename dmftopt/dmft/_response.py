@@ -40,22 +40,22 @@ def response(
     own = jnp.moveaxis(jnp.diagonal(added, axis1=1, axis2=3), -1, 1)
     inverse = jax.vmap(jax.vmap(_pseudo_inverse))(own)
     reached, added = (jnp.einsum("gkajb,gjbc->gkajc", a, inverse) for a in (reached, added))
-    earlier = jnp.tril(jnp.ones((steps, steps)), -1)[:, None, :, None]
-    lower = (added * earlier).reshape(groups, steps * m, steps * m) + jnp.eye(steps * m, dtype=added.dtype)
+    earlier = jnp.tril(jnp.ones((steps, steps)), -1)[None, :, None, :, None]
+    lower = (added * earlier).reshape(groups, steps * m, steps * m) + jnp.eye(steps * m, dtype=added.dtype)[None]
     per_group = jax.vmap(_divided)(reached.reshape(groups, times * m, steps * m), lower).reshape(reached.shape)
     shares = problem.features.weights * problem.features.eigenvalues
     result = jnp.einsum("g,gkajb->kjab", shares, per_group)
     told = jnp.ones(steps, bool)
     if m > 1:
-        unseen = jnp.eye(m) - own @ inverse
+        unseen = jnp.eye(m)[None, None] - own @ inverse
         kept = jax.vmap(_products_between)(decay_factors(step, inputs, problem.features, problem.delta))
         result = result + jnp.einsum("g,gkj,gjab->kjab", shares, kept, unseen)
-        felt = jnp.max(jnp.abs(curvature[:-1] @ unseen), axis=(0, 2, 3))
+        felt = jnp.max(jnp.abs(curvature[None, :-1] @ unseen), axis=(0, 2, 3))
         told = felt <= jnp.finfo(felt.dtype).eps ** 0.5 * jnp.max(jnp.abs(curvature[:-1]), axis=(1, 2))
     noisy = jnp.any(own != 0, axis=(0, 2, 3))
     result = jnp.where(noisy[0] & jnp.all(told | ~noisy), result, jnp.nan)
     before = jax.lax.cummax(jnp.where(noisy, jnp.arange(steps), 0))
-    after = jnp.arange(times)[:, None] > jnp.arange(steps)
+    after = jnp.arange(times)[:, None] > jnp.arange(steps)[None]
     return jnp.where(after[..., None, None], result[:, before], 0.0)
 
 

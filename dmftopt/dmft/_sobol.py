@@ -46,7 +46,7 @@ def scrambled_sobol(key: Array, dimension: int, samples: int, shards: int = 1) -
     above = jnp.asarray((((1 << position) - 1) << (_BITS - position)).astype(np.uint32))
     matrix = (jax.random.bits(key_matrix, (_BITS, dimension), jnp.uint32) & above[:, None]) | diagonal[:, None]
     parity = jax.lax.population_count(matrix[None] & directions[:, None]) & 1
-    directions = jnp.sum(parity << jnp.asarray(_BITS - 1 - position, jnp.uint32)[:, None], axis=1, dtype=jnp.uint32)
+    directions = jnp.sum(parity << jnp.asarray(_BITS - 1 - position, jnp.uint32)[None, :, None], axis=1, dtype=jnp.uint32)
     shift = jax.random.bits(key_shift, (dimension, 1), jnp.uint32) >> (32 - _BITS)
     # Every device makes these by itself, and from them its own shard.
     local = log_samples - (log_shards or log_samples // 2)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array
 
-from .._checks import check_count, check_instance, check_key, numbers_to_arrays
+from .._checks import check_count, check_instance, check_key, front_door, numbers_to_arrays
 from .._measure import check_metrics
 from .._rates import averaged, check_protocol
 from .._results import blank, raise_unless
@@ -29,6 +29,7 @@ from ._step import AbstractStep
 _PRECISION = "highest"
 
 
+@front_door
 def solve(
     problem: Problem,
     protocol: Protocol,

@@ -95,7 +95,7 @@ def start(problem: Problem, points: Points, zetas: int) -> tuple[Start, Float[Ar
 
 
 def _particles(
-    problem: Problem, entries: Float[Array, "m_star+m particle"], zetas: Float[Array, "zeta particle"]
+    problem: Problem, entries: Float[Array, "{problem.m_star+problem.m} particle"], zetas: Float[Array, "zeta particle"]
 ) -> tuple[Start, Float[Array, "zeta particle"]]:
     """The start, and the zetas as they are to be used. From standard normals: those of the columns of teacher and student, which
     get their priors' law, and the zetas.
@@ -123,8 +123,8 @@ def _inverse_root_near_one(matrix: Float[Array, "n n"]) -> Float[Array, "n n"]:
     return jax.lax.fori_loop(0, 10, improve, (matrix, identity))[1]
 
 
-def _start(problem: Problem, entries: Float[Array, "m_star+m group basis"]) -> Start:
-    teacher = jnp.sqrt(problem.features.eigenvalues)[:, None] * entries[: problem.m_star]
+def _start(problem: Problem, entries: Float[Array, "{problem.m_star+problem.m} group basis"]) -> Start:
+    teacher = jnp.sqrt(problem.features.eigenvalues)[None, :, None] * entries[: problem.m_star]
     rho = problem.rho
     if problem.task.mixture:
         return Start(entries[problem.m_star :], teacher, jnp.eye(problem.m_star))
@@ -134,7 +134,7 @@ def _start(problem: Problem, entries: Float[Array, "m_star+m group basis"]) -> S
 
 def teacher(start: Start, features: Features) -> Float[Array, "m_star group basis"]:
     """theta_star."""
-    return jnp.tensordot(start.root, start.known, 1) / jnp.sqrt(features.eigenvalues)[:, None]
+    return jnp.tensordot(start.root, start.known, 1) / jnp.sqrt(features.eigenvalues)[None, :, None]
 
 
 class Reading(NamedTuple):
@@ -164,20 +164,20 @@ def read(
     family, flat_known = phi.reshape(rows * m, -1), known.reshape(known.shape[0], -1)
     measure = jnp.repeat(space.share * features.weights, theta.shape[-1])
     root = jnp.sqrt(features.eigenvalues)
-    flat = (root[:, None] * theta).reshape(m, -1)
+    flat = (root[None, :, None] * theta).reshape(m, -1)
 
     def dot(a, b):
-        return (measure * a) @ b.T
+        return (measure[None] * a) @ b.T
 
     written = jnp.repeat(written, m)
     rest, L = flat, jnp.zeros((m, rows * m), flat.dtype)
     for _ in range(2):
         if known_are_orthonormal:
             rest = rest - dot(rest, flat_known) @ flat_known
-        coefficients = written * dot(rest, family)
+        coefficients = written[None] * dot(rest, family)
         rest = rest - coefficients @ family
         L = L + coefficients
-    own = jnp.sum(measure * flat**2, axis=1)
+    own = jnp.sum(measure[None] * flat**2, axis=1)
     lengths, normalize = triangular_root(dot(rest, rest), own, drop(m, flat.dtype))
     L = L.reshape(m, rows, m).at[:, k].add(lengths)
     zetas = space.on_zetas(theta)

@@ -148,9 +148,9 @@ class ModifiedEquation(AbstractFlow):
             one = jax.tree.map(lambda leaf: leaf[None], sample)
             return model.force(state, one, jnp.ones(1, state.dtype)).ravel()
 
-        deviations = jax.vmap(velocity)(model.data) - model.mean(state).ravel()
+        deviations = jax.vmap(velocity)(model.data) - model.mean(state).ravel()[None]
         sigma = without_derivative(
-            (deviations.T * model.probabilities) @ deviations,
+            (deviations.T * model.probabilities[None]) @ deviations,
             "The modified equation has no derivative: roots of matrices without full rank have none. Use ModifiedFlow.",
         )
         values, vectors = jnp.linalg.eigh(sigma)

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from .._checks import check_count, check_instance, check_key, check_real, check_shape, is_concrete, numbers_to_arrays
+from .._checks import check_count, check_instance, check_key, check_real, check_shape, front_door, is_concrete, numbers_to_arrays
 from .._results import RESULTS, raise_unless
 from ..grid import record_steps
 from ..protocol import in_domain
@@ -15,6 +15,7 @@ from ._ensemble import Ensemble
 from ._model import AbstractModel
 
 
+@front_door
 def simulate(
     model: AbstractModel,
     dynamics: AbstractDynamics,

@@ -8,12 +8,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from .._checks import check_count, check_instance, check_real, check_shape, numbers_to_arrays
+from .._checks import check_count, check_instance, check_real, check_shape, front_door, numbers_to_arrays
 from ..grid import TimeGrid
 from ..noise import AbstractNoise, Poisson
 from ..observables import as_column, from_kernel
 from ..problem import Problem, check_linear
 from ..protocol import Protocol
+from ..quadrature import beside
 from ..tasks import LeastSquares
 from ._result import (
     Groups,
@@ -35,6 +36,7 @@ from ._result import (
 from ._spectral import contour, ridge_shrinkage
 
 
+@front_door
 def least_squares(
     problem: Problem,
     protocol: Protocol,
@@ -98,7 +100,7 @@ def _least_squares(
 
     def real(coefficients, values):
         """Contour integral of values (..., node)."""
-        return 2 * jnp.sum(coefficients * values, axis=-1).real
+        return 2 * jnp.sum(jnp.broadcast_to(coefficients, values.shape) * values, axis=-1).real
 
     def group_sum(values):
         return jnp.sum(values.astype(path.z.dtype)[:, None] * path.one, axis=0)
@@ -113,9 +115,10 @@ def _least_squares(
     label = (sigma2 / delta).astype(z.dtype) * plain
 
     def propagator(A, R):
-        return jnp.exp(-A.astype(z.dtype)[..., None] * z - R.astype(z.dtype)[..., None])
+        return jnp.exp(-A.astype(z.dtype)[..., None] * beside(z, A) - R.astype(z.dtype)[..., None])
 
     def loss(p, c, v):
+        z = jnp.broadcast_to(path.z, p.shape)
         residual = real(student, z * p**2) + real(teacher, z * (c * z - 1) ** 2) + real(label, (c * z) ** 2) + real(plain, z * v)
         return 0.5 * (residual - 2 * real(label, c * z) + sigma2)
 
@@ -142,17 +145,18 @@ def _least_squares(
     earlier = jnp.tril(jnp.ones((times.shape[0], times.shape[0]), bool))
     since = [jnp.where(earlier, a[:, None] - a[None], 0.0) for a in (A, R)]
     since = jnp.where(earlier[..., None], propagator(*since), 0.0)
-    correlation = between(groups.student, p) + between(groups.teacher, c * z)
-    correlation = correlation + 2 * (sigma2 / delta) * ((c * field * z) @ c.T).real
+    correlation = between(groups.student, p) + between(groups.teacher, c * z[None])
+    correlation = correlation + 2 * (sigma2 / delta) * ((c * field[None] * z[None]) @ c.T).real
     correlation = correlation + symmetric(real(field, since * v[None]))
-    norm = real(student, p**2) + real(teacher, (c * z) ** 2) + real(label, c**2 * z) + real(plain, v)
-    overlap = real(field_teacher, c * z)
+    norm = real(student, p**2) + real(teacher, (c * z[None]) ** 2) + real(label, c**2 * z[None]) + real(plain, v)
+    overlap = real(field_teacher, c * z[None])
     response = response_of(real(field, since))
     correlation, overlap, norm, rho, response = (as_column(a) for a in (correlation, overlap, norm, groups.rho, response))
     observables = from_kernel(problem, correlation, overlap, norm, loss(p, c, v), None, rho, response)
     return ended(times, observables, in_domain(problem, protocol, grid, noise), path.good, integrated)
 
 
+@front_door
 def critical_learning_rate(problem: Problem, ridge: float | Array = 0.0) -> Float[Array, ""]:
     """The ratio learning rate / batch size from which SGD on least squares, at constant rates, diverges in mean square:
 

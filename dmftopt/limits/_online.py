@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from .._checks import numbers_to_arrays
+from .._checks import front_door, numbers_to_arrays
 from .._matrices import inverse_root, rank_floor, square_root
 from .._measure import NOTHING, Measured, Metrics, check_metrics, coordinate_nodes, linear_values, weight_means
 from .._results import first_failure
@@ -36,6 +36,7 @@ from ._result import (
 )
 
 
+@front_door
 def online(
     problem: Problem,
     protocol: Protocol,
@@ -110,10 +111,10 @@ def _online(problem: Problem, protocol: Protocol, grid: TimeGrid, noise: Abstrac
         eta, temperature, ridge = coefficients(protocol, noise, t)
         Q, O = moments(g, p, v, shares * lam)
         a, b, power = _averages(problem.task, Q, O, rho)
-        decay = eta * (lam[:, None, None] * a + ridge * jnp.eye(m, dtype=times.dtype))
+        decay = eta * (lam[:, None, None] * a[None] + ridge * jnp.eye(m, dtype=times.dtype)[None])
         spread = decay @ v
-        lost = -decay @ g - eta * lam[:, None, None] * b
-        gained = -spread - jnp.swapaxes(spread, 1, 2) + temperature * lam[:, None, None] * power
+        lost = -decay @ g - eta * lam[:, None, None] * b[None]
+        gained = -spread - jnp.swapaxes(spread, 1, 2) + temperature * lam[:, None, None] * power[None]
         return lost, -decay @ p, gained, -decay @ state[3]
 
     def advance(state, span):
@@ -181,7 +182,7 @@ def _averages(task: AbstractTask, Q: Array, O: Array, rho: Array) -> tuple[Array
     # A logistic loss has its nearest singularity at a distance pi / s in z: exact to 1e-8 up to s = 4.
     z, z_weights = gaussian_nodes(0.25, Q.dtype)
     s = jnp.sqrt(jnp.maximum(q - o**2 / rho, floor))
-    w = (o / rho * w_star)[:, None] + s * z
+    w = (o / rho * w_star)[:, None] + s * z[None]
     l = columns.gradient(task, w[None], jnp.broadcast_to(y[:, None], w.shape))[0]
     mean = weights @ (l @ z_weights)
     # Subtracting the mean changes nothing but the rounding, which s would magnify.
@@ -225,5 +226,4 @@ def fresh(
 ) -> Any:
     """Observables where every training sample is as good as a fresh one."""
     observables = from_kernel(problem, correlation, overlap, norm, None, None, rho, response, measured)
-    of_samples = {"train_loss": observables.test_risk, "train_error": observables.test_error}
-    return dataclasses.replace(observables, **of_samples, train_metrics=observables.test_metrics)
+    return dataclasses.replace(observables, train_error=observables.test_error, train_metrics=observables.test_metrics)

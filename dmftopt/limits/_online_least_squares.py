@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from .._checks import check_count, is_concrete, numbers_to_arrays
+from .._checks import check_count, front_door, is_concrete, numbers_to_arrays
 from .._rates import Rates, read
 from ..grid import record_steps
 from ..observables import as_column
@@ -19,6 +19,7 @@ from ._online import fresh
 from ._result import Groups, Limit, check_inputs, check_least_squares, ended, finish, response_of, symmetric
 
 
+@front_door
 def online_least_squares(
     problem: Problem, protocol: Protocol, *, dimension: int, horizon: float, records: Any = 40, throw: bool = True
 ) -> Limit:
@@ -94,17 +95,17 @@ def _recursion(problem: Problem, rates: Rates, at: Array, dimension: int) -> Lim
         k, decay, gain, newest = inputs
         s = jnp.arange(at.shape[0])[:, None]
         here = s == k
-        product = jnp.where(here, newest, jnp.where(s < k, decay * product + gain * cross, 0.0))
-        response = jnp.where(here, 1.0, decay * response)
-        kernels = tuple(jnp.sum(groups.field_weights * a, axis=-1) for a in (product, response))
+        product = jnp.where(here, newest[None], jnp.where(s < k, decay[None] * product + gain[None] * cross, 0.0))
+        response = jnp.where(here, 1.0, decay[None] * response)
+        kernels = tuple(jnp.sum(groups.field_weights[None] * a, axis=-1) for a in (product, response))
         return (product, response), kernels
 
     empty = jnp.zeros((at.shape[0], S.shape[0]), dtype)
     ahead = (jnp.arange(at.shape[0]), *(jnp.concatenate([zero[None], a]) for a in (decay, gain)), square)
     _, (correlation, response) = jax.lax.scan(extend, (empty, empty), ahead)
     correlation = symmetric(correlation)
-    overlap = jnp.sum(groups.field_weights * cross, axis=-1)
-    norm = jnp.sum(groups.weights * square, axis=-1)
+    overlap = jnp.sum(groups.field_weights[None] * cross, axis=-1)
+    norm = jnp.sum(groups.weights[None] * square, axis=-1)
     kernels = (correlation, overlap, norm, groups.rho, response_of(response))
     observables = fresh(problem, *(as_column(a) for a in kernels))
     return ended(at / dimension, observables, problem.valid() & rates.valid)

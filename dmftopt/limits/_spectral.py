@@ -99,14 +99,14 @@ def contour(groups: Groups, slowest: Array, nodes: int) -> Contour:
 
     m, good = companion(z, groups)
     eigenvalues, weights = (a.astype(z.dtype)[:, None] for a in (groups.eigenvalues, groups.weights))
-    resolvent = step / (z * (1 + m * eigenvalues))
-    shrunk = eigenvalues / (1 + m * eigenvalues)
+    resolvent = step[None] / (z[None] * (1 + m[None] * eigenvalues))
+    shrunk = eigenvalues / (1 + m[None] * eigenvalues)
     memory = jnp.einsum("aj,sak->sjk", weights * shrunk, jnp.stack([shrunk, jnp.conj(shrunk)])) / delta.astype(z.dtype)
-    pair = 1 / (1 - m[:, None] * jnp.stack([m, jnp.conj(m)])[:, None, :] * memory)
+    pair = 1 / (1 - m[None, :, None] * jnp.stack([m, jnp.conj(m)])[:, None, :] * memory)
     one = weights * resolvent
     # (1/d) tr P_a = omega_a and (1/d) tr[P_a H] = omega_a lambda_a test branch and path together.
-    sums = jnp.stack([2 * jnp.sum(one, axis=1).real, 2 * jnp.sum(one * z, axis=1).real / groups.eigenvalues])
-    accurate = jnp.all(jnp.abs(sums / groups.weights - 1) < 1e-3)
+    sums = jnp.stack([2 * jnp.sum(one, axis=1).real, 2 * jnp.sum(one * z[None], axis=1).real / groups.eigenvalues])
+    accurate = jnp.all(jnp.abs(sums / groups.weights[None] - 1) < 1e-3)
     return Contour(z, one, resolvent, pair, groups.field_weights, good & accurate)
 
 

@@ -9,7 +9,7 @@ import optimistix
 from jax.scipy.special import ndtr
 from jaxtyping import Array
 
-from .._checks import check_real, check_shape, numbers_to_arrays
+from .._checks import check_real, check_shape, front_door, numbers_to_arrays
 from ..observables import as_column, from_kernel
 from ..problem import Problem, check_linear, check_problem, check_single
 from ..quadrature import gaussian_nodes, safe_sqrt
@@ -19,6 +19,7 @@ from ._roots import root
 from ._spectral import ridge_shrinkage
 
 
+@front_door
 def stationary(problem: Problem, ridge: float | Array, *, throw: bool = True) -> Limit:
     """The minimizer of (1/delta) sum_i loss(x_i·theta, y_i) + ridge |theta|² / 2 for d -> infinity: what gradient flow reaches
     at infinite time, from any student.

@@ -104,7 +104,7 @@ def step_through(
 
 
 def diffuse(
-    problem: Problem, instance: Instance, key: Array, times: Float[Array, "step substep+1"], averages: FlowAverages
+    problem: Problem, instance: Instance, key: Array, times: Float[Array, "step edge"], averages: FlowAverages
 ) -> Float[Array, "time m d"]:
     """SGF, in time steps between the times of each row, observed at the rows' ends."""
     dimension = instance.features.shape[1]

@@ -65,7 +65,7 @@ def _alike(problem: Problem) -> np.ndarray:
     return np.argsort(np.argsort(first))[kinds.ravel()]
 
 
-def _rounded(share: np.ndarray, total: int) -> np.ndarray:
+def _rounded(share: np.ndarray, total: int | np.integer) -> np.ndarray:
     sizes = np.floor(share + 1e-6).astype(int)
     order = np.argsort(sizes - share, kind="stable")
     sizes[order[: total - sizes.sum()]] += 1

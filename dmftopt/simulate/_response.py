@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from .._checks import check_real
+from .._checks import check_real, front_door
 from .._results import RESULTS, raise_unless
 from ..problem import Problem, check_direct
 from ..protocol import Protocol
@@ -15,6 +15,7 @@ from ._result import Response
 from ._runs import over_runs, recorded
 
 
+@front_door
 def response(
     problem: Problem,
     protocol: Protocol,

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int
 
-from .._checks import check_count, check_instance, check_key, is_concrete, numbers_to_arrays, padded
+from .._checks import check_count, check_instance, check_key, front_door, is_concrete, numbers_to_arrays, padded
 from .._measure import check_metrics
 from .._rates import Rates, averaged, check_protocol, read
 from .._results import RESULTS, blank, finite_times, raise_unless, until_failure
@@ -32,6 +32,7 @@ class Setup(NamedTuple):
     keys: Array
 
 
+@front_door
 def sgd(
     problem: Problem,
     protocol: Protocol,
@@ -62,6 +63,7 @@ def sgd(
     return _simulation("sgd", setup, times, arguments, step_through, metrics, rates.valid, throw)
 
 
+@front_door
 def sgf(
     problem: Problem,
     protocol: Protocol,
@@ -88,7 +90,7 @@ def sgf(
     check_instance("grid", grid, TimeGrid, "Build it with dmftopt.TimeGrid.uniform(horizon, steps).")
     check_count("substeps", substeps)
     setup = _setup(problem, protocol, dimension, runs, key)
-    times = grid.times[:-1, None] + grid.step_sizes[:, None] * jnp.linspace(0, 1, substeps, endpoint=False)
+    times = grid.times[:-1, None] + grid.step_sizes[:, None] * jnp.linspace(0, 1, substeps, endpoint=False)[None]
     fine = TimeGrid(jnp.append(times.ravel(), grid.times[-1]))
     rates = averaged(protocol.in_continuous_time(), fine, GAUSS_NODES, GAUSS_WEIGHTS)
     values = (rates.learning_rate, rates.shrinkage, rates.noisy_rate**2 / rates.batch_size)
@@ -97,6 +99,7 @@ def sgf(
     return _simulation("sgf", setup, grid.times, arguments, diffuse, metrics, rates.valid, throw)
 
 
+@front_door
 def gradient_descent(
     problem: Problem,
     protocol: Protocol,

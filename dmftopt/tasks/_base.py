@@ -181,7 +181,7 @@ def classifies(task: AbstractTask) -> bool:
 
 
 def fresh(
-    task: AbstractTask, rho: Float[Array, "m_star m_star"], points: Float[Array, "m_star+1+m node"] | None = None
+    task: AbstractTask, rho: Float[Array, "m_star m_star"], points: Float[Array, "dimension node"] | None = None
 ) -> tuple[Float[Array, "m_star node"], Float[Array, " node"], Float[Array, "m node"]]:
     """Nodes of equal weight for a fresh sample: the teacher's fields as in `AbstractTask.sample`, the label, and normals for what
     else the student's fields are made of. `points`: the uniforms to make them of, instead of 8192 fixed ones."""
@@ -221,7 +221,7 @@ def population_mean(
 
     def at(q, o):
         rest = safe_sqrt(q - o**2 / rho)
-        w = o / safe_sqrt(rho) * xi[:, None] + rest * nodes
+        w = o / safe_sqrt(rho) * xi[:, None] + rest * nodes[None]
         return shares @ (function(w, y[:, None]) @ weights)
 
     return jax.lax.map(lambda qo: at(*qo), (jnp.ravel(Q), jnp.ravel(O))).reshape(jnp.shape(Q))

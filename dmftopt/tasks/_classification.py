@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jax.scipy.special import ndtr
 from jaxtyping import Array, Float
 
-from ..quadrature import gaussian_mean, gaussian_nodes, safe_sqrt
+from ..quadrature import beside, gaussian_mean, gaussian_nodes, safe_sqrt
 from . import labels as laws
 from . import losses
 from ._base import AbstractLossTask, AbstractTask
@@ -86,8 +86,8 @@ class AbstractClassification(AbstractTask):
             return self.mean_loss(safe_sqrt(Q)) + self._lean(Q, O, rho)
         variance = rho + hidden.variances
         x, weights = (jnp.asarray(a, Q.dtype) for a in laws.UNIT)
-        rest = Q[..., None, None] - O[..., None, None] ** 2 * x**2 / variance[:, None]
-        slope = (self.mean_gradient(safe_sqrt(rest)) @ weights * jnp.sqrt(2 / (jnp.pi * variance))) @ hidden.shares
+        rest = Q[..., None, None] - O[..., None, None] ** 2 * beside(x[None], O) ** 2 / beside(variance[:, None], O)
+        slope = (self.mean_gradient(safe_sqrt(rest)) @ weights * beside(jnp.sqrt(2 / (jnp.pi * variance)), O)) @ hidden.shares
         return self.mean_loss(safe_sqrt(Q)) + hidden.contrast * O * slope
 
     def test_error(self, Q, O, rho):
@@ -98,12 +98,12 @@ class AbstractClassification(AbstractTask):
         if hidden is None:
             scale = safe_sqrt(jnp.asarray(rho, Q.dtype))
             xi, shares = self.labels.nodes(scale)
-            center, rest = (O / scale)[..., None] * xi, safe_sqrt(Q - O**2 / rho)[..., None]
+            center, rest = (O / scale)[..., None] * beside(xi, O), safe_sqrt(Q - O**2 / rho)[..., None]
             sharp = 0.5 * (1 - jnp.sign(center))
             return jnp.where(rest > 0, ndtr(-center / jnp.where(rest > 0, rest, 1.0)), sharp) @ shares
         variance = rho + hidden.variances
         positive = (Q > 0)[..., None]
-        scale = jnp.sqrt(jnp.where(positive, Q[..., None], 1.0) * variance)
+        scale = jnp.sqrt(jnp.where(positive, Q[..., None], 1.0) * beside(variance, Q))
         cosine = O[..., None] / jnp.where(positive, scale, 1.0)
         # Within rounding of ±1 the derivative of arccos is infinite; a few rounding units inside it is only large.
         limit = 1 - 4 * float(jnp.finfo(cosine.dtype).eps)

@@ -137,13 +137,13 @@ def _erf_three(C: Float[Array, "f f"]) -> Float[Array, "f f f"]:
     """E[sigma'(x_i) x_k sigma(x_j)], indices in this order."""
     c = jnp.diagonal(C)
     ii, ij, ik, kj = 1 + c[:, None, None], C[:, None, :], C[:, :, None], C[None]
-    return 2 / jnp.pi * (kj * ii - ik * ij) / (ii * jnp.sqrt(ii * (1 + c) - ij**2))
+    return 2 / jnp.pi * (kj * ii - ik * ij) / (ii * jnp.sqrt(ii * (1 + c[None, None, :]) - ij**2))
 
 
 def _erf_slopes(Q: Float[Array, "m m"]) -> Float[Array, "m m"]:
     """E[sigma'(x_i) sigma'(x_k)]."""
     c = 1 + jnp.diagonal(Q)
-    return 2 / jnp.pi / jnp.sqrt(c[:, None] * c - Q**2)
+    return 2 / jnp.pi / jnp.sqrt(c[:, None] * c[None] - Q**2)
 
 
 def _erf_four(C: Float[Array, "f f"], m: int) -> Float[Array, "m m f f"]:
@@ -156,8 +156,8 @@ def _erf_four(C: Float[Array, "f f"], m: int) -> Float[Array, "m m f f"]:
     def edge(to_a, to_b, own):
         return small * own - to_b**2 * a - to_a**2 * b + 2 * ab * to_a * to_b
 
-    mixed = small * C - bc * bd * a - ac * ad * b + ab * (ac * bd + ad * bc)
-    root = jnp.sqrt(edge(ac, bc, c[:, None]) * edge(ad, bd, c[None, :]))
+    mixed = small * C[None, None] - bc * bd * a - ac * ad * b + ab * (ac * bd + ad * bc)
+    root = jnp.sqrt(edge(ac, bc, c[None, None, :, None]) * edge(ad, bd, c[None, None, None, :]))
     return 4 / jnp.pi**2 / jnp.sqrt(small) * jnp.arcsin(mixed / root)
 
 

@@ -86,15 +86,15 @@ class GaussianMixture(AbstractLossTask):
 
     def sample(self, u_teacher: Array, u_label: Float[Array, " sample"], teacher_scale: Any):
         edges = jnp.cumsum(jnp.asarray(self.probabilities, u_label.dtype))[:-1]
-        cluster = jnp.sum(u_label > edges[:, None], axis=0)
-        indicators = (jnp.arange(len(self.labels))[:, None] == cluster).astype(u_label.dtype)
+        cluster = jnp.sum(u_label[None] > edges[:, None], axis=0)
+        indicators = (jnp.arange(len(self.labels))[:, None] == cluster[None]).astype(u_label.dtype)
         return indicators, jnp.asarray(self.labels, u_label.dtype) @ indicators
 
     def test_risk(self, Q, O, rho):
         if self.cluster_loss.per_class:
             return super().test_risk(Q, O, rho)
         z, z_weights = gaussian_nodes(1 / 20, Q.dtype)
-        r = O[0][:, None] + safe_sqrt(Q[0, 0]) * z
+        r = O[0][:, None] + safe_sqrt(Q[0, 0]) * z[None]
         means = self.cluster_loss(r, jnp.asarray(self.labels, Q.dtype)[:, None]) @ z_weights
         return jnp.asarray(self.probabilities, Q.dtype) @ means
 

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 
 from .._checks import without_derivative
 from ..noise import poisson_quantile
-from ..quadrature import gaussian_nodes, safe_sqrt
+from ..quadrature import beside, gaussian_nodes, safe_sqrt
 from ._base import AbstractTask
 
 _JUMPS = (
@@ -48,10 +48,11 @@ class PoissonRegression(AbstractTask):
 
     def test_risk(self, Q, O, rho):
         """E[softplus(w) - softplus(w_star) log softplus(w)], by the trapezoidal rule in two dimensions."""
-        Q, O = (jnp.asarray(a)[..., None, None] for a in (Q, O))
+        Q, O = jnp.asarray(Q), jnp.asarray(O)
         z, weights = gaussian_nodes(0.2, Q.dtype)
         scale = safe_sqrt(jnp.asarray(rho, Q.dtype))
-        w_star = scale * z[:, None]
+        w_star, z = scale * beside(z[:, None], Q), beside(z[None], Q)
+        Q, O = Q[..., None, None], O[..., None, None]
         r = O / rho * w_star + safe_sqrt(Q - O**2 / rho) * z
         return self.loss(r, jax.nn.softplus(w_star)) @ weights @ weights
 

@@ -7,7 +7,7 @@ from jax.scipy.special import ndtri
 from jaxtyping import Array, Float
 
 from .._checks import as_number, check_real, check_shape
-from ..quadrature import gauss_hermite, gaussian_nodes, safe_sqrt
+from ..quadrature import beside, gauss_hermite, gaussian_nodes, safe_sqrt
 from . import labels as laws
 from . import losses
 from ._base import AbstractLossTask, AbstractTask
@@ -148,7 +148,7 @@ class AbstractRobust(AbstractTask):
         """`mean_loss` of the residual's standard deviation, averaged over the normal laws that mix to the noise law."""
         Q, O = jnp.asarray(Q), jnp.asarray(O)
         variances, shares = (jnp.asarray(a, Q.dtype) for a in self.noise_law.mixture())
-        return self.mean_loss(safe_sqrt((Q - 2 * O + rho)[..., None] + self.label_noise**2 * variances)) @ shares
+        return self.mean_loss(safe_sqrt((Q - 2 * O + rho)[..., None] + self.label_noise**2 * beside(variances, Q))) @ shares
 
 
 class AbstractResidualTask(AbstractRobust, AbstractLossTask):

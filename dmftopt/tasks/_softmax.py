@@ -71,12 +71,12 @@ class Softmax(AbstractLossTask):
     def test_risk(self, Q, O, rho):
         """Over 65536 nodes: of fields of order 1 good to about 1e-4 (five classes: 1e-3)."""
         w, shares = self._nodes(Q, O, rho, 15)
-        return jnp.mean(jnp.sum(shares * (jax.nn.logsumexp(w, axis=0) - w), axis=0))
+        return jnp.mean(jnp.sum(shares * (jax.nn.logsumexp(w, axis=0)[None] - w), axis=0))
 
     def test_error(self, Q, O, rho):
         """As test_risk, but what is averaged jumps: good to 2e-3."""
         w, shares = self._nodes(Q, O, rho, 15)
-        best = (w == jnp.max(w, axis=0)).astype(w.dtype)
+        best = (w == jnp.max(w, axis=0)[None]).astype(w.dtype)
         return 1 - jnp.mean(jnp.sum(shares * best, axis=0) / jnp.sum(best, axis=0))
 
     def moments(self, Q, O, rho):

@@ -30,7 +30,7 @@ from numpy.polynomial import chebyshev
 from scipy import special, stats
 
 from .._checks import as_number, check_real, check_shape, is_concrete, without_derivative
-from ..quadrature import panels
+from ..quadrature import beside, panels
 
 
 class HiddenNoise(NamedTuple):
@@ -200,7 +200,7 @@ class Argmax(AbstractClassLabels):
 
     def probabilities(self, w_star):
         classes = jnp.arange(w_star.shape[0]).reshape(-1, *[1] * (w_star.ndim - 1))
-        return (jnp.argmax(w_star, axis=0) == classes).astype(w_star.dtype)
+        return (jnp.argmax(w_star, axis=0)[None] == classes).astype(w_star.dtype)
 
     def label(self, w_star, noise):
         return jnp.argmax(w_star).astype(w_star.dtype)
@@ -357,8 +357,8 @@ def _quantile(law: AbstractLabels, u: Float[Array, "..."], scale: Float[Array, "
     arrays, static = eqx.partition(law, eqx.is_inexact_array)
 
     def moment(top, law, scale):
-        z = top[..., None] * nodes
-        return top * jnp.sum(weights * law.mean(scale * z) * norm.pdf(z), axis=-1)
+        z = top[..., None] * beside(nodes, top)
+        return top * jnp.sum(beside(weights, top) * law.mean(scale * z) * norm.pdf(z), axis=-1)
 
     def distribution(z, arrays, scale):
         law = eqx.combine(arrays, static)

@@ -17,7 +17,7 @@ from jax.scipy.stats import norm
 from jaxtyping import Array, Bool, Float
 
 from .._checks import as_number, check_real, check_shape
-from ..quadrature import gaussian_mean, panels
+from ..quadrature import beside, gaussian_mean, panels
 from ._derivatives import curvature_of, gradient_of
 
 
@@ -246,7 +246,7 @@ class LogCosh(AbstractResidualLoss):
 
     def mean(self, s):
         z, weights = (jnp.asarray(a, s.dtype) for a in _PEAK)
-        rest = jnp.log1p(jnp.exp(-2 * s[..., None] * z)) @ (weights * 2 * norm.pdf(z))
+        rest = jnp.log1p(jnp.exp(-2 * s[..., None] * beside(z, s))) @ (weights * 2 * norm.pdf(z))
         return (2 / jnp.pi) ** 0.5 * s + rest - jnp.log(2.0)
 
 

@@ -50,21 +50,25 @@ def _expanded(
         F_ij = f(h_i) 1[i=j] + f[h_i, h_j] change_ij + sum_k f[h_i, h_k, h_j] change_ik change_kj
 
     in its divided differences. Where `bend` is None the last term is left out, and first derivatives only are right."""
+    m, groups = h.size, f.shape[:-1]
     gap = h[:, None] - h[None, :]
     # Equal within what the mean of two slopes is good for, or within rounding.
     size = jnp.abs(h)[:, None] + jnp.abs(h)[None, :]
     close = jnp.abs(gap) <= jnp.maximum(1e-5 * size, jnp.finfo(h.dtype).eps ** (2 / 3) * jnp.max(size))
-    apart = jnp.where(close, 1.0, gap)
+    close, change, unit, U = (jnp.broadcast_to(a, (*groups, m, m)) for a in (close, change, jnp.eye(m, dtype=h.dtype), U))
+    apart = jnp.where(close, 1.0, jnp.broadcast_to(gap, close.shape))
     mean = 0.5 * (slope[..., :, None] + slope[..., None, :])
     first = jnp.where(close, mean, (f[..., :, None] - f[..., None, :]) / apart)
-    diagonal = f[..., None] * jnp.eye(h.size, dtype=h.dtype)
+    inner = f[..., None] * unit
     if bend is None:
-        return U @ (diagonal + jax.lax.stop_gradient(first) * change) @ U.T
-    # f[i, k, j] from f[i, k] and f[k, j] where i and j are apart, otherwise from f'(i) and f[i, k] where k is apart.
-    ends = (first[..., :, :, None] - first[..., None, :, :]) / apart[:, None, :]
-    middle = jnp.where(close, 0.5 * bend[..., :, None], (slope[..., :, None] - first) / apart)
-    second = jnp.where(close[:, None, :], middle[..., None], ends)
-    return U @ (diagonal + first * change + jnp.einsum("...ikj,ik,kj->...ij", second, change, change)) @ U.T
+        inner = inner + jax.lax.stop_gradient(first) * change
+    else:
+        # f[i, k, j] from f[i, k] and f[k, j] where i and j are apart, otherwise from f'(i) and f[i, k] where k is apart.
+        ends = (first[..., :, :, None] - first[..., None, :, :]) / apart[..., :, None, :]
+        middle = jnp.where(close, 0.5 * bend[..., :, None], (slope[..., :, None] - first) / apart)
+        second = jnp.where(close[..., :, None, :], middle[..., None], ends)
+        inner = inner + first * change + jnp.einsum("...ikj,...ik,...kj->...ij", second, change, change)
+    return U @ inner @ jnp.swapaxes(U, -1, -2)
 
 
 def square_root(matrix: Float[Array, "m m"], floor: Any = 0.0) -> Float[Array, "m m"]:

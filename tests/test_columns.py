@@ -31,16 +31,34 @@ def aligned(m_star, m, cosine):
     ids=["apart", "equal", "pair", "small"],
 )
 def test_functions_of_symmetric_matrices(matrix):
-    """Roots squared, and derivatives against central differences (error h² = 1e-10), where eigenvalues are equal too."""
-    change = np.array([[0.3, 0.1, -0.2], [0.1, -0.4, 0.5], [-0.2, 0.5, 0.2]])
+    """Roots squared, and first and second derivatives against central differences, where eigenvalues are equal too."""
+    matrix, change = jnp.asarray(matrix), jnp.array([[0.3, 0.1, -0.2], [0.1, -0.4, 0.5], [-0.2, 0.5, 0.2]])
 
-    def root(matrix):
-        return _matrices.of_symmetric(lambda h: jnp.sqrt(h + 1), matrix)
+    def along(root):
+        def at(h):
+            return root(matrix + h * change)
 
-    value, slope = jax.jvp(root, (jnp.asarray(matrix),), (jnp.asarray(change),))
-    np.testing.assert_allclose(value @ value, matrix + np.eye(3), atol=1e-12)
-    h = 1e-5
-    np.testing.assert_allclose(slope, (root(matrix + h * change) - root(matrix - h * change)) / (2 * h), atol=1e-8)
+        def slope(h):
+            return jax.jvp(at, (h,), (jnp.ones_like(h),))[1]
+
+        return jax.jit(lambda h: (at(h), *jax.jvp(slope, (h,), (jnp.ones_like(h),))))
+
+    def shifted(h):
+        return jnp.sqrt(h + 1)
+
+    once = along(lambda a: _matrices.of_symmetric(shifted, a))
+    for root in (
+        along(lambda a: _matrices.of_symmetric(shifted, a, order=2)),
+        along(lambda a: _matrices.square_root(a + jnp.eye(3))),
+    ):
+        value, slope, second = root(jnp.array(0.0))
+        np.testing.assert_allclose(value @ value, matrix + np.eye(3), atol=1e-12)
+        np.testing.assert_allclose(slope, once(jnp.array(0.0))[1], atol=1e-12)
+        # Truncation h² = 1e-8, rounding 1e-16 / h.
+        h = jnp.array(1e-4)
+        ahead, back = root(h), root(-h)
+        np.testing.assert_allclose(slope, (ahead[0] - back[0]) / (2 * h), atol=1e-7)
+        np.testing.assert_allclose(second, (ahead[1] - back[1]) / (2 * h), atol=1e-7)
 
 
 def test_triangular_root_drops_dependent_columns():

@@ -50,36 +50,57 @@ def _expanded(
         F_ij = f(h_i) 1[i=j] + f[h_i, h_j] change_ij + sum_k f[h_i, h_k, h_j] change_ik change_kj
 
     in its divided differences. Where `bend` is None the last term is left out, and first derivatives only are right."""
+    m, groups = h.size, f.shape[:-1]
     gap = h[:, None] - h[None, :]
     # Equal within what the mean of two slopes is good for, or within rounding.
     size = jnp.abs(h)[:, None] + jnp.abs(h)[None, :]
     close = jnp.abs(gap) <= jnp.maximum(1e-5 * size, jnp.finfo(h.dtype).eps ** (2 / 3) * jnp.max(size))
-    close, apart = (jnp.expand_dims(a, tuple(range(f.ndim - 1))) for a in (close, jnp.where(close, 1.0, gap)))
+    every = (close, gap, change, jnp.eye(m, dtype=h.dtype), U)
+    close, gap, change, unit, U = (jnp.broadcast_to(a, (*groups, m, m)) for a in every)
+    apart = jnp.where(close, 1.0, gap)
     mean = 0.5 * (slope[..., :, None] + slope[..., None, :])
     first = jnp.where(close, mean, (f[..., :, None] - f[..., None, :]) / apart)
-    diagonal = f[..., None] * jnp.broadcast_to(jnp.eye(h.size, dtype=h.dtype), first.shape)
-    linear = jnp.broadcast_to(change, first.shape)
+    inner = f[..., None] * unit
     if bend is None:
-        return U @ (diagonal + jax.lax.stop_gradient(first) * linear) @ U.T
-    # f[i, k, j] from f[i, k] and f[k, j] where i and j are apart, otherwise from f'(i) and f[i, k] where k is apart.
+        inner = inner + jax.lax.stop_gradient(first) * change
+    else:
+        second = _second_differences(h, first, slope, bend, gap)
+        inner = inner + first * change + jnp.einsum("...ikj,...ik,...kj->...ij", second, change, change)
+    return U @ inner @ jnp.swapaxes(U, -1, -2)
+
+
+def _second_differences(
+    h: Float[Array, " m"],
+    first: Float[Array, "*group m m"],
+    slope: Float[Array, "*group m"],
+    bend: Float[Array, "*group m"],
+    gap: Float[Array, "*group m m"],
+) -> Float[Array, "*group m m m"]:
+    """f[i, k, j], from first differences where all are apart; where they are close on the function's own scale f' / f'', from
+    slopes and second derivatives, means of which are good to gap²: rounding leaves of differences eps / gap²."""
+    scale = jnp.where(bend == 0, jnp.inf, jnp.abs(slope / jnp.where(bend == 0, 1.0, bend)))
+    close = jnp.abs(gap) <= jnp.finfo(h.dtype).eps ** 0.25 * jnp.minimum(scale[..., :, None], scale[..., None, :])
+    apart = jnp.where(close, 1.0, gap)
     ends = (first[..., :, :, None] - first[..., None, :, :]) / apart[..., :, None, :]
-    middle = jnp.where(close, 0.5 * bend[..., :, None], (slope[..., :, None] - first) / apart)
-    second = jnp.where(close[..., :, None, :], middle[..., None], ends)
-    return U @ (diagonal + first * linear + jnp.einsum("...ikj,ik,kj->...ij", second, change, change)) @ U.T
+    tangent = (slope[..., :, None] - first) / apart
+    middle = 0.5 * (tangent[..., :, :, None] + jnp.swapaxes(tangent, -1, -2)[..., None, :, :])
+    bends = (bend[..., :, None, None] + bend[..., None, :, None] + bend[..., None, None, :]) / 6
+    middle = jnp.where(close[..., :, :, None] | close[..., None, :, :], bends, middle)
+    return jnp.where(close[..., :, None, :], middle, ends)
 
 
-def square_root(matrix: Float[Array, "m m"], floor: Any = 0.0) -> Float[Array, "m m"]:
+def square_root(matrix: Float[Array, "m m"], floor: Any = 0.0, order: int = 2) -> Float[Array, "m m"]:
     """Symmetric root of a covariance; eigenvalues not above `floor` count as 0, with derivative 0."""
-    return _power(matrix, 0.5, floor)
+    return _power(matrix, 0.5, floor, order)
 
 
-def inverse_root(matrix: Float[Array, "m m"], floor: Any = 0.0) -> Float[Array, "m m"]:
+def inverse_root(matrix: Float[Array, "m m"], floor: Any = 0.0, order: int = 2) -> Float[Array, "m m"]:
     """Inverse of the symmetric root where eigenvalues exceed `floor`, 0 on the other eigenvectors."""
-    return _power(matrix, -0.5, floor)
+    return _power(matrix, -0.5, floor, order)
 
 
-def _power(matrix: Float[Array, "m m"], exponent: float, floor: Any) -> Float[Array, "m m"]:
-    """matrix^exponent where eigenvalues exceed `floor`, 0 on the other eigenvectors. Right to second order."""
+def _power(matrix: Float[Array, "m m"], exponent: float, floor: Any, order: int) -> Float[Array, "m m"]:
+    """matrix^exponent where eigenvalues exceed `floor`, 0 on the other eigenvectors; `order` as in `of_symmetric`."""
 
     def terms(h):
         keep = h > floor
@@ -91,7 +112,8 @@ def _power(matrix: Float[Array, "m m"], exponent: float, floor: Any) -> Float[Ar
     if matrix.shape[0] == 1:
         return terms(matrix[0])[0][None]
     h, U, change = _eigen(matrix)
-    return _expanded(h, U, change, *terms(h))
+    value, slope, bend = terms(h)
+    return _expanded(h, U, change, value, slope, bend if order == 2 else None)
 
 
 def rank_floor(covariance: Float[Array, "m m"]) -> Array:

@@ -168,7 +168,7 @@ def from_kernel(
     response: Float[Array, "time step m m"] | None = None,
     measured: Measured = NOTHING,
 ) -> Observables:
-    """Observables of one replicate or run from its kernels. `train_loss`: None where it is the test risk."""
+    """Observables of one replicate or run from its kernels. `train_loss`: None where training samples are as good as fresh."""
     student_overlap = jnp.diagonal(correlation, axis1=0, axis2=1).transpose(2, 0, 1)
     arguments = (problem.task, student_overlap, teacher_overlap, rho)
     test_risk = columns.test_risk(*arguments)

@@ -24,7 +24,8 @@ import pytest
 gc.set_threshold(100_000, 50, 50)
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
-# Shapes are enforced: annotations are checked as the program runs, and no axis is added in silence. Before dmftopt is imported.
+# Shapes are enforced: annotations are checked as programs are traced (the hook comes before dmftopt), and no axis is added in
+# silence.
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jaxtyping.install_import_hook("dmftopt", "beartype.beartype")
 

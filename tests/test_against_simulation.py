@@ -61,15 +61,6 @@ def test_brownian_noise_is_stochastic_gradient_flow():
     check(solution, simulation)
 
 
-def test_stochastic_gradient_flow_of_a_stiff_spectrum():
-    """Against the exact limit, learning rate times the largest eigenvalue of the sample covariance above 10: the time step is far
-    below the gate in 40 steps, where Euler's scheme with as many evaluations is off by 2% in the overlap."""
-    p = problem(dmftopt.tasks.LeastSquares(0.3), four_groups())
-    grid = dmftopt.TimeGrid.uniform(4.0, 40)
-    simulation = dmftopt.simulate.sgf(p, constant(1.0), grid, dimension=100, runs=256, substeps=2, key=jax.random.key(3))
-    check(dmftopt.limits.least_squares(p, constant(1.0), grid), simulation)
-
-
 @pytest.mark.parametrize(
     "law",
     [

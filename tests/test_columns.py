@@ -31,16 +31,34 @@ def aligned(m_star, m, cosine):
     ids=["apart", "equal", "pair", "small"],
 )
 def test_functions_of_symmetric_matrices(matrix):
-    """Roots squared, and derivatives against central differences (error h² = 1e-10), where eigenvalues are equal too."""
-    change = np.array([[0.3, 0.1, -0.2], [0.1, -0.4, 0.5], [-0.2, 0.5, 0.2]])
+    """Roots squared, and first and second derivatives against central differences, where eigenvalues are equal too."""
+    matrix, change = jnp.asarray(matrix), jnp.array([[0.3, 0.1, -0.2], [0.1, -0.4, 0.5], [-0.2, 0.5, 0.2]])
 
-    def root(matrix):
-        return _matrices.of_symmetric(lambda h: jnp.sqrt(h + 1), matrix)
+    def along(root):
+        def at(h):
+            return root(matrix + h * change)
 
-    value, slope = jax.jvp(root, (jnp.asarray(matrix),), (jnp.asarray(change),))
-    np.testing.assert_allclose(value @ value, matrix + np.eye(3), atol=1e-12)
-    h = 1e-5
-    np.testing.assert_allclose(slope, (root(matrix + h * change) - root(matrix - h * change)) / (2 * h), atol=1e-8)
+        def slope(h):
+            return jax.jvp(at, (h,), (jnp.ones_like(h),))[1]
+
+        return jax.jit(lambda h: (at(h), *jax.jvp(slope, (h,), (jnp.ones_like(h),))))
+
+    def shifted(h):
+        return jnp.sqrt(h + 1)
+
+    once = along(lambda a: _matrices.of_symmetric(shifted, a))
+    for root in (
+        along(lambda a: _matrices.of_symmetric(shifted, a, order=2)),
+        along(lambda a: _matrices.square_root(a + jnp.eye(3))),
+    ):
+        value, slope, second = root(jnp.array(0.0))
+        np.testing.assert_allclose(value @ value, matrix + np.eye(3), atol=1e-12)
+        np.testing.assert_allclose(slope, once(jnp.array(0.0))[1], atol=1e-12)
+        # Truncation h² = 1e-8, rounding 1e-16 / h.
+        h = jnp.array(1e-4)
+        ahead, back = root(h), root(-h)
+        np.testing.assert_allclose(slope, (ahead[0] - back[0]) / (2 * h), atol=1e-7)
+        np.testing.assert_allclose(second, (ahead[1] - back[1]) / (2 * h), atol=1e-7)
 
 
 def test_triangular_root_drops_dependent_columns():
@@ -92,6 +110,34 @@ def test_closed_forms_of_the_committee(activation):
     found = task.test_risk(Q, O, rho)
     points = dmftopt.tasks.AbstractTask.test_risk(task, Q, O, rho)
     np.testing.assert_allclose(found, points, rtol=0.01)
+
+
+class Savage(tasks.losses.AbstractLoss):
+    """An own loss for clusters: (1 - sigmoid(y r))² / 2, bounded."""
+
+    def __call__(self, r, y):
+        return 0.5 * jax.nn.sigmoid(-y * r) ** 2
+
+
+@pytest.mark.parametrize("loss", [*tasks.losses.NAMED, Savage()], ids=[*tasks.losses.NAMED, "own"])
+def test_a_mixture_takes_any_loss(loss):
+    """Its risk against the mean over random fields: 3e5 of them, 5 standard errors."""
+    softmax = loss == "softmax"
+    task = tasks.GaussianMixture((0, 1, 0) if softmax else (1, -1, 1), (0.2, 0.5, 0.3), loss)
+    rng = np.random.default_rng(0)
+    O = rng.normal(size=(task.columns, 3))
+    root = np.diag([0.8, 0.5][: task.columns])
+    cluster = rng.choice(3, p=[0.2, 0.5, 0.3], size=300_000)
+    r = jnp.asarray(O[:, cluster] + root @ rng.normal(size=(task.columns, cluster.size)))
+    y = jnp.asarray(task.labels)[cluster]
+    value, slope = jax.vmap(jax.value_and_grad(task.loss), (1, 0))(r, y)
+    risk = task.test_risk(jnp.asarray(root @ root.T), jnp.asarray(O), jnp.eye(3))
+    error = task.test_error(jnp.asarray(root @ root.T), jnp.asarray(O), jnp.eye(3))
+    np.testing.assert_allclose(risk, jnp.mean(value), atol=5 * np.std(value) / 300_000**0.5 + (2e-3 if softmax else 0.0))
+    wrong = jnp.argmax(r, axis=0) != y if softmax else jnp.sign(r[0]) != y
+    np.testing.assert_allclose(error, jnp.mean(wrong), atol=5e-3)
+    np.testing.assert_array_equal(jax.vmap(task.error, (1, 0))(r[:, :99], y[:99]), wrong[:99].astype(float))
+    np.testing.assert_allclose(jax.vmap(task.gradient, (1, 0))(r[:, :99], y[:99]), slope[:99], atol=1e-12)
 
 
 def saad_and_solla(Q, O, rho, rate, times):
@@ -328,6 +374,8 @@ def test_gradients_equal_central_differences(p):
         (lambda: tasks.Committee(2, 1, second_layer=[1.0]), "second_layer must have shape"),
         (lambda: tasks.Softmax(1), "classes must be at least 2"),
         (lambda: tasks.Softmax(3, "sign"), "labels must be one of"),
+        (lambda: tasks.GaussianMixture((1, -1), loss="hinges"), "loss must be one of"),
+        (lambda: tasks.GaussianMixture((1, -1), loss=tasks.Hinge()), "object of dmftopt.tasks.losses"),
         (lambda: tasks.GaussianMixture((1, 1)), "at least two classes"),
         (lambda: tasks.GaussianMixture(()), "labels must be a sequence"),
         (lambda: tasks.Committee(2, 1, kink=-0.1), "kink must be"),

@@ -216,8 +216,8 @@ def test_result_codes_are_stored_by_name(tmp_path):
 
     def shuffle(header):
         names = header["result"]["fields"]["result"]["names"]
-        assert names[1] == "diverged"
-        names[1], names[2] = names[2], names[1]
+        one, other = names.index("diverged"), names.index("nonfinite")
+        names[one], names[other] = names[other], names[one]
 
     rewrite(tmp_path / "s.npz", shuffle)
     assert dmftopt.load(tmp_path / "s.npz").result == dmftopt.RESULTS.nonfinite

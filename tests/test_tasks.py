@@ -1,5 +1,7 @@
 """The tasks: closed forms, label laws, derivatives, and the solver with each kind of loss."""
 
+from typing import Any
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -10,6 +12,7 @@ from scipy import special, stats
 
 import dmftopt
 from dmftopt import tasks
+from dmftopt.tasks import _columns as columns
 
 MARGIN = {
     "logistic": tasks.Logistic,
@@ -18,7 +21,33 @@ MARGIN = {
     "squared hinge": tasks.SquaredHinge,
     "perceptron": tasks.Perceptron,
 }
-LAWS = {"sign": {}, "logistic": {}, "flipped": {"flip_probability": 0.15}, "probit": {}}
+
+
+class Lapsing(tasks.labels.AbstractLabels):
+    """An own label law: an observer who now and then answers without looking."""
+
+    lapse: Any
+
+    def probability(self, w_star):
+        return 0.5 * self.lapse + (1 - self.lapse) * jax.scipy.special.ndtr(w_star)
+
+
+class Steep(tasks.labels.AbstractLabels):
+    """An own label law that a shipped one can check: logistic labels of `slope` times the teacher."""
+
+    slope: Any
+
+    def probability(self, w_star):
+        return jax.nn.sigmoid(self.slope * w_star)
+
+
+LAWS = {
+    "sign": {},
+    "logistic": {},
+    "flipped": {"flip_probability": 0.15},
+    "probit": {},
+    "own": {"labels": Lapsing(0.2)},
+}
 NOISES = {
     "normal": {},
     "laplace": {"noise_law": "laplace"},
@@ -52,6 +81,8 @@ def chance(law, w_star):
         return special.expit(w_star)
     if law == "probit":
         return special.ndtr(w_star)
+    if law == "own":
+        return 0.1 + 0.8 * special.ndtr(w_star)
     flip = LAWS[law].get("flip_probability", 0.0)
     return np.where(w_star > 0, 1 - flip, flip)
 
@@ -76,7 +107,7 @@ def integral(f, edges):
 @pytest.mark.parametrize("law", LAWS)
 @pytest.mark.parametrize("name", MARGIN)
 def test_classification_risk_and_error_are_integrals(name, law):
-    task = MARGIN[name](law, **LAWS[law])
+    task = MARGIN[name](**{"labels": law} | LAWS[law])
     losses = {
         "logistic": lambda m: np.logaddexp(0, -m),
         "probit": lambda m: -special.log_ndtr(m),
@@ -95,7 +126,9 @@ def test_classification_risk_and_error_are_integrals(name, law):
             breaks = np.array([1 / s, 0.05, 0.2, 1.0, 3.0])
             return integral(integrand, np.unique(np.concatenate([-breaks, [-9, 0, 9], breaks])))
 
-        np.testing.assert_allclose(risk, mean(losses[name]), rtol=2e-7)
+        # Of an own law the risk is a plain quadrature, at the kink too.
+        tolerance = 1e-5 if law == "own" and task.kink_width > 0 else 2e-7
+        np.testing.assert_allclose(risk, mean(losses[name]), rtol=tolerance)
         np.testing.assert_allclose(error, mean(lambda m: m < 0), rtol=1e-6, atol=1e-9)
 
 
@@ -161,7 +194,7 @@ def test_gradient_and_curvature_are_derivatives(name, key):
 
 @pytest.mark.parametrize("law", LAWS)
 def test_classes_follow_their_law(law):
-    task, scale = tasks.Hinge(law, **LAWS[law]), 1.4
+    task, scale = tasks.Hinge(**{"labels": law} | LAWS[law]), 1.4
     u, v = stats.qmc.Sobol(2, rng=0).random_base2(14).T
     xi, y = task.sample(jnp.asarray(u), jnp.asarray(v), jnp.asarray(scale))
     assert (y == 1).all()
@@ -179,6 +212,35 @@ def test_classes_follow_their_law(law):
     np.testing.assert_allclose(jnp.mean(drawn == 1, axis=1), chance(law, w_star), atol=3e-4)
 
 
+def test_an_own_label_law_goes_through_the_solver(key):
+    """The same teacher fields from the same uniforms: equal to the quadratures' error. Derivatives in the law's own parameter are
+    those in the shipped law's teacher scale, but for the teacher's part of the start, of which there is none."""
+
+    def risk(x, own):
+        task, scale = (tasks.Logistic(Steep(x)), 1.0) if own else (tasks.Logistic("logistic"), x)
+        s = run(task, 0.5, teacher_scale=scale, initial_correlation=None, samples=64, steps=2, key=key)
+        return s.test_risk[-1] + s.train_loss[-1] + s.norm[-1, 0, 0]
+
+    (own, own_slope), (shipped, shipped_slope) = (jax.value_and_grad(risk)(2.0, own) for own in (True, False))
+    np.testing.assert_allclose(own, shipped, rtol=1e-9)
+    np.testing.assert_allclose(own_slope, shipped_slope, rtol=1e-7)
+
+
+@pytest.mark.parametrize("labels, own", [("argmax", False), ("softmax", False), (None, True)], ids=["argmax", "softmax", "own"])
+def test_classes_of_labels_follow_their_law(labels, own):
+    class Tempered(tasks.labels.AbstractClassLabels):
+        def probabilities(self, w_star):
+            return jax.nn.softmax(3 * w_star, axis=0)
+
+    law = tasks.Softmax(3, Tempered() if own else labels).labels
+    w_star = jnp.array([[0.3, 0.1, -0.2], [-1.0, 2.0, 0.5]])
+    drawn = jax.vmap(lambda w: jax.vmap(lambda u: law.label(w, u))((jnp.arange(3000.0) + 0.5) / 3000))(w_star)
+    shares = jnp.mean(drawn[..., None] == jnp.arange(3), axis=1)
+    expected = np.eye(3)[[0, 1]] if labels == "argmax" else special.softmax((3 if own else 1) * np.asarray(w_star), axis=1)
+    np.testing.assert_allclose(shares, expected, atol=4e-4)
+    np.testing.assert_allclose(law.probabilities(w_star.T), expected.T, atol=1e-12)
+
+
 @pytest.mark.parametrize("degrees", [None, 1.01, 1.5, 2, 3.7, 30, 1e4], ids=lambda d: "laplace" if d is None else f"t{d}")
 def test_noise_is_its_laws_quantile(degrees):
     law = {"noise_law": "laplace"} if degrees is None else {"noise_law": "student", "degrees_of_freedom": degrees}
@@ -194,6 +256,16 @@ def test_counts_are_poisson():
     np.testing.assert_array_equal(counts, stats.poisson.ppf(u, np.logaddexp(0, w_star)[:, None]))
 
 
+class Lopsided(tasks.labels.AbstractLabels):
+    def probability(self, w_star):
+        return jax.nn.sigmoid(w_star + 1)
+
+
+class Constant(tasks.labels.AbstractLabels):
+    def probability(self, w_star):
+        return jnp.asarray(0.5)
+
+
 BAD = {
     "law": (lambda: tasks.Huber(noise_law="cauchy"), ValueError, "noise_law must be one of"),
     "noise": (lambda: tasks.LogCosh(-1.0), ValueError, "label_noise must be >= 0"),
@@ -207,6 +279,11 @@ BAD = {
     "phase noise": (lambda: tasks.PhaseRetrieval(-0.1), ValueError, "label_noise must be >= 0"),
     "phase noise array": (lambda: tasks.PhaseRetrieval(jnp.ones(2)), ValueError, "label_noise must have shape"),
     "labels": (lambda: tasks.Hinge("signs"), ValueError, "labels must be one of"),
+    "labels object": (lambda: tasks.Hinge(tasks.losses.Hinge()), ValueError, "labels must be one of .* AbstractLabels"),
+    "flips of an own law": (lambda: tasks.Hinge(Steep(2.0), 0.1), ValueError, "flip_probability goes with"),
+    "lopsided law": (lambda: Lopsided(), ValueError, r"symmetric, p\(-w_star\) = 1 - p\(w_star\)"),
+    "law above 1": (lambda: Lapsing(-0.5), ValueError, r"probability of Lapsing must lie in \[0, 1\]"),
+    "law of wrong shape": (lambda: Constant(), ValueError, "must be elementwise"),
     "flips": (lambda: tasks.Probit("probit", 0.1), ValueError, "flip_probability goes with"),
 }  # fmt: skip
 
@@ -247,6 +324,22 @@ def test_gradient_of_the_solver_equals_central_differences(key, build):
         np.testing.assert_allclose(gradient[i], slope, rtol=1e-6, atol=1e-7)
 
 
+class OwnHinge(tasks.AbstractTask):
+    """An own task with a kink and two columns, whose fields it adds up by 0.6 and 0.8."""
+
+    size: Any = 1.0
+
+    columns = 2
+    teacher_columns = 1
+    kink_width = 0.1
+
+    def loss(self, r, y):
+        return self.size * jnp.maximum(0.0, 1 - y * (0.6 * r[0] + 0.8 * r[1]))
+
+    def label(self, w_star, noise):
+        return jnp.where(w_star[0] > 0, 1.0, -1.0)
+
+
 def test_counts_have_no_derivative(key):
     """A count that jumps moves expectations at a rate that is no mean of derivatives along the paths."""
     task = ALL["Poisson"]
@@ -266,6 +359,53 @@ def test_kinks_of_the_gradient_are_differentiated_right(key):
 
     slope = (risk(0.55)[0] - risk(0.45)[0]) / 0.1
     np.testing.assert_allclose(risk(0.5)[1], slope, rtol=0.04)
+
+
+@pytest.mark.parametrize(
+    "task, along",
+    [
+        (tasks.Hinge(), lambda r: r[None]),
+        (tasks.GaussianMixture((1, -1), loss="hinge"), lambda r: r[None]),
+        (OwnHinge(), lambda r: jnp.stack([0.6 * r, 0.8 * r])),
+    ],
+    ids=["one field", "one column", "two columns"],
+)
+def test_derivatives_of_every_order_see_the_kinks(task, along):
+    """E[l(z + x, 1)] = -Phi(1 - x); its derivatives are exactly the difference quotients of it over the width, once for
+    each order; 65536 points are good to 1e-4 in each value, divided by the widths. Without the jumps all of them are 0."""
+    # Along (0.6, 0.8) a step of w in either column moves the field by 0.6 w or 0.8 w.
+    parts = [1.0] if task.columns in (None, 1) else [0.6, 0.8]
+    z, width = jnp.asarray(special.ndtri((np.arange(65536) + 0.5) / 65536)), task.kink_width
+
+    def mean(x):
+        l = columns.gradient(task, along(z + x), jnp.ones_like(z))
+        return jnp.mean(jnp.asarray(parts) @ l)
+
+    def exact(x, order):
+        if order == 0:
+            return -special.ndtr(1 - x)
+        return sum(p * (exact(x + p * width, order - 1) - exact(x - p * width, order - 1)) / (2 * width) for p in parts)
+
+    x = 0.3
+    orders = [jax.grad(mean), jax.jacfwd(jax.grad(mean)), jax.grad(jax.grad(mean)), jax.jacfwd(jax.jacfwd(mean))]
+    for derivative, order, tolerance in zip(orders, (1, 2, 2, 2), (1e-4, 1e-3, 1e-3, 1e-3), strict=True):
+        np.testing.assert_allclose(derivative(x), exact(x, order), atol=tolerance)
+    # And of the law itself, but for the bias of the width.
+    np.testing.assert_allclose(jax.grad(jax.grad(mean))(x), (1 - x) * stats.norm.pdf(1 - x), atol=0.02)
+
+
+def test_derivatives_over_kinks_in_a_parameter_of_the_loss():
+    """l = c * hinge'(r): d² E[l(z + x)] / dc dx = phi(1 - x), over the width."""
+    z = jnp.asarray(special.ndtri((np.arange(65536) + 0.5) / 65536))
+
+    def mean(c, x):
+        return jnp.mean(columns.gradient(OwnHinge(c), jnp.stack([z + x, jnp.zeros_like(z)]), jnp.ones_like(z))[0])
+
+    for mixed in (jax.grad(jax.grad(mean, 1), 0), jax.grad(jax.grad(mean, 0), 1)):
+        # The first column's weight in the margin is 0.6, and its gradient has another such factor.
+        found = mixed(jnp.asarray(1.0), jnp.asarray(0.3))
+        edges = special.ndtr((1 / 0.6 - 0.3) - np.array([0.1, -0.1]))
+        np.testing.assert_allclose(found, 0.6 * (edges[1] - edges[0]) / 0.2, atol=1e-4)
 
 
 def test_an_explosion_ends_in_a_result_code(key):

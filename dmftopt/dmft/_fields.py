@@ -159,9 +159,10 @@ def means(
 
 
 def directions(
-    of: Gradient, mean: Means, swing_mean: SwingMeans | None, past: Past, k: Array
+    of: Gradient, mean: Means, swing_mean: SwingMeans | None, past: Past, k: Array, order: int
 ) -> tuple[Pull, Float[Array, "direction shard local"]]:
-    """The second pass, and the new directions g^_k: of the mean gradient (8), then of the swing (9)."""
+    """The second pass, and the new directions g^_k: of the mean gradient (8), then of the swing (9). `order`: of the derivatives
+    that must be right."""
     m, rows = of.l.shape[0], past.written.shape[0]
     shards, samples = of.loss.shape[0], of.loss.size
     to_mean, to_swing = spread(shards, mean.G, None if swing_mean is None else swing_mean.G)
@@ -188,9 +189,9 @@ def directions(
     shared = swing_left[0] @ normalize.T
     # Here the difference may cancel; what is left of it must be more than rounding to be normalized.
     floor = block_drop(of.l.dtype) * jnp.trace(jax.lax.stop_gradient(swing_mean.power))
-    swing_normalize = inverse_root(swing_left[1] - shared @ shared.T, floor)
+    swing_normalize = inverse_root(swing_left[1] - shared @ shared.T, floor, order)
     to_mean, normalize, shared, swing_normalize = spread(shards, again, normalize, shared, swing_normalize)
     new = combination(normalize, rest - combination(to_mean, past.gradients))
     of_swing = combination(swing_normalize, swing - combination(shared, new))
-    root = square_root(mean.power, rank_floor(mean.power))
+    root = square_root(mean.power, rank_floor(mean.power), order)
     return Pull(mean.S_known, mean.S, zetas, root, mean.curvature), jnp.concatenate([new, of_swing])

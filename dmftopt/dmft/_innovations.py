@@ -93,7 +93,7 @@ class Advance:
         # Fields to weights.
         gradient = fields.gradient(task, step, x, problem.delta, r, sample.labels, z)
         mean, swing = fields.means(task, gradient, r, sample, past, k, metrics.fields)
-        pull, new = fields.directions(gradient, mean, swing, past, k)
+        pull, new = fields.directions(gradient, mean, swing, past, k, self.order)
         phi = jax.lax.dynamic_update_index_in_dim(history.phi, reading.phi, k, 0)
         moved, last, kicks = motion.move(
             problem, step, x, space, state.trained, parameters.known, phi, pull, state.last, k, self.order

@@ -209,17 +209,15 @@ def population_mean(
     Q: Float[Array, "..."],
     O: Float[Array, "..."],
     rho: Float[Array, "..."],
-    rule: tuple[Float[Array, " node"], Float[Array, " node"]] | None = None,
 ) -> Float[Array, "..."]:
-    """E[function(w, label(w_star))] by the default rules of `AbstractTask.test_risk`. `rule`: nodes and weights, for a normal, to
-    take for a single field w given w_star."""
+    """E[function(w, label(w_star))] by the default rules of `AbstractTask.test_risk`."""
     dtype = jnp.asarray(Q).dtype
     if task.columns is not None:
         known, y, z = fresh(task, rho)
         to_known, root = student_fields(task, Q, O, rho)
         return jnp.mean(jax.vmap(function, in_axes=(1, 0))(to_known @ known + root @ z, y))
     xi, y, shares = task.population(safe_sqrt(jnp.asarray(rho, dtype)))
-    nodes, weights = gauss_hermite(15, dtype) if rule is None else rule
+    nodes, weights = gauss_hermite(15, dtype)
 
     def at(q, o):
         rest = safe_sqrt(q - o**2 / rho)

@@ -1,6 +1,7 @@
 import abc
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jax.scipy.special import ndtr
 from jaxtyping import Array, Float
@@ -8,7 +9,7 @@ from jaxtyping import Array, Float
 from ..quadrature import beside, gaussian_mean, gaussian_nodes, safe_sqrt
 from . import labels as laws
 from . import losses
-from ._base import AbstractLossTask, AbstractTask, population_mean
+from ._base import AbstractLossTask, AbstractTask
 
 
 class AbstractClassification(AbstractTask):
@@ -76,13 +77,13 @@ class AbstractClassification(AbstractTask):
             E[l(sqrt(Q) z, 1)] + sqrt(2 / (pi v)) ∫_0^O E[l'(sqrt(Q - x²/v) z, 1)] dx
 
         with l the loss and l' its gradient (Price's theorem), where v = rho for sign labels, rho + 1 for probit labels, and a
-        mixture for logistic ones. Exact up to quadratures of smooth functions in one dimension. For a law without `hidden_noise`:
-        the nodes of `population` times the trapezoidal rule over w given w_star.
+        mixture for logistic ones. Exact up to quadratures of smooth functions in one dimension. For a law without `hidden_noise`
+        E[l(sqrt(Q) z, 1)] + E[E[y | w_star] loss(w, 1)], by quadrature in two.
         """
         Q, O = jnp.asarray(Q), jnp.asarray(O)
         hidden = self.labels.hidden_noise(Q.dtype)
         if hidden is None:
-            return population_mean(self, self.loss, Q, O, rho, gaussian_nodes(1 / 20, Q.dtype))
+            return self.mean_loss(safe_sqrt(Q)) + self._lean(Q, O, rho)
         variance = rho + hidden.variances
         x, weights = (jnp.asarray(a, Q.dtype) for a in laws.UNIT)
         rest = Q[..., None, None] - O[..., None, None] ** 2 * beside(x[None], O) ** 2 / beside(variance[:, None], O)
@@ -95,9 +96,9 @@ class AbstractClassification(AbstractTask):
         Q, O = jnp.asarray(Q), jnp.asarray(O)
         hidden = self.labels.hidden_noise(Q.dtype)
         if hidden is None:
-            xi, shares = self.labels.nodes(safe_sqrt(jnp.asarray(rho, Q.dtype)))
-            rest = safe_sqrt(Q - O**2 / rho)[..., None]
-            center = (O / safe_sqrt(jnp.asarray(rho, Q.dtype)))[..., None] * beside(xi, O)
+            scale = safe_sqrt(jnp.asarray(rho, Q.dtype))
+            xi, shares = self.labels.nodes(scale)
+            center, rest = (O / scale)[..., None] * beside(xi, O), safe_sqrt(Q - O**2 / rho)[..., None]
             sharp = 0.5 * (1 - jnp.sign(center))
             return jnp.where(rest > 0, ndtr(-center / jnp.where(rest > 0, rest, 1.0)), sharp) @ shares
         variance = rho + hidden.variances
@@ -108,6 +109,22 @@ class AbstractClassification(AbstractTask):
         limit = 1 - 4 * float(jnp.finfo(cosine.dtype).eps)
         error = jnp.arccos(jnp.clip(cosine, -limit, limit)) @ hidden.shares / jnp.pi
         return 0.5 + hidden.contrast * (error - 0.5)
+
+    def _lean(self, Q, O, rho):
+        """E[E[y | w_star] loss(w, 1)]: panels over w_star > 0, of which the mean label is an odd function, times the trapezoidal
+        rule over w given w_star."""
+        scale = safe_sqrt(jnp.asarray(rho, Q.dtype))
+        xi, density = laws.half_normal(Q.dtype)
+        lean = 0.5 * density * self.labels.mean(scale * xi)
+        z, weights = gaussian_nodes(1 / 20, Q.dtype)
+
+        def at(moments):
+            q, o = moments
+            center, swing = (o / scale * xi)[:, None], safe_sqrt(q - o**2 / rho) * z
+            above, below = (self.loss(swing + shift, jnp.ones_like(z)) for shift in (center, -center))
+            return lean @ ((above - below) @ weights)
+
+        return jax.lax.map(at, (jnp.ravel(Q), jnp.ravel(O))).reshape(Q.shape)
 
 
 class AbstractMarginTask(AbstractClassification, AbstractLossTask):
@@ -127,7 +144,8 @@ class AbstractMarginTask(AbstractClassification, AbstractLossTask):
 class Logistic(AbstractMarginTask):
     """Logistic regression: loss = log(1 + exp(-y r)). For `labels` ("sign" by default) see `AbstractClassification`."""
 
-    __init__ = AbstractClassification.__init__
+    def __init__(self, labels: str | laws.AbstractLabels = "sign", flip_probability: Any = None):
+        AbstractClassification.__init__(self, labels, flip_probability)
 
     @property
     def loss_function(self):
@@ -137,7 +155,8 @@ class Logistic(AbstractMarginTask):
 class Probit(AbstractMarginTask):
     """Probit regression: loss = -log Phi(y r). For `labels` ("sign" by default) see `AbstractClassification`."""
 
-    __init__ = AbstractClassification.__init__
+    def __init__(self, labels: str | laws.AbstractLabels = "sign", flip_probability: Any = None):
+        AbstractClassification.__init__(self, labels, flip_probability)
 
     @property
     def loss_function(self):
@@ -152,7 +171,8 @@ class Hinge(AbstractMarginTask):
     it, convergence is slower still.
     """
 
-    __init__ = AbstractClassification.__init__
+    def __init__(self, labels: str | laws.AbstractLabels = "sign", flip_probability: Any = None):
+        AbstractClassification.__init__(self, labels, flip_probability)
 
     @property
     def loss_function(self):
@@ -162,7 +182,8 @@ class Hinge(AbstractMarginTask):
 class SquaredHinge(AbstractMarginTask):
     """loss = max(0, 1 - y r)² / 2. For `labels` ("sign" by default) see `AbstractClassification`."""
 
-    __init__ = AbstractClassification.__init__
+    def __init__(self, labels: str | laws.AbstractLabels = "sign", flip_probability: Any = None):
+        AbstractClassification.__init__(self, labels, flip_probability)
 
     @property
     def loss_function(self):
@@ -178,7 +199,8 @@ class Perceptron(AbstractMarginTask):
     that. The gradient jumps (see `AbstractTask.kink_width`).
     """
 
-    __init__ = AbstractClassification.__init__
+    def __init__(self, labels: str | laws.AbstractLabels = "sign", flip_probability: Any = None):
+        AbstractClassification.__init__(self, labels, flip_probability)
 
     @property
     def loss_function(self):

@@ -194,7 +194,13 @@ class LeastAbsolute(AbstractResidualTask):
     The gradient jumps at residual 0 (see `AbstractTask.kink_width`): use more samples and steps than for a smooth loss.
     """
 
-    __init__ = AbstractRobust.__init__
+    def __init__(
+        self,
+        label_noise: Any = 0.0,
+        noise_law: str | laws.AbstractLabelNoise = "normal",
+        degrees_of_freedom: float | None = None,
+    ):
+        AbstractRobust.__init__(self, label_noise, noise_law, degrees_of_freedom)
 
     @property
     def loss_function(self):
@@ -207,7 +213,13 @@ class LogCosh(AbstractResidualTask):
     For `label_noise`, `noise_law` and `degrees_of_freedom` see `AbstractRobust`.
     """
 
-    __init__ = AbstractRobust.__init__
+    def __init__(
+        self,
+        label_noise: Any = 0.0,
+        noise_law: str | laws.AbstractLabelNoise = "normal",
+        degrees_of_freedom: float | None = None,
+    ):
+        AbstractRobust.__init__(self, label_noise, noise_law, degrees_of_freedom)
 
     @property
     def loss_function(self):

@@ -47,8 +47,8 @@ class AbstractLabels(eqx.Module):
 
     Your own law needs only `probability`, smooth but perhaps for a jump at 0, written with jax.numpy. Float fields can be swept
     and differentiated: training samples are drawn with y = 1 through a map of uniforms that is smooth in the law's parameters,
-    so derivatives with respect to them are exact. Test risks of your own law are quadratures, good to about 1e-8 for smooth
-    losses and 1e-5 for those with a kink; give `hidden_noise` for closed forms where you know it.
+    so derivatives with respect to them are exact. Test risks of your own law are quadratures, good to about 1e-7, for losses
+    with a kink 1e-5; give `hidden_noise` for closed forms where you know it.
 
     Raises ValueError where the law is not symmetric. (Write an `AbstractTask` with `label` and `sample` for one that is not.)
     """
@@ -91,7 +91,7 @@ class AbstractLabels(eqx.Module):
 
     def nodes(self, scale: Float[Array, ""]) -> tuple[Float[Array, " node"], Float[Array, " node"]]:
         """Nodes and weights for the law of `sample`."""
-        xi, density = _half_normal(scale.dtype)
+        xi, density = half_normal(scale.dtype)
         right, wrong = (self.probability(s * xi).astype(scale.dtype) for s in (scale, -scale))
         return jnp.concatenate([xi, -xi]), jnp.concatenate([right * density, wrong * density])
 
@@ -110,7 +110,7 @@ class Sign(AbstractLabels):
         return ndtri(0.5 + 0.5 * u_teacher)
 
     def nodes(self, scale):
-        return _half_normal(scale.dtype)
+        return half_normal(scale.dtype)
 
     def hidden_noise(self, dtype):
         return HiddenNoise(jnp.zeros(1, dtype), jnp.ones(1, dtype), 1.0)
@@ -324,7 +324,7 @@ def named(name: str, law: Any, table: Mapping[str, type], kind: type, parameters
 _DRAWN = 'Softmax(labels="softmax") draws classes, which have no derivative in the teacher or the features. Hold them fixed.'
 
 
-def _half_normal(dtype) -> tuple[Float[Array, " node"], Float[Array, " node"]]:
+def half_normal(dtype) -> tuple[Float[Array, " node"], Float[Array, " node"]]:
     """Nodes on the positive half line, and weights for 2 N(xi; 0, 1)."""
     xi, weights = (jnp.asarray(a, dtype) for a in _PANELS)
     return xi, 2 * weights * norm.pdf(xi)

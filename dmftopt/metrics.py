@@ -50,6 +50,7 @@ class AbstractWeightMetric(eqx.Module):
         """For one coordinate: theta is a scalar, or has shape (m,) where the task has columns; theta_star likewise, (m_star,)."""
 
 
+@front_door
 class Fields(AbstractFieldMetric):
     """E[function(r, y)] of any function of the fields and the label of one sample, with an array of any shape as its value.
 
@@ -66,6 +67,7 @@ class Fields(AbstractFieldMetric):
         return self.function(r, y)
 
 
+@front_door
 class Weights(AbstractWeightMetric):
     """E[function(theta, theta_star)] of any function of one coordinate of student and teacher, with an array as its value.
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import jax.numpy as jnp
 import numpy as np
 
-from ._checks import check_count, check_instance, check_real, check_shape
+from ._checks import check_count, check_instance, check_real, check_shape, front_door
 from ._dataset import DESCRIPTIONS, check_single_result, describe
 from .observables import NO_RESPONSE, AbstractResult
 from .protocol import Protocol
@@ -32,6 +32,7 @@ _SCHEDULES = {
 }
 
 
+@front_door
 def learning_curve(
     result: AbstractResult,
     observable: str = "test_risk",
@@ -58,6 +59,7 @@ def learning_curve(
     return _finish(axes, _TIME_LABEL, _describe(observable))
 
 
+@front_door
 def comparison(
     theory: AbstractResult,
     simulation: AbstractResult,
@@ -101,6 +103,7 @@ def comparison(
     return _finish(axes, _TIME_LABEL, _describe(observable))
 
 
+@front_door
 def schedule(
     schedule: Callable | Protocol,
     horizon: float,
@@ -134,6 +137,7 @@ def schedule(
     return _finish(axes, _TIME_LABEL, _SCHEDULES.get(name, name))
 
 
+@front_door
 def kernel(
     result: AbstractResult,
     observable: str = "correlation",
@@ -174,6 +178,7 @@ def kernel(
     return _finish(axes, _TIME_LABEL, second_label)
 
 
+@front_door
 def margins(
     margins: Any,
     caption: str | None = None,
@@ -217,6 +222,7 @@ def _finish_margins(axes: "Axes", first: bool, label: str) -> "Axes":
     return _finish(axes, r"margin $y\,r$", label)
 
 
+@front_door
 def landscape(
     x: Any,
     y: Any,

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ._checks import check_real, is_concrete
+from ._checks import check_real, front_door, is_concrete
 from ._register import register_part
 from .schedules import Constant
 from .variables import number
@@ -68,6 +68,7 @@ class Protocol(eqx.Module):
     momentum: Callable | None
     nesterov: bool = eqx.field(static=True)
 
+    @front_door
     def __init__(
         self, learning_rate: Any, batch_size: Any = 1.0, ridge: Any = 0.0, momentum: Any = None, *, nesterov: bool = False
     ):

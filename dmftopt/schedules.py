@@ -50,6 +50,7 @@ class PiecewiseLinear(eqx.Module):
 
 
 @register_part
+@front_door
 class PiecewiseConstant(eqx.Module):
     """`values` over equal pieces of [0, `horizon`), the last one beyond; exp(values) with `log`."""
 

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ._checks import is_concrete
+from ._checks import front_door, is_concrete
 from ._dataset import version
 from ._files import write_atomically as write_atomically
 from ._register import fields_of, is_result, registered, result_names
@@ -33,6 +33,7 @@ _UNREADABLE = (zipfile.BadZipFile, zlib.error, EOFError, LookupError, RuntimeErr
 _MEMBERS = list(RESULTS._name_to_item)
 
 
+@front_door
 def save(path: str | os.PathLike[str], result: Any) -> None:
     """Write a result to the file `path`, say "solution.npz": what `solve`, `limits`, `simulate`, `optimize`, `certify`, `report`
     or `sensitivity` return, or an instance of a class of your own that is registered with `dmftopt.register`.
@@ -60,6 +61,7 @@ def save(path: str | os.PathLike[str], result: Any) -> None:
     write_atomically(path, write)
 
 
+@front_door
 def load(path: str | os.PathLike[str]) -> Any:
     """The result in a file written by `save`, bit for bit, of the same class and dtypes.
 

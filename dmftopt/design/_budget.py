@@ -5,7 +5,7 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from .._checks import as_number, check_count, check_instance, check_real, is_concrete
+from .._checks import as_number, check_count, check_instance, check_real, front_door, is_concrete
 from .._rates import node_times
 from .._register import register_part
 from ..protocol import Protocol, values_at
@@ -20,6 +20,7 @@ _PROTOCOL = "Build it with dmftopt.Protocol(learning_rate=...), its schedules fo
 
 
 @register_part
+@front_door
 class Plan(eqx.Module):
     """A protocol in relative time u = t / horizon, from 0 to 1, and the horizon where no budget sets it.
 
@@ -74,6 +75,7 @@ class Budget(eqx.Module):
     total: Float[Array, " constraint"]
     of_training_set: tuple[bool, ...] = eqx.field(static=True)
 
+    @front_door
     def __init__(
         self,
         *,

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from .._checks import check_instance, check_real, check_shape, numbers_to_arrays
+from .._checks import check_instance, check_real, check_shape, front_door, numbers_to_arrays
 from ..grid import TimeGrid
 from ..noise import AbstractNoise, Poisson
 from ..problem import Problem, check_problem
@@ -48,6 +48,7 @@ class Objective(AbstractObjective):
     weights: Float[Array, " problem"]
     offsets: Float[Array, " problem"]
 
+    @front_door
     def __init__(
         self,
         problem: Problem | Sequence[Problem],

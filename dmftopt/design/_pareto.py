@@ -5,13 +5,14 @@ import equinox as eqx
 import jax
 from jaxtyping import Array
 
-from .._checks import check_instance
+from .._checks import check_instance, front_door
 from ..protocol import Protocol
 from ._budget import Budget, Plan
 from ._objective import Objective
 from ._optimize import Optimized, optimize
 
 
+@front_door
 def pareto(
     objective: Objective, protocol: Protocol | Plan, budgets: Sequence[Budget], *, key: Array | None = None, **options: Any
 ) -> list[Optimized]:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from .._checks import check_count, check_instance
+from .._checks import check_count, check_instance, front_door
 from .._measure import check_metrics
 from .._rates import node_times, read
 from ..dmft import AbstractSolver, AbstractStep, CausalInnovations, solve
@@ -69,6 +69,7 @@ class Solve(AbstractPrediction):
     replicates: int = eqx.field(static=True)
     metrics: Any
 
+    @front_door
     def __init__(
         self,
         noise: AbstractNoise = Brownian(),
@@ -134,6 +135,7 @@ class Solve(AbstractPrediction):
         return solve(problem, protocol, grid, key=key, throw=throw, **options)
 
 
+@front_door
 class Exact(AbstractPrediction):
     """Prediction by a limit: `route(problem, protocol, grid)`, such as `dmftopt.limits.least_squares` or `dmftopt.limits.online`.
 

@@ -2,6 +2,7 @@
 
 import abc
 from collections.abc import Callable
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -105,7 +106,7 @@ def _depends(objective, parameters, fixed) -> PyTree:
     return jax.tree.map(lambda leaf: eqx.is_array(leaf) and next(flags) and eqx.is_inexact_array(leaf), inputs)
 
 
-def checked(out: Array) -> Array:
+def checked(out: Any) -> Any:
     if jnp.shape(out) != () or not jnp.issubdtype(jnp.result_type(out), jnp.floating):
         raise ValueError(f"objective must return a real scalar, got shape {jnp.shape(out)}. Take for example test_risk[-1].")
     return out

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from .._checks import check_count, check_instance
+from .._checks import check_count, check_instance, front_door
 from .._measure import Measured, Metrics, coordinate_nodes
 from ..observables import Observables, from_kernel
 from ..problem import Problem
@@ -31,6 +31,7 @@ from ._step import AbstractStep, DiscreteStep, ExponentialStep
 from ._weights import Start
 
 
+@front_door
 class CausalInnovations(AbstractSolver):
     """The default solver: one causal pass, O(samples * steps²) time, O(samples * steps) memory, no iteration, no kernel ever
     inverted.

@@ -14,7 +14,7 @@ import numpy as np
 import optimistix
 from jaxtyping import Array, Float, Int
 
-from .._checks import as_number, check_count, check_real, check_shape, is_concrete
+from .._checks import as_number, check_count, check_real, check_shape, front_door, is_concrete
 from .._measure import Measured, coordinate_nodes, field_sums, linear_values, weight_means
 from ..grid import TimeGrid
 from ..metrics import AbstractFieldMetric, AbstractWeightMetric
@@ -76,6 +76,7 @@ class Law(NamedTuple):
     variance: Float[Array, "time group"]
 
 
+@front_door
 class FixedPoint(AbstractSolver):
     """The published fixed-point iteration, an independent check of `CausalInnovations()` and a baseline for it.
 

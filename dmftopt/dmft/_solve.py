@@ -1,6 +1,7 @@
 """The front door of the solver."""
 
 import dataclasses
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -106,7 +107,7 @@ def solve(
     return solution
 
 
-def _configured(solver: AbstractSolver, samples: int | None, step: AbstractStep | None) -> AbstractSolver:
+def _configured(solver: AbstractSolver, samples: Any, step: Any) -> AbstractSolver:
     check_instance("solver", solver, AbstractSolver, "Pass dmftopt.CausalInnovations() or dmftopt.FixedPoint().")
     given = {"samples": samples, "step": step}
     given = {name: value for name, value in given.items() if value is not None}

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import lineax
 from jaxtyping import Array, Float, Int
 
-from .._checks import without_derivative
+from .._checks import front_door, without_derivative
 from ._model import AbstractModel
 from ._solver import Splitting
 
@@ -98,6 +98,7 @@ class AbstractFlow(AbstractDynamics):
         return Splitting().step(terms, t0, t1, states, rates, None, False)[0]
 
 
+@front_door
 class ModifiedFlow(AbstractFlow):
     """Stochastic modified flow: noise sum_j sqrt(p_j) (v(X, xi_j) - V(X)) dB_j, one Brownian motion per sample, the same for all
     points:
@@ -124,6 +125,7 @@ class ModifiedFlow(AbstractFlow):
         return model.force(state, model.data, weights - model.probabilities * jnp.sum(weights))
 
 
+@front_door
 class ModifiedEquation(AbstractFlow):
     """Stochastic modified equation: noise Sigma(X)^{1/2} dB, Sigma = Cov v(X, xi), a Brownian motion for each entry of X.
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from .._checks import check_real, check_shape, is_concrete
+from .._checks import check_real, check_shape, front_door, is_concrete
 
 
 class AbstractModel(eqx.Module):
@@ -52,6 +52,7 @@ class Model(AbstractModel):
     data: Any
     probabilities: Float[Array, " sample"]
 
+    @front_door
     def __init__(self, loss: Callable, data: Any, probabilities: Any = None):
         if not callable(loss):
             raise TypeError(f"loss must be a function of (state, sample), got {type(loss).__name__}.")
@@ -88,6 +89,7 @@ class MeanField(AbstractModel):
     probabilities: Float[Array, " sample"]
     frozen_measure: bool = eqx.field(static=True)
 
+    @front_door
     def __init__(self, velocity: Callable, data: Any, probabilities: Any = None, *, frozen_measure: bool = False):
         if not callable(velocity):
             raise TypeError(f"velocity must be a function of (theta, particles, sample), got {type(velocity).__name__}.")

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from jax.scipy.special import ndtr
 from jaxtyping import Array, Float
 
+from .._checks import front_door
 from ..quadrature import beside, gaussian_mean, gaussian_nodes, safe_sqrt
 from . import labels as laws
 from . import losses
@@ -31,6 +32,7 @@ class AbstractClassification(AbstractTask):
 
     labels: laws.AbstractLabels
 
+    @front_door
     def __init__(self, labels: str | laws.AbstractLabels = "sign", flip_probability: Any = None):
         parameters = {"flip_probability": flip_probability}
         self.labels = laws.named("labels", labels, laws.BINARY, laws.AbstractLabels, parameters)
@@ -144,6 +146,7 @@ class AbstractMarginTask(AbstractClassification, AbstractLossTask):
 class Logistic(AbstractMarginTask):
     """Logistic regression: loss = log(1 + exp(-y r)). For `labels` ("sign" by default) see `AbstractClassification`."""
 
+    @front_door
     def __init__(self, labels: str | laws.AbstractLabels = "sign", flip_probability: Any = None):
         AbstractClassification.__init__(self, labels, flip_probability)
 
@@ -155,6 +158,7 @@ class Logistic(AbstractMarginTask):
 class Probit(AbstractMarginTask):
     """Probit regression: loss = -log Phi(y r). For `labels` ("sign" by default) see `AbstractClassification`."""
 
+    @front_door
     def __init__(self, labels: str | laws.AbstractLabels = "sign", flip_probability: Any = None):
         AbstractClassification.__init__(self, labels, flip_probability)
 
@@ -171,6 +175,7 @@ class Hinge(AbstractMarginTask):
     it, convergence is slower still.
     """
 
+    @front_door
     def __init__(self, labels: str | laws.AbstractLabels = "sign", flip_probability: Any = None):
         AbstractClassification.__init__(self, labels, flip_probability)
 
@@ -182,6 +187,7 @@ class Hinge(AbstractMarginTask):
 class SquaredHinge(AbstractMarginTask):
     """loss = max(0, 1 - y r)² / 2. For `labels` ("sign" by default) see `AbstractClassification`."""
 
+    @front_door
     def __init__(self, labels: str | laws.AbstractLabels = "sign", flip_probability: Any = None):
         AbstractClassification.__init__(self, labels, flip_probability)
 
@@ -199,6 +205,7 @@ class Perceptron(AbstractMarginTask):
     that. The gradient jumps (see `AbstractTask.kink_width`).
     """
 
+    @front_door
     def __init__(self, labels: str | laws.AbstractLabels = "sign", flip_probability: Any = None):
         AbstractClassification.__init__(self, labels, flip_probability)
 

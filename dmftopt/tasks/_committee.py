@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax.scipy.special import ndtri
 from jaxtyping import Array, Float
 
-from .._checks import as_number, check_count, check_real, check_shape
+from .._checks import as_number, check_count, check_real, check_shape, front_door
 from ..quadrature import safe_sqrt
 from ._base import AbstractTask
 
@@ -20,6 +20,7 @@ ACTIVATIONS: dict[str, Callable] = {
 }
 
 
+@front_door
 class Committee(AbstractTask):
     """Two-layer network with a fixed second layer, learning from another one or from any function of the teacher's fields:
 

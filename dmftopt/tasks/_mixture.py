@@ -6,6 +6,7 @@ import numpy as np
 from jax.scipy.special import ndtr
 from jaxtyping import Array, Float
 
+from .._checks import front_door
 from ..quadrature import gaussian_nodes, safe_sqrt
 from . import losses
 from ._base import AbstractLossTask
@@ -36,6 +37,7 @@ class GaussianMixture(AbstractLossTask):
 
     mixture = True
 
+    @front_door
     def __init__(self, labels, weights=None, loss: str | losses.AbstractLoss = "logistic"):
         if np.ndim(labels) != 1 or len(labels) < 2 or not np.all(np.isfinite(labels)):
             raise ValueError(f"labels must be a sequence of at least two finite numbers, one per cluster, got {labels!r}.")

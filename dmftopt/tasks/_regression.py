@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jax.scipy.special import ndtri
 from jaxtyping import Array, Float
 
-from .._checks import as_number, check_real, check_shape
+from .._checks import as_number, check_real, check_shape, front_door
 from ..quadrature import beside, gauss_hermite, gaussian_nodes, safe_sqrt
 from . import labels as laws
 from . import losses
@@ -111,6 +111,7 @@ class AbstractRobust(AbstractTask):
     label_noise: Any = eqx.field(converter=as_number)
     noise_law: laws.AbstractLabelNoise
 
+    @front_door
     def __init__(
         self,
         label_noise: Any = 0.0,
@@ -170,6 +171,7 @@ class Huber(AbstractResidualTask):
 
     threshold: Any
 
+    @front_door
     def __init__(
         self,
         label_noise: Any = 0.0,
@@ -194,6 +196,7 @@ class LeastAbsolute(AbstractResidualTask):
     The gradient jumps at residual 0 (see `AbstractTask.kink_width`): use more samples and steps than for a smooth loss.
     """
 
+    @front_door
     def __init__(
         self,
         label_noise: Any = 0.0,
@@ -213,6 +216,7 @@ class LogCosh(AbstractResidualTask):
     For `label_noise`, `noise_law` and `degrees_of_freedom` see `AbstractRobust`.
     """
 
+    @front_door
     def __init__(
         self,
         label_noise: Any = 0.0,

@@ -3,7 +3,7 @@ import jax
 import jax.numpy as jnp
 from jax.scipy.special import ndtri
 
-from .._checks import check_count
+from .._checks import check_count, front_door
 from .._matrices import rank_floor, square_root
 from ..quadrature import uniform_points
 from . import labels as laws
@@ -29,6 +29,7 @@ class Softmax(AbstractLossTask):
     classes: int = eqx.field(static=True)
     labels: laws.AbstractClassLabels
 
+    @front_door
     def __init__(self, classes: int, labels: str | laws.AbstractClassLabels = "argmax"):
         self.classes = classes
         self.labels = laws.named("labels", labels, laws.CLASSES, laws.AbstractClassLabels, {})

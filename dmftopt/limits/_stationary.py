@@ -117,7 +117,7 @@ def _fields(x, args):
     z, z_weights = gaussian_nodes(0.125, s.dtype)
     w_star = safe_sqrt(rho) * xi
     center = ratio * w_star
-    r = _training_field(task, center[:, None] + s * z, jnp.broadcast_to(y[:, None], (y.size, z.size)), stiffness)
+    r = _training_field(task, center[:, None] + s * z[None], jnp.broadcast_to(y[:, None], (y.size, z.size)), stiffness)
     g = task.gradient(r, y[:, None])
     a = shares @ ((g - shares @ (g @ z_weights)) @ (z_weights * z)) / s
     b = (shares * w_star) @ (g @ z_weights) / rho - a * ratio

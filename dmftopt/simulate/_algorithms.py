@@ -29,7 +29,7 @@ class Training(AbstractModel):
     def force(self, state, samples, weights):
         x, y = samples
         l = columns.gradient(self.problem.task, self.problem.parametrization.weights(state) @ x.T, y)
-        return -self.problem.parametrization.pull(state, (l * weights) @ x)
+        return -self.problem.parametrization.pull(state, (l * weights[None]) @ x)
 
     def acceleration(self, state):
         return jax.jvp(self.mean, (state,), (self.mean(state),))[1]

@@ -100,11 +100,11 @@ def draw(problem: Problem, member: Int[Array, " d"], samples: int, key: Array) -
         columns.append(column / jnp.sqrt(mean(column**2)))
     entries = jnp.einsum("dab,bd->ad", problem.initial[member], jnp.stack(columns))
     teacher, student = entries[:m_star], entries[m_star:]
-    x = jax.random.normal(key_x, (samples, dimension)) * jnp.sqrt(eigenvalues / dimension)
+    x = jax.random.normal(key_x, (samples, dimension)) * jnp.sqrt(eigenvalues / dimension)[None]
     noise = jax.random.uniform(key_label, (samples,), minval=1e-7, maxval=1 - 1e-7)
     if problem.task.mixture:
         indicators, labels = problem.task.sample(jnp.zeros((m_star, samples)), noise, jnp.eye(m_star))
-        x = x + indicators.T @ (teacher * eigenvalues) / dimension
+        x = x + indicators.T @ (teacher * eigenvalues[None]) / dimension
     else:
         labels = tasks.label(problem.task, teacher @ x.T, noise)
     return Instance(x, labels, teacher, student, eigenvalues)
@@ -125,7 +125,7 @@ def observe(problem: Problem, instance: Instance, path: Float[Array, "time m d"]
     fields = jnp.moveaxis(path @ instance.features.T, 1, 0)
     y = jnp.broadcast_to(instance.labels, fields.shape[1:])
     error = tasks.error(problem.task, fields, y)
-    weighted = path * instance.eigenvalues
+    weighted = path * instance.eigenvalues[None, None]
     teacher = instance.teacher
 
     def measure(theta):
@@ -141,6 +141,6 @@ def observe(problem: Problem, instance: Instance, path: Float[Array, "time m d"]
         path @ jnp.swapaxes(path, 1, 2) / dimension,
         jnp.mean(tasks.loss(problem.task, fields, y), axis=1),
         None if error is None else jnp.mean(error, axis=1),
-        (teacher * instance.eigenvalues) @ teacher.T / dimension,
+        (teacher * instance.eigenvalues[None]) @ teacher.T / dimension,
         measured=Measured(metrics.fields, train_metrics, weight_metrics),
     )

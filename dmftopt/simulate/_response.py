@@ -65,7 +65,7 @@ def _kicked(problem, instance, key, rates, at, kicked, size):
     v = jax.random.normal(key_kick, (dimension,))
 
     def change(column):
-        kick = jnp.zeros((m, dimension)).at[column].set(size * v)
+        kick = jnp.zeros((1, m, dimension)).at[0, column].set(size * v)
         plus, minus = (step_through(problem, instance, key_run, rates, at, (kicked, k)) for k in (kick, -kick))
         return (plus - minus) / (2 * size)
 

@@ -61,9 +61,9 @@ def _(primals, tangents):
             return (at(r + shift, y) - at(r - shift, y)) / (2 * width)
 
         slopes = jax.vmap(slope, out_axes=1)(jnp.eye(r.shape[0], dtype=r.dtype))
-        changes.append(jnp.sum(slopes * of_r, axis=1))
+        changes.append(jnp.sum(slopes * of_r[None], axis=1))
     if of_y is not None:
-        changes.append((at(r, y + width) - at(r, y - width)) / (2 * width) * of_y)
+        changes.append((at(r, y + width) - at(r, y - width)) / (2 * width) * of_y[None])
     if jax.tree.leaves(of_parameters):
         along = eqx.Partial(_along, function)
         changes.append(_over_kinks(along, width, (parameters, of_parameters), r, y))

@@ -30,25 +30,25 @@ class AbstractNoise(eqx.Module):
     batched: ClassVar[bool] = True
 
     @abc.abstractmethod
-    def deviation(self, learning_rate: Array, step: Array, rate: Array) -> Array:
-        """Standard deviation of the multiplier. `rate` = B D / delta: the mean number of visits of a sample in a step D."""
+    def deviation(self, learning_rate: Array, step_size: Array, visits: Array) -> Array:
+        """Standard deviation of the multiplier. `visits` = B D / delta: the mean number of visits of a sample in a step D."""
 
     @abc.abstractmethod
     def standardized(
-        self, uniforms: Float[Array, "step sample"], rotation: Float[Array, "step step"], rate: Float[Array, " step"]
+        self, uniforms: Float[Array, "step sample"], rotation: Float[Array, "step step"], visits: Float[Array, " step"]
     ) -> Float[Array, "step sample"]:
         """Multipliers less their mean, over their deviation. The first rows of `uniforms` are the most evenly spread."""
 
-    def valid(self, rate: Float[Array, " step"]) -> Bool[Array, ""]:
+    def valid(self, visits: Float[Array, " step"]) -> Bool[Array, ""]:
         """Whether parameters are in their domain, for values that could not be checked because they are traced."""
         return jnp.asarray(True)
 
-    def skewness(self, rate: Float[Array, " step"]) -> Float[Array, " step"] | None:
+    def skewness(self, visits: Float[Array, " step"]) -> Float[Array, " step"] | None:
         """Of the multiplier, where in continuous time it jumps, all jumps being of one size, deviation * skewness. None: it does
         not."""
         return None
 
-    def coarsening(self, step: Float[Array, " step"], rate: Float[Array, " step"]) -> Float[Array, " step"]:
+    def coarsening(self, step: Float[Array, " step"], visits: Float[Array, " step"]) -> Float[Array, " step"]:
         """Squared weights with which standardized multipliers of two steps add up to that of both (Richardson)."""
         return step
 
@@ -64,10 +64,10 @@ class NoNoise(AbstractNoise):
     deterministic: ClassVar[bool] = True
     batched: ClassVar[bool] = False
 
-    def deviation(self, learning_rate, step, rate):
+    def deviation(self, learning_rate, step_size, visits):
         return jnp.zeros_like(learning_rate)
 
-    def standardized(self, uniforms, rotation, rate):
+    def standardized(self, uniforms, rotation, visits):
         return jnp.zeros_like(uniforms)
 
     def temperature(self, learning_rate, batch_size):
@@ -77,10 +77,10 @@ class NoNoise(AbstractNoise):
 class Brownian(AbstractNoise):
     """M = eta (D + sqrt(delta D / B) z), z ~ N(0, 1): stochastic gradient flow, the small-step diffusion limit of SGD."""
 
-    def deviation(self, learning_rate, step, rate):
-        return learning_rate * step / jnp.sqrt(rate)
+    def deviation(self, learning_rate, step_size, visits):
+        return learning_rate * step_size / jnp.sqrt(visits)
 
-    def standardized(self, uniforms, rotation, rate):
+    def standardized(self, uniforms, rotation, visits):
         return rotation @ ndtri(uniforms)
 
     def temperature(self, learning_rate, batch_size):
@@ -88,7 +88,7 @@ class Brownian(AbstractNoise):
 
 
 class Poisson(AbstractNoise):
-    """M = eta (delta / B) N, N ~ Poisson(B D / delta): small-batch SGD itself, at finite learning rate.
+    """M = eta (delta / B) N, N ~ Poisson(B D / delta): small-batch SGD itself, at finite learning visits.
 
     Counts jump where batch size, delta or the times move, so a derivative in one of those raises an error. At most `limit`
     visits per sample (epochs) in a run: with more, counts are as good as Gaussian, use Brownian or NoNoise.
@@ -96,23 +96,23 @@ class Poisson(AbstractNoise):
 
     limit: ClassVar[float] = 1e5
 
-    def deviation(self, learning_rate, step, rate):
-        return learning_rate * step / jnp.sqrt(rate)
+    def deviation(self, learning_rate, step_size, visits):
+        return learning_rate * step_size / jnp.sqrt(visits)
 
-    def standardized(self, uniforms, rotation, rate):
+    def standardized(self, uniforms, rotation, visits):
         # Beyond the limit (where `valid` says no) the sums below would be long, and in float32 endless.
-        rate = rate * jnp.minimum(1.0, self.limit / jnp.sum(rate))
-        counts = _poisson_bridge(uniforms, rate)
-        return (counts - rate[:, None]) / jnp.sqrt(rate)[:, None]
+        visits = visits * jnp.minimum(1.0, self.limit / jnp.sum(visits))
+        counts = _poisson_bridge(uniforms, visits)
+        return (counts - visits[:, None]) / jnp.sqrt(visits)[:, None]
 
-    def skewness(self, rate):
-        return 1 / jnp.sqrt(rate)
+    def skewness(self, visits):
+        return 1 / jnp.sqrt(visits)
 
-    def valid(self, rate):
-        return jnp.sum(rate) <= self.limit
+    def valid(self, visits):
+        return jnp.sum(visits) <= self.limit
 
-    def coarsening(self, step, rate):
-        return rate
+    def coarsening(self, step, visits):
+        return visits
 
     def temperature(self, learning_rate, batch_size):
         return learning_rate**2 / batch_size
@@ -132,15 +132,15 @@ class Bernoulli(AbstractNoise):
         if is_concrete(self.fraction) and np.any(np.asarray(self.fraction) > 1):
             raise ValueError(f"fraction must be at most 1, got {self.fraction}. It is batch size / training samples.")
 
-    def valid(self, rate):
+    def valid(self, visits):
         b = jnp.asarray(self.fraction)
         return (b > 0) & (b <= 1)
 
-    def deviation(self, learning_rate, step, rate):
-        b = jnp.asarray(self.fraction, dtype=step.dtype)
-        return learning_rate * step * jnp.sqrt(jnp.maximum((1 - b) / b, 0.0))
+    def deviation(self, learning_rate, step_size, visits):
+        b = jnp.asarray(self.fraction, dtype=step_size.dtype)
+        return learning_rate * step_size * jnp.sqrt(jnp.maximum((1 - b) / b, 0.0))
 
-    def standardized(self, uniforms, rotation, rate):
+    def standardized(self, uniforms, rotation, visits):
         b = _whole_numbers(jnp.asarray(self.fraction, dtype=uniforms.dtype), "noise.Bernoulli", "fraction")
         taken = (rotation @ ndtri(uniforms) < ndtri(b)).astype(uniforms.dtype)
         full = b >= 1
@@ -157,13 +157,13 @@ def _whole_numbers(value: Array, law: str, parameters: str) -> Array:
     )
 
 
-def _poisson_bridge(uniforms: Float[Array, "step sample"], rate: Float[Array, " step"]) -> Float[Array, "step sample"]:
-    """Independent Poisson(rate) counts: the first uniform draws a sample's total, the others split it binomially down a
+def _poisson_bridge(uniforms: Float[Array, "step sample"], visits: Float[Array, " step"]) -> Float[Array, "step sample"]:
+    """Independent Poisson(visits) counts: the first uniform draws a sample's total, the others split it binomially down a
     binary tree over the steps, largest intervals first."""
-    rate = _whole_numbers(rate, "noise.Poisson", "batch_size, delta or times")
+    visits = _whole_numbers(visits, "noise.Poisson", "batch_size, delta or times")
     steps, samples = uniforms.shape
     leaves = 1 << (steps - 1).bit_length()
-    edges = jnp.concatenate([jnp.zeros(1, rate.dtype), jnp.cumsum(rate)])
+    edges = jnp.concatenate([jnp.zeros(1, visits.dtype), jnp.cumsum(visits)])
     counts = poisson_quantile(uniforms[0], edges[-1])[None]
     used, width = 1, leaves
     while width > 1:

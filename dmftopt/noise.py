@@ -48,9 +48,9 @@ class AbstractNoise(eqx.Module):
         not."""
         return None
 
-    def coarsening(self, step: Float[Array, " step"], visits: Float[Array, " step"]) -> Float[Array, " step"]:
+    def coarsening(self, step_sizes: Float[Array, " step"], visits: Float[Array, " step"]) -> Float[Array, " step"]:
         """Squared weights with which standardized multipliers of two steps add up to that of both (Richardson)."""
-        return step
+        return step_sizes
 
     def temperature(self, learning_rate: Array, batch_size: Array) -> Array | None:
         """The variance of the multiplier per time, over delta, where steps vanish: all that the limits in continuous time know
@@ -88,7 +88,7 @@ class Brownian(AbstractNoise):
 
 
 class Poisson(AbstractNoise):
-    """M = eta (delta / B) N, N ~ Poisson(B D / delta): small-batch SGD itself, at finite learning visits.
+    """M = eta (delta / B) N, N ~ Poisson(B D / delta): small-batch SGD itself, at finite learning rate.
 
     Counts jump where batch size, delta or the times move, so a derivative in one of those raises an error. At most `limit`
     visits per sample (epochs) in a run: with more, counts are as good as Gaussian, use Brownian or NoNoise.
@@ -111,7 +111,7 @@ class Poisson(AbstractNoise):
     def valid(self, visits):
         return jnp.sum(visits) <= self.limit
 
-    def coarsening(self, step, visits):
+    def coarsening(self, step_sizes, visits):
         return visits
 
     def temperature(self, learning_rate, batch_size):

@@ -16,7 +16,7 @@ from test_results import assert_same, random_observables, random_solution, rewri
 
 import dmftopt
 from dmftopt import metrics, tasks
-from dmftopt._results import blank
+from dmftopt.results.codes import blank
 
 matplotlib.use("agg")
 KEY = jax.random.key(7)

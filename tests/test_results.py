@@ -20,10 +20,10 @@ import xarray
 
 import dmftopt
 from dmftopt import schedules, storage
-from dmftopt._dataset import DESCRIPTIONS
 from dmftopt._register import registered
 from dmftopt.design import Score
 from dmftopt.dmft._solution import Statistics
+from dmftopt.results._dataset import DESCRIPTIONS
 
 PROBLEM = dmftopt.Problem(dmftopt.tasks.LeastSquares(), dmftopt.features.isotropic(), delta=2.0)
 GRID = dmftopt.TimeGrid.geometric(2.0, 4)

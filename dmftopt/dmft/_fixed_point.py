@@ -15,12 +15,12 @@ import optimistix
 from jaxtyping import Array, Float, Int
 
 from .._checks import as_number, check_count, check_real, check_shape, is_concrete
-from .._measure import Measured, coordinate_nodes, field_sums, linear_values, weight_means
-from ..grid import TimeGrid
-from ..metrics import AbstractFieldMetric, AbstractWeightMetric
-from ..noise import AbstractNoise
-from ..observables import as_column, from_kernel
 from ..problem import Problem, check_linear, check_single
+from ..protocol.grid import TimeGrid
+from ..protocol.noise import AbstractNoise
+from ..results.measure import Measured, coordinate_nodes, field_sums, linear_values, weight_means
+from ..results.metrics import AbstractFieldMetric, AbstractWeightMetric
+from ..results.observables import as_column, from_kernel
 from ._solver import AbstractSolver, Inputs
 from ._step import AbstractStep, DiscreteStep
 

@@ -6,8 +6,8 @@ import jax.numpy as jnp
 from jax.scipy.special import ndtri
 from jaxtyping import Array, Float, Int
 
-from ..grid import TimeGrid
-from ..noise import AbstractNoise
+from ..protocol.grid import TimeGrid
+from ..protocol.noise import AbstractNoise
 from ._sobol import scrambled_sobol
 
 

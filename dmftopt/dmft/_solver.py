@@ -7,12 +7,12 @@ from typing import Protocol as Structure
 import equinox as eqx
 from jaxtyping import Array, Bool, Float, Int
 
-from .._measure import Metrics
-from ..grid import TimeGrid
-from ..noise import AbstractNoise
-from ..observables import Observables
 from ..problem import Problem
 from ..protocol import Momentum, Protocol
+from ..protocol.grid import TimeGrid
+from ..protocol.noise import AbstractNoise
+from ..results.measure import Metrics
+from ..results.observables import Observables
 from ._step import AbstractStep
 
 

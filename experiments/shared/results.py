@@ -10,7 +10,7 @@ from typing import Any, Self
 import matplotlib.pyplot as plt
 import numpy as np
 
-from dmftopt.storage import write_atomically
+from dmftopt.results.storage import write_atomically
 
 plt.switch_backend("agg")
 

@@ -6,10 +6,10 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from ._checks import check_instance
+from .._checks import check_instance
+from ..numerics.quadrature import safe_sqrt
+from ._protocol import Momentum, Protocol, in_domain, values_at
 from .grid import TimeGrid
-from .protocol import Momentum, Protocol, in_domain, values_at
-from .quadrature import safe_sqrt
 from .schedules import Tabulated
 
 

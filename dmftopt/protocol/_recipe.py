@@ -12,11 +12,11 @@ import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 
-from ._checks import check_count, check_real, front_door, padded
-from ._files import write_atomically
-from ._rates import check_protocol, read
-from .protocol import Protocol, values_at
-from .quadrature import GAUSS_NODES, GAUSS_WEIGHTS
+from .._checks import check_count, check_real, front_door, padded
+from .._files import write_atomically
+from ..numerics.quadrature import GAUSS_NODES, GAUSS_WEIGHTS
+from ._protocol import Protocol, values_at
+from .rates import check_protocol, read
 
 _COLUMNS = ("learning_rate", "batch_size", "weight_decay", "momentum")
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from ._checks import is_concrete
+from .._checks import is_concrete
 from .observables import Observables
 
 with warnings.catch_warnings():

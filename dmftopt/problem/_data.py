@@ -6,7 +6,7 @@ import equinox as eqx
 import numpy as np
 from jaxtyping import Float
 
-from ._checks import Aside, check_count
+from .._checks import Aside, check_count
 from .features import group_eigenvalues, split_groups
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from jax.scipy.special import ndtri
 from jaxtyping import Array, Bool, Float
 
-from ._checks import as_number, check_real, check_shape, is_concrete, without_derivative
+from .._checks import as_number, check_real, check_shape, is_concrete, without_derivative
 
 
 class AbstractNoise(eqx.Module):

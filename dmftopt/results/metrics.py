@@ -30,8 +30,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ._checks import as_number, check_real, front_door, is_concrete
-from .tasks import AbstractTask
+from .._checks import as_number, check_real, front_door, is_concrete
+from ..tasks import AbstractTask
 
 
 class AbstractFieldMetric(eqx.Module):

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ._checks import check_instance, front_door
+from .._checks import check_instance, front_door
 from .observables import AbstractResult
 
 

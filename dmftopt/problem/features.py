@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ._checks import as_number, check_count, check_real, check_shape, front_door, is_concrete
+from .._checks import as_number, check_count, check_real, check_shape, front_door, is_concrete
 
 
 @front_door

@@ -18,11 +18,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ._checks import is_concrete
+from .._checks import is_concrete
 from ._dataset import version
-from ._files import write_atomically as write_atomically
-from ._register import fields_of, is_result, registered, result_names
-from ._results import RESULTS
+from .._files import write_atomically as write_atomically
+from .._register import fields_of, is_result, registered, result_names
+from .codes import RESULTS
 
 FORMAT = "dmftopt result"
 FORMAT_VERSION = 2

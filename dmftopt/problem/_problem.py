@@ -8,14 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from ._checks import as_number, check_instance, check_real, check_shape, front_door, is_concrete
-from ._matrices import square_root
-from .data import DataMap, describe
+from .._checks import as_number, check_instance, check_real, check_shape, front_door, is_concrete
+from ..numerics.matrices import square_root
+from ..tasks import AbstractTask, LeastSquares
+from ._data import DataMap, describe
 from .features import Features
 from .parametrizations import AbstractParametrization, Direct
 from .priors import AbstractPrior, Normal
 from .regularizers import AbstractRegularizer, Ridge
-from .tasks import AbstractTask, LeastSquares
 
 
 def check_problem(problem: Any) -> None:

@@ -6,10 +6,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from .._checks import check_count, check_instance, check_key, check_real, check_shape, front_door, is_concrete, numbers_to_arrays
-from .._results import RESULTS, raise_unless
-from ..grid import record_steps
-from ..protocol import in_domain
+from ..._checks import check_count, check_instance, check_key, check_real, check_shape, front_door, is_concrete, numbers_to_arrays
+from ...protocol import in_domain
+from ...protocol.grid import record_steps
+from ...results.codes import RESULTS, raise_unless
 from ._dynamics import AbstractDynamics, Rates
 from ._ensemble import Ensemble
 from ._model import AbstractModel

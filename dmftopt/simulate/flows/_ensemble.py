@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from .._register import register
-from .._results import RESULTS
-from ..observables import mean_and_error
+from ..._register import register
+from ...results.codes import RESULTS
+from ...results.observables import mean_and_error
 
 
 class Estimate(NamedTuple):

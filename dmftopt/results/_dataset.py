@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ._checks import is_concrete
+from .._checks import is_concrete
 
 TIME = ("time", "SGD steps / dimension")
 

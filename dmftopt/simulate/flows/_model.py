@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from .._checks import check_real, check_shape, is_concrete
+from ..._checks import check_real, check_shape, is_concrete
 
 
 class AbstractModel(eqx.Module):

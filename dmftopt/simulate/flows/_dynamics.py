@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import lineax
 from jaxtyping import Array, Float, Int
 
-from .._checks import without_derivative
+from ..._checks import without_derivative
 from ._model import AbstractModel
 from ._solver import Splitting
 

@@ -10,12 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ._checks import is_concrete
+from .._checks import is_concrete
 from ._dataset import DESCRIPTIONS, METRICS, check_single_result, dataset
-from ._measure import NOTHING, Measured, test_means
-from ._register import register_part
-from .problem import Problem
-from .tasks import _columns as columns
+from .measure import NOTHING, Measured, test_means
+from .._register import register_part
+from ..problem import Problem
+from ..tasks import columns as columns
 
 NO_RESPONSE = (
     "This route computes no response. Use solve with gradient noise (and, with several columns, the ridge and no discrete "

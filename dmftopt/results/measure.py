@@ -10,13 +10,13 @@ from jax.scipy.special import ndtri
 from jaxtyping import Array, Float
 
 from ._dataset import taken
-from ._matrices import triangular_root
+from ..numerics.matrices import triangular_root
 from .metrics import AbstractFieldMetric, AbstractWeightMetric
-from .priors import Normal, orthonormal_entries
-from .problem import Problem
-from .quadrature import uniform_points
-from .tasks import AbstractTask
-from .tasks import _columns as columns
+from ..problem.priors import Normal, orthonormal_entries
+from ..problem import Problem
+from ..numerics.quadrature import uniform_points
+from ..tasks import AbstractTask
+from ..tasks import columns as columns
 
 _LOG_NODES = 16
 # Nodes evaluated at once: few enough to stay in the cache, and to leave room for many simulations side by side.

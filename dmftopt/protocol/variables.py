@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ._checks import as_number, check_real, front_door, is_concrete
-from ._register import register_part
+from .._checks import as_number, check_real, front_door, is_concrete
+from .._register import register_part
 
 
 class AbstractVariable(eqx.Module):

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ._checks import as_number, check_real, check_shape
+from .._checks import as_number, check_real, check_shape
 
 
 class AbstractParametrization(eqx.Module):

@@ -13,7 +13,7 @@ import numpy as np
 from jax.scipy.special import log_ndtr, ndtr, ndtri
 from jaxtyping import Array, Float
 
-from ._checks import as_number, check_real, check_shape, is_concrete, without_derivative
+from .._checks import as_number, check_real, check_shape, is_concrete, without_derivative
 
 
 class AbstractPrior(eqx.Module):

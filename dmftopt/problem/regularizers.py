@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ._checks import as_number, check_real, check_shape, is_concrete
+from .._checks import as_number, check_real, check_shape, is_concrete
 
 
 class AbstractRegularizer(eqx.Module):

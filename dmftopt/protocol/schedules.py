@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ._checks import check_count, check_real, check_shape, front_door, is_concrete
-from ._register import register_part
+from .._checks import check_count, check_real, check_shape, front_door, is_concrete
+from .._register import register_part
 from .variables import AbstractVariable, Between, above, as_variable, number, within
 
 

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ._checks import check_real, is_concrete
-from ._register import register_part
+from .._checks import check_real, is_concrete
+from .._register import register_part
 from .schedules import Constant
 from .variables import number
 

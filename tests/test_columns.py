@@ -250,6 +250,7 @@ RELU = dmftopt.Problem(
 
 
 @pytest.mark.parametrize("p", [pytest.param(COMMITTEE, marks=pytest.mark.slow, id="committee"), pytest.param(XOR, id="mixture")])
+@pytest.mark.long_run
 def test_the_solver_is_sgd(p):
     """Gate: 2 combined standard errors plus 0.5%, as for a single column (tests/test_against_simulation.py)."""
     grid = GRID.refined()

@@ -48,7 +48,7 @@ def _optimized(request):
     if request.node.get_closest_marker("long_run") is None:
         yield
         return
-    before = jax.config.jax_disable_most_optimizations
+    before = jax.config.values["jax_disable_most_optimizations"]
     jax.config.update("jax_disable_most_optimizations", False)
     yield
     jax.config.update("jax_disable_most_optimizations", before)

@@ -135,10 +135,10 @@ class FixedPoint(AbstractSolver):
         return DiscreteStep() if self.step is None else self.step
 
     def check(self, problem, protocol, noise, steps):
-        check_single(problem, "solver: FixedPoint()")
-        check_linear(problem, "solver: FixedPoint()")
         if protocol.momentum is not None:
             raise ValueError("momentum: FixedPoint takes none. Use solver=CausalInnovations().")
+        check_single(problem, "solver: FixedPoint()")
+        check_linear(problem, "solver: FixedPoint()")
 
     def draw(self, key, sizes, grid, noise, visits):
         dtype = grid.times.dtype

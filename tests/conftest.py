@@ -4,13 +4,11 @@ from pathlib import Path
 
 # Most of the time is compilation and tracing. Before JAX starts, also for the processes that tests start:
 # - Four CPU devices, so that anything sharded is exercised.
-# - LLVM does not optimize (a third less; what simulates long takes a quarter more), and XLA's older code generator writes for it,
-#   without the passes of MLIR (half of the rest).
+# - XLA's older code generator, without the passes of MLIR, and an LLVM that does not optimize: together a third of the time.
+#   What runs longer than that has the mark `long_run`.
 # - Every program is compiled once, for all modules, both processes, and the next run.
-os.environ.setdefault(
-    "XLA_FLAGS",
-    "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false",
-)
+os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=4 --xla_cpu_use_fusion_emitters=false")
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".pytest_cache" / "xla"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
@@ -44,6 +42,18 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: places.get(item.path.name, len(places)))
 
 
+@pytest.fixture(autouse=True)
+def _optimized(request):
+    """Simulations and populations so large that optimized code earns its compilation."""
+    if request.node.get_closest_marker("long_run") is None:
+        yield
+        return
+    before = jax.config.values["jax_disable_most_optimizations"]
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
 @pytest.fixture
 def key():
     return jax.random.key(20260)
@@ -60,6 +70,6 @@ def _memory_maps() -> int:
 def _forget_compiled_programs():
     """Thousands of them in one process exhaust its memory maps (65530 by default), and LLVM aborts."""
     yield
-    if _memory_maps() > 15_000:
+    if _memory_maps() > 10_000:
         eqx.clear_caches()
         jax.clear_caches()

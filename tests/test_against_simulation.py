@@ -15,6 +15,7 @@ from helpers import four_groups, problem
 
 import dmftopt
 
+pytestmark = pytest.mark.long_run
 # Dense early: on 40 equal steps even Richardson leaves 2% in the fast early transient of least squares.
 GRID = dmftopt.TimeGrid.geometric(5.0, 40, ratio=10.0)
 GROUPED = jnp.array([0.5, 1.0, 1.5, 1.0])

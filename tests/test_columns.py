@@ -11,7 +11,8 @@ from helpers import central_difference, four_groups, problem
 from scipy.integrate import quad
 
 import dmftopt
-from dmftopt import _matrices, limits, tasks
+from dmftopt.numerics import limits, tasks
+from dmftopt.numerics import matrices as _matrices
 
 GRID = dmftopt.TimeGrid.geometric(4.0, 24, ratio=5.0)
 PROTOCOL = dmftopt.Protocol(dmftopt.schedules.cosine(1.0, 4.0, 0.2), ridge=0.05)
@@ -249,6 +250,7 @@ RELU = dmftopt.Problem(
 
 
 @pytest.mark.parametrize("p", [pytest.param(COMMITTEE, marks=pytest.mark.slow, id="committee"), pytest.param(XOR, id="mixture")])
+@pytest.mark.long_run
 def test_the_solver_is_sgd(p):
     """Gate: 2 combined standard errors plus 0.5%, as for a single column (tests/test_against_simulation.py)."""
     grid = GRID.refined()

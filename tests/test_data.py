@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import dmftopt
-from dmftopt.features import group_eigenvalues, split_groups
+from dmftopt.problem.features import group_eigenvalues, split_groups
 
 D, SAMPLES, TRAIN, NOISE = 100, 1000, 250, 0.4
 

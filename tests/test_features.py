@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from dmftopt import features
-from dmftopt.features import group_eigenvalues
+from dmftopt.problem.features import group_eigenvalues
 
 EVERY = {
     "isotropic": features.isotropic(),

@@ -93,7 +93,7 @@ def test_large_noise_is_of_second_order():
 
     squares = jax.jit(jax.vmap(jax.vmap(after, (None, 0)), (0, None)))(jnp.asarray(sizes), jnp.asarray(increments)) ** 2
     # Of one step, one order above that of many.
-    np.testing.assert_allclose(_weak.slopes(sizes, squares @ weights - np.exp(0.25 * sizes)), 3, atol=0.12)
+    np.testing.assert_allclose(weak.slopes(sizes, squares @ weights - np.exp(0.25 * sizes)), 3, atol=0.12)
 
 
 def test_expectations_without_monte_carlo_are_right():

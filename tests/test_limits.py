@@ -105,6 +105,7 @@ def test_the_solver_is_least_squares():
 
 
 @pytest.mark.parametrize("task", [dmftopt.tasks.Logistic("logistic"), Hinge()], ids=["logistic", "hinge"])
+@pytest.mark.long_run
 def test_the_solver_is_online_where_samples_abound(task):
     """Gate as above; samples are seen at most once at delta = 1e6, so train losses are means over the solver's samples.
     4096 of those were too few for the hinge: the finite-sample bias, in no standard error, was 1% of the overlap."""
@@ -122,6 +123,7 @@ def test_the_solver_is_online_where_samples_abound(task):
     assert comparison.agrees(sigmas=4, relative=0.005), f"\n{comparison}"
 
 
+@pytest.mark.long_run
 def test_online_is_sgd_on_a_kinked_loss():
     """Gate: 3 standard errors plus 1/d = 1% and the share T E[B] / delta = 0.8% of steps on a sample seen before."""
     p, grid = grouped(Hinge(), delta=250.0), dmftopt.TimeGrid.uniform(2.0, 10)
@@ -222,6 +224,7 @@ def test_online_least_squares_is_exact_in_any_dimension():
     np.testing.assert_allclose(found.response[2, 0, 0, 0], np.sum([0.5, 0.5] * mean), rtol=1e-12)
 
 
+@pytest.mark.long_run
 def test_the_square_term_of_a_small_dimension_is_visible_in_sgd():
     """Isotropic, d = 20, batch of 1: (m + 1) / m = 2 agrees with SGD on samples that hardly repeat, 1 does not. Gate: 3 standard
     errors plus the share T / delta = 1% of repeats."""

@@ -16,7 +16,7 @@ from test_results import assert_same, random_observables, random_solution, rewri
 
 import dmftopt
 from dmftopt import metrics, tasks
-from dmftopt._results import blank
+from dmftopt.results.codes import blank
 
 matplotlib.use("agg")
 KEY = jax.random.key(7)
@@ -136,6 +136,7 @@ def test_classes_of_clusters_in_columns():
     np.testing.assert_allclose(entry[:, 21:25], 1.5**4 * 6.0, rtol=0.01)
 
 
+@pytest.mark.long_run
 def test_against_sgd_without_retracing_for_other_numbers(logistic):
     traces = 0
 

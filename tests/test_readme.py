@@ -20,9 +20,9 @@ assert found.report["optimized"].mean < found.report["initial"].mean
 assert steps.batch_size.sum() == 3 * 2000
 """,
     "dmftopt/tasks/README.md": "assert 0 < float(risk[-1]) < float(risk[0])",
-    "dmftopt/README_results.md": "assert solution.correlation.shape == (41, 41, 1, 1) and data.correlation.shape == (41, 41)",
+    "dmftopt/results/README.md": "assert solution.correlation.shape == (41, 41, 1, 1) and data.correlation.shape[:2] == (41, 41)",
     # Of the multipliers' law the squared loss feels two moments only, which Bernoulli(1/2) shares.
-    "dmftopt/README_protocol.md": """
+    "dmftopt/protocol/README.md": """
 import numpy as np
 same = {"problem": squares, "protocol": descent, "grid": updates, "key": jax.random.key(0)}
 half = dmftopt.solve(**same, noise=dmftopt.noise.Bernoulli(0.5))

@@ -20,10 +20,10 @@ import xarray
 
 import dmftopt
 from dmftopt import schedules, storage
-from dmftopt._dataset import DESCRIPTIONS
 from dmftopt._register import registered
 from dmftopt.design import Score
 from dmftopt.dmft._solution import Statistics
+from dmftopt.results._dataset import DESCRIPTIONS
 
 PROBLEM = dmftopt.Problem(dmftopt.tasks.LeastSquares(), dmftopt.features.isotropic(), delta=2.0)
 GRID = dmftopt.TimeGrid.geometric(2.0, 4)
@@ -370,7 +370,10 @@ BAD = {
         lambda: dmftopt.Optimized(dmftopt.Protocol(schedules.from_optax(abs, 10)), 0.0, np.ones(1), None, {}),
         "result.protocol.learning_rate is a FromOptax",
     ),
-    "keys": (lambda: random_solution(times=jax.random.split(jax.random.key(0), 5)), "result.times has the dtype key"),
+    "keys": (
+        lambda: eqx.tree_at(lambda s: s.times, random_solution(), jax.random.split(jax.random.key(0), 5)),
+        "result.times has the dtype key",
+    ),
 }
 
 

@@ -59,6 +59,7 @@ PARTICLES = dmftopt.CausalInnovations(particles=8192)
     ],
     ids=["smooth L1", "batches, momentum"],
 )
+@pytest.mark.long_run
 def test_gradient_descent(regularizer, prior, law, protocol):
     p = problem(tasks.LeastSquares(0.3), delta=0.8, regularizer=regularizer, teacher_prior=prior)
     grid, options = dmftopt.TimeGrid.uniform(15.0, 15), {"noise": law, "key": jax.random.key(0)}
@@ -83,6 +84,7 @@ def against_sgd(p, protocol, grid, **options):
     check(solution, simulation)
 
 
+@pytest.mark.long_run
 def test_sgd():
     p = problem(
         tasks.Logistic("sign"), four_groups(), regularizer=regularizers.ElasticNet(0.5, 0.1), teacher_prior=priors.Rademacher()

@@ -2,10 +2,9 @@ from typing import Any
 
 import equinox as eqx
 
-from .. import schedules
 from .._checks import check_real, front_door
-from ..protocol import Protocol
-from ..variables import above, between, number
+from ..protocol import Protocol, schedules
+from ..protocol.variables import above, between, number
 
 
 @front_door

@@ -6,13 +6,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from .._checks import as_number, check_count, check_instance, check_real, front_door, is_concrete
-from .._rates import node_times
 from .._register import register_part
-from ..protocol import Protocol, values_at
-from ..quadrature import GAUSS_NODES, GAUSS_WEIGHTS
-from ..recipe import Recipe, recipe
-from ..schedules import Scaled
-from ..variables import as_variable, number
+from ..numerics.quadrature import GAUSS_NODES, GAUSS_WEIGHTS
+from ..protocol import Protocol, Recipe, recipe, values_at
+from ..protocol.rates import node_times
+from ..protocol.schedules import Scaled
+from ..protocol.variables import as_variable, number
 
 # Panels for the mean batch size: equally spaced knots fall between them when their intervals divide 240.
 _PANELS = 240

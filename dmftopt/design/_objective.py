@@ -7,11 +7,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from .._checks import check_instance, check_real, check_shape, front_door, numbers_to_arrays
-from ..grid import TimeGrid
-from ..noise import AbstractNoise, Poisson
 from ..problem import Problem, check_problem
 from ..protocol import Protocol
-from ..variables import number
+from ..protocol.grid import TimeGrid
+from ..protocol.noise import AbstractNoise, Poisson
+from ..protocol.variables import number
 from . import objectives
 from ._budget import Budget, Plan, Run, stretched
 from ._predict import AbstractPrediction, Function, Solve

@@ -12,15 +12,14 @@ import numpy as np
 from jaxtyping import Array
 
 from .._checks import check_count, check_instance, front_door
-from .._measure import check_metrics
-from .._rates import node_times, read
 from ..dmft import AbstractSolver, AbstractStep, CausalInnovations, solve
-from ..grid import TimeGrid
-from ..noise import AbstractNoise, Brownian
 from ..problem import Problem
-from ..protocol import Protocol
-from ..recipe import Recipe
-from ..schedules import PiecewiseLinear, Scaled
+from ..protocol import Protocol, Recipe
+from ..protocol.grid import TimeGrid
+from ..protocol.noise import AbstractNoise, Brownian
+from ..protocol.rates import node_times, read
+from ..protocol.schedules import PiecewiseLinear, Scaled
+from ..results.measure import check_metrics
 
 
 class AbstractPrediction(eqx.Module):

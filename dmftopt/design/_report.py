@@ -13,9 +13,8 @@ from tqdm.auto import tqdm
 from .. import simulate
 from .._checks import check_count, check_instance, check_key, front_door
 from .._register import register, register_part
-from ..protocol import Protocol
-from ..recipe import Recipe
-from ..schedules import PerStep
+from ..protocol import Protocol, Recipe
+from ..protocol.schedules import PerStep
 from ._budget import Plan, Run
 from ._objective import Objective
 

@@ -13,10 +13,10 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from .._checks import check_count, check_instance, front_door
-from .._measure import Measured, Metrics, coordinate_nodes
-from ..observables import Observables, from_kernel
 from ..problem import Problem
-from ..tasks import _columns as columns
+from ..results.measure import Measured, Metrics, coordinate_nodes
+from ..results.observables import Observables, from_kernel
+from ..tasks import columns as columns
 from . import _motion as motion
 from . import _points
 from . import _weights as weights

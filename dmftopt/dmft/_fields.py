@@ -11,11 +11,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from .._matrices import inverse_root, rank_floor, square_root, triangular_root
-from .._measure import field_sums
-from ..metrics import AbstractFieldMetric
+from ..numerics.matrices import inverse_root, rank_floor, square_root, triangular_root
+from ..results.measure import field_sums
+from ..results.metrics import AbstractFieldMetric
 from ..tasks import AbstractTask
-from ..tasks import _columns as columns
+from ..tasks import columns as columns
 from ._orthogonal import block_drop, combination, dots, drop, products, spread, totals
 from ._solver import Inputs
 from ._step import AbstractStep

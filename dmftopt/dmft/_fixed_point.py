@@ -15,12 +15,12 @@ import optimistix
 from jaxtyping import Array, Float, Int
 
 from .._checks import as_number, check_count, check_real, check_shape, front_door, is_concrete
-from .._measure import Measured, coordinate_nodes, field_sums, linear_values, weight_means
-from ..grid import TimeGrid
-from ..metrics import AbstractFieldMetric, AbstractWeightMetric
-from ..noise import AbstractNoise
-from ..observables import as_column, from_kernel
 from ..problem import Problem, check_linear, check_single
+from ..protocol.grid import TimeGrid
+from ..protocol.noise import AbstractNoise
+from ..results.measure import Measured, coordinate_nodes, field_sums, linear_values, weight_means
+from ..results.metrics import AbstractFieldMetric, AbstractWeightMetric
+from ..results.observables import as_column, from_kernel
 from ._solver import AbstractSolver, Inputs
 from ._step import AbstractStep, DiscreteStep
 
@@ -34,7 +34,7 @@ class Draws(eqx.Module):
     normals: Float[Array, "time sample"]
     multipliers: Float[Array, "step sample"]
 
-    def half(self, which: Int[Array, ""]) -> "Draws":
+    def half(self, which: Int[Array, ""] | int) -> "Draws":
         return jax.tree.map(lambda a: a.reshape(*a.shape[:-1], 2, -1)[..., which, :], self)
 
     def coarsened(self, fine: TimeGrid, noise: AbstractNoise, visits: Float[Array, " step"]) -> "Draws":
@@ -136,10 +136,10 @@ class FixedPoint(AbstractSolver):
         return DiscreteStep() if self.step is None else self.step
 
     def check(self, problem, protocol, noise, steps):
-        check_single(problem, "solver: FixedPoint()")
-        check_linear(problem, "solver: FixedPoint()")
         if protocol.momentum is not None:
             raise ValueError("momentum: FixedPoint takes none. Use solver=CausalInnovations().")
+        check_single(problem, "solver: FixedPoint()")
+        check_linear(problem, "solver: FixedPoint()")
 
     def draw(self, key, sizes, grid, noise, visits):
         dtype = grid.times.dtype

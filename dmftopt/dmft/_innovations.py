@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
 
-from .._measure import weight_means
+from ..results.measure import weight_means
 from . import _fields as fields
 from . import _motion as motion
 from . import _weights as weights

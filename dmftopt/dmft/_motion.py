@@ -5,9 +5,9 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from .._matrices import of_symmetric
-from ..features import Features
+from ..numerics.matrices import of_symmetric
 from ..problem import Problem
+from ..problem.features import Features
 from ._fields import Pull
 from ._solver import Inputs
 from ._step import AbstractStep, Factors

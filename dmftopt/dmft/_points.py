@@ -6,8 +6,8 @@ import jax.numpy as jnp
 from jax.scipy.special import ndtri
 from jaxtyping import Array, Float, Int
 
-from ..grid import TimeGrid
-from ..noise import AbstractNoise
+from ..protocol.grid import TimeGrid
+from ..protocol.noise import AbstractNoise
 from ._sobol import scrambled_sobol
 
 
@@ -32,7 +32,7 @@ class Points(eqx.Module):
     zetas: Float[Array, "row zeta particle"] | None = None
     shards: int = eqx.field(static=True, default=1)
 
-    def half(self, which: Int[Array, ""]) -> "Points":
+    def half(self, which: Int[Array, ""] | int) -> "Points":
         """The first (0) or second (1) half of the samples: each is a Sobol set of its own."""
 
         def select(a):

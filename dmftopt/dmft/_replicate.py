@@ -7,12 +7,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from .._measure import Metrics
-from .._rates import Averages
-from ..grid import TimeGrid
-from ..noise import AbstractNoise
-from ..observables import Observables
 from ..problem import Problem
+from ..protocol.grid import TimeGrid
+from ..protocol.noise import AbstractNoise
+from ..protocol.rates import Averages
+from ..results.measure import Metrics
+from ..results.observables import Observables
 from ._solver import AbstractSolver, Inputs, Randomness
 
 

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from .._matrices import inverse_root, rank_floor
+from ..numerics.matrices import inverse_root, rank_floor
 from ..problem import Problem
 from ._motion import decay_factors
 from ._solver import Inputs

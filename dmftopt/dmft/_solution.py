@@ -5,8 +5,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from .._register import register, register_part
-from .._results import RESULTS, finite_times, name_of, until_failure
-from ..observables import AbstractResult, Observables
+from ..results.codes import RESULTS, finite_times, name_of, until_failure
+from ..results.observables import AbstractResult, Observables
 
 
 @register_part

@@ -10,15 +10,15 @@ from jax.sharding import Mesh
 from jaxtyping import Array
 
 from .._checks import check_count, check_instance, check_key, front_door, numbers_to_arrays
-from .._measure import check_metrics
-from .._rates import averaged, check_protocol
-from .._results import blank, raise_unless
-from ..grid import TimeGrid
-from ..metrics import AbstractFieldMetric, AbstractWeightMetric
-from ..noise import AbstractNoise, Poisson
-from ..observables import mean_and_error
 from ..problem import Problem, check_problem
 from ..protocol import Protocol
+from ..protocol.grid import TimeGrid
+from ..protocol.noise import AbstractNoise, Poisson
+from ..protocol.rates import averaged, check_protocol
+from ..results.codes import blank, raise_unless
+from ..results.measure import check_metrics
+from ..results.metrics import AbstractFieldMetric, AbstractWeightMetric
+from ..results.observables import mean_and_error
 from ._causal import CausalInnovations
 from ._mesh import REPLICATES, SAMPLES, axis_size, check_mesh, constrained, replicated
 from ._replicate import Level, replicate

@@ -7,12 +7,12 @@ from typing import Protocol as Structure
 import equinox as eqx
 from jaxtyping import Array, Bool, Float, Int
 
-from .._measure import Metrics
-from ..grid import TimeGrid
-from ..noise import AbstractNoise
-from ..observables import Observables
 from ..problem import Problem
 from ..protocol import Momentum, Protocol
+from ..protocol.grid import TimeGrid
+from ..protocol.noise import AbstractNoise
+from ..results.measure import Metrics
+from ..results.observables import Observables
 from ._step import AbstractStep
 
 
@@ -43,7 +43,7 @@ class Sizes(NamedTuple):
 class Randomness(Structure):
     """The random numbers of one replicate."""
 
-    def half(self, which: Int[Array, ""]) -> "Randomness":
+    def half(self, which: Int[Array, ""] | int) -> "Randomness":
         """Those of the first (0) or second (1) half of the samples."""
         ...
 

@@ -7,7 +7,7 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ..quadrature import GAUSS_NODES, GAUSS_WEIGHTS
+from ..numerics.quadrature import GAUSS_NODES, GAUSS_WEIGHTS
 
 
 class Factors(NamedTuple):

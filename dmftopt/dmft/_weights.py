@@ -15,11 +15,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from .._matrices import inverse_root, rank_floor, square_root, triangular_root
-from .._measure import linear_values
-from ..features import Features
-from ..priors import orthonormal_entries
+from ..numerics.matrices import inverse_root, rank_floor, square_root, triangular_root
 from ..problem import Problem
+from ..problem.features import Features
+from ..problem.priors import orthonormal_entries
+from ..results.measure import linear_values
 from ._orthogonal import drop
 from ._points import Points
 

@@ -9,12 +9,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from .._checks import check_count, check_instance, check_real, check_shape, front_door, numbers_to_arrays
-from ..grid import TimeGrid
-from ..noise import AbstractNoise, Poisson
-from ..observables import as_column, from_kernel
+from ..numerics.quadrature import beside
 from ..problem import Problem, check_linear
 from ..protocol import Protocol
-from ..quadrature import beside
+from ..protocol.grid import TimeGrid
+from ..protocol.noise import AbstractNoise, Poisson
+from ..results.observables import as_column, from_kernel
 from ..tasks import LeastSquares
 from ._result import (
     Groups,

@@ -10,18 +10,18 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from .._checks import front_door, numbers_to_arrays
-from .._matrices import inverse_root, rank_floor, square_root
-from .._measure import NOTHING, Measured, Metrics, check_metrics, coordinate_nodes, linear_values, weight_means
-from .._results import first_failure
-from ..grid import TimeGrid
-from ..metrics import AbstractFieldMetric, AbstractWeightMetric
-from ..noise import AbstractNoise, Poisson
-from ..observables import from_kernel
+from ..numerics.matrices import inverse_root, rank_floor, square_root
+from ..numerics.quadrature import gaussian_nodes, safe_sqrt
 from ..problem import Problem
 from ..protocol import Protocol
-from ..quadrature import gaussian_nodes, safe_sqrt
+from ..protocol.grid import TimeGrid
+from ..protocol.noise import AbstractNoise, Poisson
+from ..results.codes import first_failure
+from ..results.measure import NOTHING, Measured, Metrics, check_metrics, coordinate_nodes, linear_values, weight_means
+from ..results.metrics import AbstractFieldMetric, AbstractWeightMetric
+from ..results.observables import from_kernel
 from ..tasks import AbstractTask
-from ..tasks import _columns as columns
+from ..tasks import columns as columns
 from ._result import (
     Limit,
     Stepping,

@@ -9,11 +9,11 @@ import numpy as np
 from jaxtyping import Array
 
 from .._checks import check_count, front_door, is_concrete, numbers_to_arrays
-from .._rates import Rates, read
-from ..grid import record_steps
-from ..observables import as_column
 from ..problem import Problem
 from ..protocol import Protocol
+from ..protocol.grid import record_steps
+from ..protocol.rates import Rates, read
+from ..results.observables import as_column
 from ..tasks import LeastSquares
 from ._online import fresh
 from ._result import Groups, Limit, check_inputs, check_least_squares, ended, finish, response_of, symmetric

@@ -10,14 +10,14 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from .._checks import check_count, check_instance
-from .._rates import check_protocol, read
 from .._register import register
-from .._results import RESULTS, blank, finite_times, first_failure, name_of, raise_unless, until_failure
-from ..grid import TimeGrid
-from ..noise import AbstractNoise
-from ..observables import AbstractResult, Observables
 from ..problem import Problem, check_linear, check_problem, check_single
 from ..protocol import Protocol
+from ..protocol.grid import TimeGrid
+from ..protocol.noise import AbstractNoise
+from ..protocol.rates import check_protocol, read
+from ..results.codes import RESULTS, blank, finite_times, first_failure, name_of, raise_unless, until_failure
+from ..results.observables import AbstractResult, Observables
 from ..tasks import LeastSquares
 
 

@@ -10,9 +10,9 @@ from jax.scipy.special import ndtr
 from jaxtyping import Array
 
 from .._checks import check_real, check_shape, front_door, numbers_to_arrays
-from ..observables import as_column, from_kernel
+from ..numerics.quadrature import gaussian_nodes, safe_sqrt
 from ..problem import Problem, check_linear, check_problem, check_single
-from ..quadrature import gaussian_nodes, safe_sqrt
+from ..results.observables import as_column, from_kernel
 from ..tasks import LeastSquares, Logistic
 from ._result import Groups, Limit, ended, finish, positive_or_one
 from ._roots import root

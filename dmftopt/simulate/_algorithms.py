@@ -9,14 +9,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from .._rates import Rates
-from ..flows import AbstractFlow, AbstractModel
-from ..flows import Rates as FlowRates
 from ..problem import Problem
+from ..problem.regularizers import AbstractRegularizer
 from ..protocol import Momentum
-from ..regularizers import AbstractRegularizer
-from ..tasks import _columns as columns
+from ..protocol.rates import Rates
+from ..tasks import columns as columns
 from ._data import Instance
+from .flows import AbstractFlow, AbstractModel
+from .flows import Rates as FlowRates
 
 
 class Training(AbstractModel):

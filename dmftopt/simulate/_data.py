@@ -9,11 +9,11 @@ from jax.scipy.special import ndtri
 from jaxtyping import Array, Float, Int
 
 from .._checks import is_concrete
-from .._measure import Measured, Metrics, field_sums, weight_means
-from ..observables import Observables, from_kernel
-from ..priors import Normal
 from ..problem import Problem
-from ..tasks import _columns as tasks
+from ..problem.priors import Normal
+from ..results.measure import Measured, Metrics, field_sums, weight_means
+from ..results.observables import Observables, from_kernel
+from ..tasks import columns as tasks
 
 
 class Instance(NamedTuple):

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from .._checks import check_real, front_door
-from .._results import RESULTS, raise_unless
 from ..problem import Problem, check_direct
 from ..protocol import Protocol
+from ..results.codes import RESULTS, raise_unless
 from ._algorithms import step_through
 from ._result import Response
 from ._runs import over_runs, recorded

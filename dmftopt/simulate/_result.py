@@ -4,8 +4,8 @@ import equinox as eqx
 from jaxtyping import Array, Float
 
 from .._register import register
-from .._results import RESULTS, name_of
-from ..observables import AbstractResult, Observables
+from ..results.codes import RESULTS, name_of
+from ..results.observables import AbstractResult, Observables
 
 
 @register

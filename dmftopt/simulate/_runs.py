@@ -8,16 +8,16 @@ import numpy as np
 from jaxtyping import Array, Int
 
 from .._checks import check_count, check_instance, check_key, front_door, is_concrete, numbers_to_arrays, padded
-from .._measure import check_metrics
-from .._rates import Rates, averaged, check_protocol, read
-from .._results import RESULTS, blank, finite_times, raise_unless, until_failure
-from ..grid import TimeGrid, record_steps
-from ..metrics import AbstractFieldMetric, AbstractWeightMetric
-from ..noise import Bernoulli, NoNoise
-from ..observables import Observables, mean_and_error
+from ..numerics.quadrature import GAUSS_NODES, GAUSS_WEIGHTS
 from ..problem import Problem
 from ..protocol import Protocol
-from ..quadrature import GAUSS_NODES, GAUSS_WEIGHTS
+from ..protocol.grid import TimeGrid, record_steps
+from ..protocol.noise import Bernoulli, NoNoise
+from ..protocol.rates import Rates, averaged, check_protocol, read
+from ..results.codes import RESULTS, blank, finite_times, raise_unless, until_failure
+from ..results.measure import check_metrics
+from ..results.metrics import AbstractFieldMetric, AbstractWeightMetric
+from ..results.observables import Observables, mean_and_error
 from ._algorithms import FlowAverages, descend, diffuse, step_through
 from ._data import draw, group_sizes, observe
 from ._result import Simulation

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 from jax.scipy.special import ndtri
 from jaxtyping import Array, Bool, Float
 
-from .._matrices import inverse_root, rank_floor, square_root
-from ..quadrature import gauss_hermite, safe_sqrt, uniform_points
+from ..numerics.matrices import inverse_root, rank_floor, square_root
+from ..numerics.quadrature import gauss_hermite, safe_sqrt, uniform_points
 from ._derivatives import curvature_of, gradient_of
 from .losses import AbstractLoss
 

@@ -7,7 +7,7 @@ from jax.scipy.special import ndtr
 from jaxtyping import Array, Float
 
 from .._checks import front_door
-from ..quadrature import beside, gaussian_mean, gaussian_nodes, safe_sqrt
+from ..numerics.quadrature import beside, gaussian_mean, gaussian_nodes, safe_sqrt
 from . import labels as laws
 from . import losses
 from ._base import AbstractLossTask, AbstractTask

@@ -8,7 +8,7 @@ from jax.scipy.special import ndtri
 from jaxtyping import Array, Float
 
 from .._checks import as_number, check_count, check_real, check_shape, front_door
-from ..quadrature import safe_sqrt
+from ..numerics.quadrature import safe_sqrt
 from ._base import AbstractTask
 
 ACTIVATIONS: dict[str, Callable] = {

@@ -7,7 +7,7 @@ from jax.scipy.special import ndtr
 from jaxtyping import Array, Float
 
 from .._checks import front_door
-from ..quadrature import gaussian_nodes, safe_sqrt
+from ..numerics.quadrature import gaussian_nodes, safe_sqrt
 from . import losses
 from ._base import AbstractLossTask
 from ._classification import signed_scores

@@ -2,8 +2,8 @@ import jax
 import jax.numpy as jnp
 
 from .._checks import without_derivative
-from ..noise import poisson_quantile
-from ..quadrature import beside, gaussian_nodes, safe_sqrt
+from ..numerics.quadrature import beside, gaussian_nodes, safe_sqrt
+from ..protocol.noise import poisson_quantile
 from ._base import AbstractTask
 
 _JUMPS = (

@@ -7,7 +7,7 @@ from jax.scipy.special import ndtri
 from jaxtyping import Array, Float
 
 from .._checks import as_number, check_real, check_shape, front_door
-from ..quadrature import beside, gauss_hermite, gaussian_nodes, safe_sqrt
+from ..numerics.quadrature import beside, gauss_hermite, gaussian_nodes, safe_sqrt
 from . import labels as laws
 from . import losses
 from ._base import AbstractLossTask, AbstractTask

@@ -4,8 +4,8 @@ import jax.numpy as jnp
 from jax.scipy.special import ndtri
 
 from .._checks import check_count, front_door
-from .._matrices import rank_floor, square_root
-from ..quadrature import uniform_points
+from ..numerics.matrices import rank_floor, square_root
+from ..numerics.quadrature import uniform_points
 from . import labels as laws
 from . import losses
 from ._base import AbstractLossTask, student_fields

@@ -30,7 +30,7 @@ from numpy.polynomial import chebyshev
 from scipy import special, stats
 
 from .._checks import as_number, check_real, check_shape, is_concrete, without_derivative
-from ..quadrature import beside, panels
+from ..numerics.quadrature import beside, panels
 
 
 class HiddenNoise(NamedTuple):

@@ -17,7 +17,7 @@ from jax.scipy.stats import norm
 from jaxtyping import Array, Bool, Float
 
 from .._checks import as_number, check_real, check_shape
-from ..quadrature import beside, gaussian_mean, panels
+from ..numerics.quadrature import beside, gaussian_mean, panels
 from ._derivatives import curvature_of, gradient_of
 
 

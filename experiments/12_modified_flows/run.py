@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 
 import dmftopt
 from dmftopt import flows, tasks
-from dmftopt.plot import COLORS
+from dmftopt.results.plot import COLORS
 
 from ..shared import sweep
 from ..shared.results import SweepSettings, finish, markdown, mean_and_error, plus_minus

@@ -6,7 +6,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 
-from dmftopt.plot import COLORS
+from dmftopt.results.plot import COLORS
 
 # Three-dimensional Manna (conserved directed percolation) class: Lubeck, Int. J. Mod. Phys. B 18, 3977 (2004).
 MANNA = {"decay": 0.745, "beta": 0.84}

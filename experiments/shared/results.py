@@ -10,7 +10,7 @@ from typing import Any, Self
 import matplotlib.pyplot as plt
 import numpy as np
 
-from dmftopt.storage import write_atomically
+from dmftopt.results.storage import write_atomically
 
 plt.switch_backend("agg")
 
@@ -62,12 +62,13 @@ def finish(s: Settings, script: str, result: Any, tables: Mapping[str, str], fig
     of the published figure."""
     out, beside = s.folder(script), Path(script).parent
     write_json(out / "result.json", result)
+    figures = {out / "figure.png": True, beside / f"{shown}.png": s.publish} if figure is not None else {}
+    for path in (path for path, wanted in figures.items() if wanted):
+        write_figure(path, figure)
     readme = (beside / "README.md").read_text()
     for name, table in tables.items():
-        readme = placed(readme, name, table)
         print(f"\n{name}\n\n{table}")
-    for target in [out / "figure.png"] + [beside / f"{shown}.png"] * s.publish if figure is not None else []:
-        write_figure(target, figure)
+        readme = placed(readme, name, table)
     if s.publish:
         write_text(beside / "README.md", readme)
     print(f"\nwrote {out}" + (f" and {beside}" if s.publish else ""))

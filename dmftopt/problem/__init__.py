@@ -1,0 +1,12 @@
+"""What is learned: the problem, its features and the laws of its weights. (Loss and labels: `dmftopt.tasks`.)"""
+
+from . import features as features
+from . import parametrizations as parametrizations
+from . import priors as priors
+from . import regularizers as regularizers
+from ._data import DataMap as DataMap
+from ._problem import Problem as Problem
+from ._problem import check_direct as check_direct
+from ._problem import check_linear as check_linear
+from ._problem import check_problem as check_problem
+from ._problem import check_single as check_single

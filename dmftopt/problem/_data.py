@@ -1,0 +1,108 @@
+"""What real data look like to the theory: spectrum, teacher power and label noise."""
+
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import numpy as np
+from jaxtyping import Float
+
+from .._checks import Aside, check_count
+from .features import group_eigenvalues, split_groups
+
+
+class DataMap(Aside):
+    """The way back to raw data.
+
+    SGD on raw features less `feature_center` (d,) and labels less `label_center`, with learning rate `learning_rate / c` and
+    ridge `ridge * c` (weight decay `ridge * c / dimension` per step), c = `mean_square_norm`, is SGD in the problem's units;
+    time t is step / `dimension`. No route reads it: problems that differ in it share their compiled programs.
+    """
+
+    feature_center: Float[np.ndarray, " d"]
+    label_center: float
+    mean_square_norm: float
+    train_size: int = eqx.field(static=True)
+
+    @property
+    def dimension(self) -> int:
+        return self.feature_center.shape[-1]
+
+
+class Description(NamedTuple):
+    eigenvalues: np.ndarray
+    weights: np.ndarray
+    teacher_scale: np.ndarray
+    label_noise: float
+    delta: float
+    map: DataMap
+
+
+def describe(features: Any, labels: Any, *, train_size: int, groups: int) -> Description:
+    """Estimate the least-squares problem that `features` (samples, d) and `labels` (samples,) pose. See Problem.from_data."""
+    x = np.asarray(features)
+    y = np.asarray(labels)
+    if x.ndim != 2:
+        raise ValueError(f"features must have shape (samples, d), got {x.shape}. Flatten each sample to a row.")
+    samples, d = x.shape
+    if y.shape != (samples,):
+        raise ValueError(f"labels must have shape ({samples},) like the rows of features, got {y.shape}.")
+    for name, array in (("features", x), ("labels", y)):
+        if not (np.issubdtype(array.dtype, np.number) or array.dtype == bool) or np.iscomplexobj(array):
+            raise TypeError(f"{name} must be real numbers, got dtype {array.dtype}. Encode categories as numbers.")
+    x, y = x.astype(np.float64), y.astype(np.float64)
+    for name, array in (("features", x), ("labels", y)):
+        if not np.all(np.isfinite(array)):
+            raise ValueError(
+                f"{name} holds {np.count_nonzero(~np.isfinite(array))} NaN or infinite entries. Impute or drop them."
+            )
+    check_count("train_size", train_size)
+    check_count("groups", groups)
+    if train_size > samples:
+        raise ValueError(f"train_size must be at most the {samples} samples given, got {train_size}.")
+    if samples < 2 * d:
+        raise ValueError(
+            f"features has {samples} samples in {d} dimensions; at least 2 per dimension are needed to estimate a teacher. "
+            "Give more samples or project to fewer features."
+        )
+    center, label_center = x.mean(axis=0), float(y.mean())
+    x, y = x - center, y - label_center
+    spread = x.std(axis=0)
+    constant = np.flatnonzero(spread <= 1e-10 * max(float(spread.max()), np.finfo(float).tiny))
+    if constant.size:
+        raise ValueError(
+            f"features has constant columns: {constant[:10].tolist()}{'...' if constant.size > 10 else ''}. Drop them."
+        )
+    if np.ptp(y) == 0:
+        raise ValueError("labels are all equal: there is nothing to learn. Check the labels.")
+
+    covariance_values, vectors = np.linalg.eigh(x.T @ x / samples)
+    if covariance_values[0] <= 1e-12 * covariance_values[-1]:
+        raise ValueError(
+            "features has linearly dependent columns (smallest covariance eigenvalue "
+            f"{covariance_values[0]:.1e} of the largest {covariance_values[-1]:.1e}). Drop or project out the dependent ones."
+        )
+    mean_square_norm = float(covariance_values.sum())
+    eigenvalues = covariance_values * d / mean_square_norm
+    # In problem units x' = x / sqrt(mean_square_norm), of covariance eigenvalues / d.
+    projections = vectors.T @ (x.T @ y) / samples / np.sqrt(mean_square_norm)
+    teacher = projections / (eigenvalues / d)
+    explained = float(np.sum(projections * teacher))
+    variance = max(float(np.mean(y**2)) - explained, 0.0) * samples / (samples - d - 1)
+    # The fit's own variance along each eigenvector, sigma² / (samples * eigenvalue), inflates its power.
+    power = teacher**2 - variance / (samples * eigenvalues / d)
+
+    means, counts, labels_of = group_eigenvalues(eigenvalues, groups)
+    # Weighted by eigenvalue, so that the power of the teacher field is kept; a group whose estimate is below its own
+    # noise shows no teacher at all.
+    group_power = np.bincount(labels_of, weights=eigenvalues * power) / (counts * means)
+    teacher_scale = np.sqrt(np.maximum(group_power, 0.0))
+    # As many groups for every data set, so that one compiled program serves them all.
+    parent, counts = split_groups(counts, min(groups, d))
+    return Description(
+        eigenvalues=means[parent],
+        weights=counts / d,
+        teacher_scale=teacher_scale[parent],
+        label_noise=float(np.sqrt(variance)),
+        delta=train_size / d,
+        map=DataMap(center, label_center, mean_square_norm, int(train_size)),
+    )

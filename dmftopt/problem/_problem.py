@@ -1,0 +1,219 @@
+"""Problem: the task, the features and the scales of teacher and student."""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float
+
+from .._checks import as_number, check_instance, check_real, check_shape, front_door, is_concrete
+from ..numerics.matrices import square_root
+from ..tasks import AbstractTask, LeastSquares
+from ._data import DataMap, describe
+from .features import Features
+from .parametrizations import AbstractParametrization, Direct
+from .priors import AbstractPrior, Normal
+from .regularizers import AbstractRegularizer, Ridge
+
+
+def check_problem(problem: Any) -> None:
+    """What every route asks of its problem at the front door."""
+    check_instance("problem", problem, Problem, "Build it with dmftopt.Problem(...).")
+    if is_concrete(problem.rho) and not jnp.trace(problem.rho) > 0:
+        raise ValueError("teacher_scale must be > 0 in some group: there is no teacher. Give it a positive scale.")
+
+
+def check_single(problem: "Problem", route: str) -> None:
+    """For routes with one student and one teacher field, who start uncorrelated."""
+    if problem.task.columns is not None or problem.task.teacher_columns is not None:
+        raise ValueError(f"{route} takes tasks with a single field, not {type(problem.task).__name__}. Use solve without it.")
+    if problem.initial_correlation is not None:
+        raise ValueError(f"{route} takes no initial_correlation. Use solve without it, or limits.online.")
+
+
+def check_linear(problem: "Problem", route: str) -> None:
+    """For routes whose weights are linear. (Priors need no check: linear weights feel second moments alone.)"""
+    if not isinstance(problem.regularizer, Ridge):
+        name = type(problem.regularizer).__name__
+        raise ValueError(f"{route} takes regularizers.Ridge() only, got {name}. Use solve without it.")
+    check_direct(problem, route)
+
+
+def check_direct(problem: "Problem", route: str) -> None:
+    if not problem.direct:
+        name = type(problem.parametrization).__name__
+        raise ValueError(f"{route} takes parametrizations.Direct() only, got {name}. Use solve without it.")
+
+
+def _check_correlation(value: Any, columns: int) -> None:
+    name = "initial_correlation"
+    shapes = ((columns, columns), ()) if columns == 2 else ((columns, columns),)
+    check_shape(name, value, shapes, "Give correlations over the teacher's columns, then the student's.")
+    check_real(name, value)
+    if not is_concrete(value):
+        return
+    matrix = np.asarray(value)
+    if matrix.ndim == 0:
+        if abs(matrix) > 1:
+            raise ValueError(f"{name} must lie in [-1, 1], got {value}. It is a cosine.")
+        return
+    if not np.allclose(matrix, matrix.T, atol=1e-6) or not np.allclose(np.diagonal(matrix), 1, atol=1e-6):
+        raise ValueError(f"{name} must be symmetric with ones on the diagonal. Put scales in teacher_scale and student_scale.")
+    if np.linalg.eigvalsh(matrix)[0] < -1e-6:
+        raise ValueError(f"{name} must be positive semidefinite: no set of columns has these correlations.")
+
+
+@front_door
+class Problem(eqx.Module):
+    """A student theta learns from n = delta * d samples labelled through a teacher theta_star, both in d dimensions.
+
+    - `task`: loss and label law, see `dmftopt.tasks`.
+    - `features`: Gaussian features by eigenvalue groups, see `dmftopt.features`.
+    - `delta`: training samples per dimension, n / d > 0.
+    - `teacher_scale`, `student_scale`: standard deviation of the entries of theta_star and of the initial theta: a number, one
+      per eigenvalue group, or an array (groups, columns) or (1, columns) where the task has several columns.
+    - `initial_correlation`: correlations of the entries of teacher and initial student. None: all columns independent. A
+      number: of the one teacher column with the one student column. Or the matrix (m_star + m, m_star + m) over the teacher's
+      columns, then the student's (a small asymmetry of hidden units is what lets them specialize).
+    - `regularizer`: penalty of the weights, see `dmftopt.regularizers`; its strength is `Protocol.ridge`.
+    - `parametrization`: what is trained in place of the weights, see `dmftopt.parametrizations`.
+    - `teacher_prior`, `student_prior`: law of these entries, see `dmftopt.priors`. Only a regularizer other than the ridge or a
+      parametrization tells laws of equal scale apart.
+    - `data`: how raw data map to this problem, set by `Problem.from_data`. No route reads it.
+
+    Teacher and student have m_star and m columns where the task has (`task.teacher_columns`, `task.columns`), otherwise one.
+    """
+
+    task: AbstractTask
+    features: Features
+    delta: Any = eqx.field(converter=as_number)
+    teacher_scale: Any = eqx.field(converter=as_number, default=1.0)
+    student_scale: Any = eqx.field(converter=as_number, default=0.0)
+    initial_correlation: Any = eqx.field(converter=as_number, default=None)
+    regularizer: AbstractRegularizer = Ridge()
+    parametrization: AbstractParametrization = Direct()
+    teacher_prior: AbstractPrior = Normal()
+    student_prior: AbstractPrior = Normal()
+    data: DataMap | None = None
+
+    def __check_init__(self):
+        check_instance("task", self.task, AbstractTask, "Pass for instance dmftopt.tasks.LeastSquares().")
+        check_instance("features", self.features, Features, "Pass for instance dmftopt.features.isotropic().")
+        if self.task.teacher_columns is not None and self.task.columns is None:
+            raise ValueError(f"task: {type(self.task).__name__} has teacher_columns but no columns. Give it columns = 1.")
+        check_real("delta", self.delta, minimum=0.0, exclusive=True, cure="It is training samples / dimension.")
+        check_shape("delta", self.delta, ((),), "Use jax.vmap for a sweep.")
+        groups = self.features.groups
+        for name, columns in (("teacher_scale", self.m_star), ("student_scale", self.m)):
+            scale = getattr(self, name)
+            check_real(name, scale, minimum=0.0, cure="It is a standard deviation.")
+            shapes = ((), (groups,), (1, columns), (groups, columns))
+            check_shape(name, scale, shapes, "Give one number, one per eigenvalue group, or (groups, columns).")
+        if self.initial_correlation is not None:
+            _check_correlation(self.initial_correlation, self.m_star + self.m)
+        check_instance("regularizer", self.regularizer, AbstractRegularizer, "Pass dmftopt.regularizers.SmoothL1(0.1), say.")
+        check_instance("parametrization", self.parametrization, AbstractParametrization, "Pass parametrizations.Diagonal(), say.")
+        for name in ("teacher_prior", "student_prior"):
+            prior = getattr(self, name)
+            check_instance(name, prior, AbstractPrior, "Pass for instance dmftopt.priors.Sparse(0.1).")
+            if self.initial_correlation is not None and not isinstance(prior, Normal):
+                raise ValueError(f"{name} must be priors.Normal() with initial_correlation: mixed columns would lose their law.")
+
+    def valid(self) -> Bool[Array, ""]:
+        """The checks above, for traced values."""
+        ok = (jnp.asarray(self.delta) > 0) & jnp.all(self.features.eigenvalues > 0) & jnp.all(self.features.weights > 0)
+        ok = ok & (jnp.abs(jnp.sum(self.features.weights) - 1) < 1e-3) & self.task.valid()
+        for scale in (self.teacher_scale, self.student_scale):
+            ok = ok & jnp.all(jnp.asarray(scale) >= 0)
+        if self.initial_correlation is None:
+            return ok
+        correlation = jax.lax.stop_gradient(jnp.asarray(self.initial_correlation, dtype=float))
+        if correlation.ndim == 0:
+            return ok & (jnp.abs(correlation) <= 1)
+        close = jnp.allclose(correlation, correlation.T, atol=1e-5) & jnp.allclose(jnp.diagonal(correlation), 1.0, atol=1e-5)
+        return ok & close & (jnp.linalg.eigvalsh(correlation)[0] > -1e-5)
+
+    @property
+    def m(self) -> int:
+        """Columns of the student."""
+        return self.task.columns or 1
+
+    @property
+    def m_star(self) -> int:
+        """Columns of the teacher."""
+        return self.task.teacher_columns or 1
+
+    @property
+    def direct(self) -> bool:
+        """Whether it is the weights themselves that are trained."""
+        return isinstance(self.parametrization, Direct)
+
+    @property
+    def linear_weights(self) -> bool:
+        """Whether the weights are linear in their start and the gradients, so that second moments say all."""
+        return self.direct and isinstance(self.regularizer, Ridge)
+
+    @property
+    def initial(self) -> Float[Array, "{self.features.groups} {self.m_star+self.m} {self.m_star+self.m}"]:
+        """The entries of theta_star, then theta_0, as combinations of independent normals, for each eigenvalue group."""
+        groups = self.features.groups
+
+        def scales(value, columns):
+            value = jnp.asarray(value, dtype=float)
+            return jnp.broadcast_to(value if value.ndim == 2 else value[..., None], (groups, columns))
+
+        scale = jnp.concatenate([scales(self.teacher_scale, self.m_star), scales(self.student_scale, self.m)], axis=1)
+        if self.initial_correlation is None:
+            return scale[:, :, None] * jnp.eye(self.m_star + self.m)[None]
+        correlation = jnp.asarray(self.initial_correlation, dtype=float)
+        if correlation.ndim == 0:
+            correlation = jnp.eye(2) + correlation * (1 - jnp.eye(2))
+        return scale[:, :, None] * square_root(correlation, 4 * jnp.finfo(correlation.dtype).eps)[None]
+
+    @property
+    def rho(self) -> Float[Array, "{self.m_star} {self.m_star}"]:
+        """E[theta_star lambda theta_star^T], the covariance of the teacher fields."""
+        return self._moment(self.initial[:, : self.m_star])
+
+    @property
+    def initial_overlap(self) -> Float[Array, "{self.m} {self.m}"]:
+        """E[theta_0 lambda theta_0^T], the covariance of the student fields at time 0."""
+        return self._moment(self.initial[:, self.m_star :])
+
+    def _moment(self, rows: Float[Array, "group column normal"]) -> Array:
+        return jnp.einsum("g,gac,gbc->ab", self.features.weights * self.features.eigenvalues, rows, rows)
+
+    @classmethod
+    @front_door
+    def from_data(cls, features: Any, labels: Any, *, train_size: int, groups: int = 40) -> "Problem":
+        """Least squares on real data, from the spectrum, the teacher and the label noise that the data show.
+
+        Under the squared loss only second moments enter the theory, so Gaussian features with the data's covariance stand
+        in for the data. How well they do is for a simulation to say; the digits of experiments/01 come within 3 to 5%.
+
+        - `features`: (samples, d) raw features; `labels`: (samples,) real targets or ±1 classes. Both are centered.
+        - `train_size`: how many samples SGD will train on; delta = train_size / d.
+        - `groups`: so many eigenvalue groups, or d if that is less: of equal width in log eigenvalue, the largest cut in two
+          where widths without an eigenvalue leave fewer. Data sets of one size are then served by one compiled program.
+
+        The teacher is the least-squares fit to all samples given; its power per group and the label noise are corrected for
+        the fit's own variance (sigma² = RSS / (samples - d - 1)). The spectrum is the sample's, too wide by a relative variance
+        of d / samples, so give many more samples than dimensions where you can. The student starts at 0.
+
+        `problem.data` holds the map back (`dmftopt.data.DataMap`): centers, c = mean square norm (raw learning rate =
+        learning_rate / c, raw ridge = ridge * c) and dimension.
+
+        Raises ValueError for NaN or infinite entries, constant or linearly dependent columns, constant labels, and fewer
+        than 2 samples per dimension (the fit would hardly determine a teacher).
+        """
+        estimate = describe(features, labels, train_size=train_size, groups=groups)
+        return cls(
+            task=LeastSquares(label_noise=estimate.label_noise),
+            features=Features(jnp.asarray(estimate.eigenvalues), jnp.asarray(estimate.weights)),
+            delta=estimate.delta,
+            teacher_scale=jnp.asarray(estimate.teacher_scale),
+            student_scale=0.0,
+            data=estimate.map,
+        )

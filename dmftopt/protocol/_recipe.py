@@ -1,0 +1,139 @@
+"""A protocol as the steps of a training run, for any framework to follow."""
+
+import csv
+import io
+import itertools
+import json
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+import equinox as eqx
+import jax.numpy as jnp
+import numpy as np
+
+from .._checks import check_count, check_real, front_door, padded
+from .._files import write_atomically
+from ..numerics.quadrature import GAUSS_NODES, GAUSS_WEIGHTS
+from ._protocol import Protocol, values_at
+from .rates import check_protocol, read
+
+_COLUMNS = ("learning_rate", "batch_size", "weight_decay", "momentum")
+
+
+class Epoch(NamedTuple):
+    """One pass over the training set: its first step and number of steps, the mean learning rate, and the constant batch size
+    that takes as many samples in as many steps."""
+
+    first_step: int
+    steps: int
+    learning_rate: float
+    batch_size: int
+
+
+class Multiplier:
+    """step -> value[step] / base, for PyTorch's `LambdaLR` and the like: a plain picklable object. Beyond the last step the last
+    value holds."""
+
+    def __init__(self, values: np.ndarray, base: float):
+        self.values = np.asarray(values, dtype=float) / base
+
+    def __call__(self, step: int) -> float:
+        return float(self.values[min(int(step), self.values.size - 1)])
+
+
+class Recipe(eqx.Module):
+    """What to do at each of the `horizon * dimension` steps of a run. One array entry per step:
+
+    - `learning_rate`: for raw features, eta(t) / (their mean square norm).
+    - `batch_size`: whole numbers; every running sum is within 1 of the schedule's, so samples are spent as planned.
+    - `weight_decay`: coefficient of theta in the gradient, ridge(t) * (mean square norm) / dimension.
+    - `momentum`: beta(t), 0 if the protocol has none.
+
+    `samples`: of the training set, delta * dimension.
+    """
+
+    learning_rate: np.ndarray
+    batch_size: np.ndarray
+    weight_decay: np.ndarray
+    momentum: np.ndarray
+    dimension: int
+    samples: int
+
+    def __len__(self) -> int:
+        return self.learning_rate.size
+
+    def learning_rate_multiplier(self, base: float = 1.0) -> Multiplier:
+        """For an optimizer whose own learning rate is `base`: PyTorch's `LambdaLR(optimizer, recipe.learning_rate_multiplier())`
+        with `SGD(..., lr=1.0)`."""
+        check_real("base", base, minimum=0.0, exclusive=True, cure="It is the optimizer's own learning rate.")
+        return Multiplier(self.learning_rate, float(base))
+
+    def epochs(self) -> list[Epoch]:
+        """The run cut into passes over the training set (the last may be shorter), for loaders whose batch size can change only
+        there."""
+        seen = np.concatenate([[0], np.cumsum(self.batch_size)])
+        # The pass in which a step begins.
+        which = seen[:-1] // self.samples
+        edges = [*np.flatnonzero(np.diff(which, prepend=-1)), len(self)]
+        return [
+            Epoch(int(a), int(b - a), float(self.learning_rate[a:b].mean()), max(1, round(float(self.batch_size[a:b].mean()))))
+            for a, b in itertools.pairwise(edges)
+        ]
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """As a table, one row per step: `.csv`, or `.json` (an object of arrays with dimension and samples). Whole or not at
+        all. Raises ValueError for another suffix."""
+        table = {name: getattr(self, name).tolist() for name in _COLUMNS}
+        match Path(path).suffix:
+            case ".csv":
+                text = io.StringIO()
+                writer = csv.writer(text, lineterminator="\n")
+                writer.writerow(("step", "time", *_COLUMNS))
+                for step, row in enumerate(zip(*table.values(), strict=True)):
+                    writer.writerow((step, step / self.dimension, *row))
+                data = text.getvalue()
+            case ".json":
+                data = json.dumps({"dimension": self.dimension, "samples": self.samples, **table}, allow_nan=False) + "\n"
+            case suffix:
+                raise ValueError(f"path must end in .csv or .json, got {suffix!r}.")
+        write_atomically(path, lambda file: file.write(data.encode()))
+
+
+@front_door
+def recipe(protocol: Protocol, *, horizon: float, dimension: int, delta: float, mean_square_norm: float = 1.0) -> Recipe:
+    """The steps of the run that `protocol` describes, read at t = step / `dimension`, as SGD does; batch sizes are the means over
+    a step, so that all together they are d ∫B dt samples, to the nearest whole one.
+
+    `mean_square_norm`: that of the raw features; `problem.data.mean_square_norm` for a problem made by `Problem.from_data`
+    (whose centers are to be subtracted first). Batch sizes below 1 and other values outside their domain raise ValueError.
+    """
+    check_protocol(protocol)
+    check_real("horizon", horizon, minimum=0.0, exclusive=True, cure="It is the final time, SGD steps / dimension.")
+    check_count("dimension", dimension)
+    check_real("delta", delta, minimum=0.0, exclusive=True, cure="It is training samples / dimension.")
+    check_real("mean_square_norm", mean_square_norm, minimum=0.0, exclusive=True)
+    horizon = float(horizon)
+    steps, samples = round(horizon * dimension), round(float(delta) * dimension)
+    if steps < 1 or samples < 1:
+        raise ValueError(f"dimension {dimension} leaves {steps} steps and {samples} samples. Raise dimension.")
+    starts = np.arange(steps) / dimension
+    at_starts = read(protocol, jnp.asarray(padded(starts)), batched=False)
+
+    def per_step(values):
+        return np.asarray(values, dtype=float)[:steps]
+
+    # Integrals over each step (three Gauss points), so that the sum is that of the schedule.
+    nodes = (np.arange(steps)[:, None] + np.asarray(GAUSS_NODES)) * horizon / steps
+    batch_size = values_at("batch_size", protocol.batch_size, jnp.asarray(padded(nodes.ravel())))
+    planned = np.maximum(np.asarray(batch_size, dtype=float)[: nodes.size], 1.0).reshape(nodes.shape) @ np.asarray(GAUSS_WEIGHTS)
+    spent = np.floor(np.cumsum(planned) * horizon * dimension / steps + 0.5)
+    c = float(mean_square_norm)
+    return Recipe(
+        learning_rate=per_step(at_starts.learning_rate) / c,
+        batch_size=np.diff(spent, prepend=0.0).astype(int),
+        weight_decay=per_step(at_starts.ridge) * c / dimension,
+        momentum=np.zeros(steps) if at_starts.momentum is None else per_step(at_starts.momentum.coefficient),
+        dimension=dimension,
+        samples=samples,
+    )

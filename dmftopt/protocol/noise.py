@@ -1,0 +1,220 @@
+"""Gradient-noise laws: the random multipliers M of each sample and step.
+
+One update of every algorithm is theta <- theta - D eta h(theta) - X^T (l * M) / delta, with independent multipliers of mean
+eta D. A law says their standard deviation, and how to draw them, standardized, from low-discrepancy uniforms.
+"""
+
+import abc
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.scipy.special import ndtri
+from jaxtyping import Array, Bool, Float
+
+from .._checks import as_number, check_real, check_shape, is_concrete, without_derivative
+
+
+class AbstractNoise(eqx.Module):
+    """A law of gradient noise.
+
+    `deterministic`: no multipliers are random. `discrete`: the step is the algorithm, not an approximation to continuous
+    time. `batched`: the law depends on the protocol's batch size.
+    """
+
+    deterministic: ClassVar[bool] = False
+    discrete: ClassVar[bool] = False
+    batched: ClassVar[bool] = True
+
+    @abc.abstractmethod
+    def deviation(self, learning_rate: Array, step_size: Array, visits: Array) -> Array:
+        """Standard deviation of the multiplier. `visits` = B D / delta: the mean number of visits of a sample in a step D."""
+
+    @abc.abstractmethod
+    def standardized(
+        self, uniforms: Float[Array, "step sample"], rotation: Float[Array, "step step"], visits: Float[Array, " step"]
+    ) -> Float[Array, "step sample"]:
+        """Multipliers less their mean, over their deviation. The first rows of `uniforms` are the most evenly spread."""
+
+    def valid(self, visits: Float[Array, " step"]) -> Bool[Array, ""]:
+        """Whether parameters are in their domain, for values that could not be checked because they are traced."""
+        return jnp.asarray(True)
+
+    def skewness(self, visits: Float[Array, " step"]) -> Float[Array, " step"] | None:
+        """Of the multiplier, where in continuous time it jumps, all jumps being of one size, deviation * skewness. None: it does
+        not."""
+        return None
+
+    def coarsening(self, step_sizes: Float[Array, " step"], visits: Float[Array, " step"]) -> Float[Array, " step"]:
+        """Squared weights with which standardized multipliers of two steps add up to that of both (Richardson)."""
+        return step_sizes
+
+    def temperature(self, learning_rate: Array, batch_size: Array) -> Array | None:
+        """The variance of the multiplier per time, over delta, where steps vanish: all that the limits in continuous time know
+        of a law. None: it has no such limit."""
+        return None
+
+
+class NoNoise(AbstractNoise):
+    """M = eta D: gradient flow, or full-batch gradient descent when the step is discrete."""
+
+    deterministic: ClassVar[bool] = True
+    batched: ClassVar[bool] = False
+
+    def deviation(self, learning_rate, step_size, visits):
+        return jnp.zeros_like(learning_rate)
+
+    def standardized(self, uniforms, rotation, visits):
+        return jnp.zeros_like(uniforms)
+
+    def temperature(self, learning_rate, batch_size):
+        return jnp.zeros_like(learning_rate)
+
+
+class Brownian(AbstractNoise):
+    """M = eta (D + sqrt(delta D / B) z), z ~ N(0, 1): stochastic gradient flow, the small-step diffusion limit of SGD."""
+
+    def deviation(self, learning_rate, step_size, visits):
+        return learning_rate * step_size / jnp.sqrt(visits)
+
+    def standardized(self, uniforms, rotation, visits):
+        return rotation @ ndtri(uniforms)
+
+    def temperature(self, learning_rate, batch_size):
+        return learning_rate**2 / batch_size
+
+
+class Poisson(AbstractNoise):
+    """M = eta (delta / B) N, N ~ Poisson(B D / delta): small-batch SGD itself, at finite learning rate.
+
+    Counts jump where batch size, delta or the times move, so a derivative in one of those raises an error. At most `limit`
+    visits per sample (epochs) in a run: with more, counts are as good as Gaussian, use Brownian or NoNoise.
+    """
+
+    limit: ClassVar[float] = 1e5
+
+    def deviation(self, learning_rate, step_size, visits):
+        return learning_rate * step_size / jnp.sqrt(visits)
+
+    def standardized(self, uniforms, rotation, visits):
+        # Beyond the limit (where `valid` says no) the sums below would be long, and in float32 endless.
+        visits = visits * jnp.minimum(1.0, self.limit / jnp.sum(visits))
+        counts = _poisson_bridge(uniforms, visits)
+        return (counts - visits[:, None]) / jnp.sqrt(visits)[:, None]
+
+    def skewness(self, visits):
+        return 1 / jnp.sqrt(visits)
+
+    def valid(self, visits):
+        return jnp.sum(visits) <= self.limit
+
+    def coarsening(self, step_sizes, visits):
+        return visits
+
+    def temperature(self, learning_rate, batch_size):
+        return learning_rate**2 / batch_size
+
+
+class Bernoulli(AbstractNoise):
+    """M = eta D s / b, s ~ Bernoulli(b): SGD with extensive batches, each step using a fraction `fraction` = b of the
+    training set. The protocol's batch size plays no part; time counts D of the grid per step."""
+
+    fraction: Any = eqx.field(converter=as_number)
+    discrete: ClassVar[bool] = True
+    batched: ClassVar[bool] = False
+
+    def __check_init__(self):
+        check_real("fraction", self.fraction, minimum=0.0, exclusive=True, cure="It is batch size / training samples.")
+        check_shape("fraction", self.fraction, ((),), "Use jax.vmap for a sweep.")
+        if is_concrete(self.fraction) and np.any(np.asarray(self.fraction) > 1):
+            raise ValueError(f"fraction must be at most 1, got {self.fraction}. It is batch size / training samples.")
+
+    def valid(self, visits):
+        b = jnp.asarray(self.fraction)
+        return (b > 0) & (b <= 1)
+
+    def deviation(self, learning_rate, step_size, visits):
+        b = jnp.asarray(self.fraction, dtype=step_size.dtype)
+        return learning_rate * step_size * jnp.sqrt(jnp.maximum((1 - b) / b, 0.0))
+
+    def standardized(self, uniforms, rotation, visits):
+        b = _whole_numbers(jnp.asarray(self.fraction, dtype=uniforms.dtype), "noise.Bernoulli", "fraction")
+        taken = (rotation @ ndtri(uniforms) < ndtri(b)).astype(uniforms.dtype)
+        full = b >= 1
+        return jnp.where(full, 0.0, (taken - b) / jnp.sqrt(jnp.where(full, 1.0, b * (1 - b))))
+
+
+def _whole_numbers(value: Array, law: str, parameters: str) -> Array:
+    """The identity, with a derivative that is an error instead of a silent zero."""
+    return without_derivative(
+        value,
+        f"{law} draws whole numbers, which have no derivative in {parameters}. noise.Brownian() is differentiable in "
+        "batch size, delta and times; otherwise hold them fixed: differentiate in one argument, or with equinox.filter_grad "
+        "(for which Python numbers are fixed; jax.grad differentiates those too), or use jax.lax.stop_gradient.",
+    )
+
+
+def _poisson_bridge(
+    uniforms: Float[Array | np.ndarray, "step sample"], visits: Float[Array, " step"]
+) -> Float[Array, "step sample"]:
+    """Independent Poisson(visits) counts: the first uniform draws a sample's total, the others split it binomially down a
+    binary tree over the steps, largest intervals first."""
+    visits = _whole_numbers(visits, "noise.Poisson", "batch_size, delta or times")
+    steps, samples = uniforms.shape
+    leaves = 1 << (steps - 1).bit_length()
+    edges = jnp.concatenate([jnp.zeros(1, visits.dtype), jnp.cumsum(visits)])
+    counts = poisson_quantile(uniforms[0], edges[-1])[None]
+    used, width = 1, leaves
+    while width > 1:
+        start = np.arange(0, leaves, width)
+        # The last intervals may reach past the grid: there the left half takes everything, without a uniform.
+        split = start + width // 2 < steps
+        row = np.where(split, used + np.cumsum(split) - 1, 0)
+        left = edges[np.minimum(start + width // 2, steps)] - edges[np.minimum(start, steps)]
+        whole = edges[np.minimum(start + width, steps)] - edges[np.minimum(start, steps)]
+        chance = jnp.where(split, left / jnp.where(split, whole, 1.0), 1.0)
+        taken = _binomial_quantile(uniforms[row], counts, chance[:, None])
+        taken = jnp.where(jnp.asarray(split)[:, None], taken, counts)
+        counts = jnp.stack([taken, counts - taken], axis=1).reshape(-1, samples)
+        used += int(split.sum())
+        width //= 2
+    return counts[:steps]
+
+
+def poisson_quantile(u: Array, mean: Array) -> Array:
+    """Smallest k with P(Poisson(mean) <= k) > u."""
+    return _quantile(u, mean, jnp.sqrt(mean), jnp.full_like(mean, jnp.inf), lambda k: jnp.log(mean / (k + 1)))
+
+
+def _binomial_quantile(u: Array, n: Array, p: Array) -> Array:
+    """Smallest k with P(Binomial(n, p) <= k) > u."""
+    inside = jnp.where(p < 1, p, 0.5)
+    odds = jnp.log(inside) - jnp.log1p(-inside)
+    return _quantile(u, n * p, jnp.sqrt(n * p * (1 - p)), n, lambda k: jnp.log(jnp.maximum(n - k, 1) / (k + 1)) + odds)
+
+
+def _quantile(u: Array, mean: Array, deviation: Array, top: Array, log_ratio: Callable) -> Array:
+    """Quantile of a unimodal law on 0..top by summing its probabilities, given log p(k + 1) / p(k).
+
+    Sums run over 12 deviations either side of the mean and are normalized by their own total: started from log p(0) = -mean
+    they would lose the tails, and in float32 the law, to rounding at large means.
+    """
+    mean, deviation, top = (jnp.broadcast_to(a, jnp.broadcast_shapes(u.shape, top.shape)) for a in (mean, deviation, top))
+    first = jnp.maximum(jnp.floor(mean - 12 * deviation), 0.0)
+    last = jnp.minimum(jnp.ceil(mean + 12 * deviation + 30), top)
+    start = (first, -jnp.minimum(mean, 72.0), jnp.zeros_like(mean))
+
+    def add(k, log_p, total):
+        return k + 1, log_p + log_ratio(k), total + jnp.where(k <= last, jnp.exp(log_p), 0.0)
+
+    *_, norm = jax.lax.while_loop(lambda s: jnp.any(s[0] <= last), lambda s: add(*s), start)
+
+    def body(state):
+        following = add(*state[:3])
+        reached = (following[2] > u * norm) | (state[0] >= last)
+        return *following, jnp.where(reached, state[3], state[0] + 1)
+
+    return jax.lax.while_loop(lambda s: jnp.any(s[3] >= s[0]), body, (*start, first))[3]

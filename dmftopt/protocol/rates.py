@@ -1,0 +1,91 @@
+"""The one reader of protocols: their values at given times, checked."""
+
+from typing import Any
+
+import equinox as eqx
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from .._checks import check_instance
+from ..numerics.quadrature import safe_sqrt
+from ._protocol import Momentum, Protocol, in_domain, values_at
+from .grid import TimeGrid
+from .schedules import Tabulated
+
+
+class Rates(eqx.Module):
+    """A protocol at some times, every field of the times' shape, and whether all of it is in its domain."""
+
+    learning_rate: Float[Array, "*time"]
+    batch_size: Float[Array, "*time"]
+    ridge: Float[Array, "*time"]
+    momentum: Momentum | None
+    valid: Bool[Array, ""]
+
+    def tabulated(self, times: Float[Array, "*time"]) -> Protocol:
+        """The protocol that is known at these times only, those it was read at: arrays, whatever kinds of schedules it had."""
+
+        def table(values):
+            return Tabulated(times.ravel(), values.ravel())
+
+        rate, batch_size, ridge = (table(values) for values in (self.learning_rate, self.batch_size, self.ridge))
+        if self.momentum is None:
+            return Protocol(rate, batch_size, ridge)
+        return Protocol(rate, batch_size, ridge, table(self.momentum.coefficient), nesterov=self.momentum.nesterov)
+
+
+class Averages(eqx.Module):
+    """A protocol averaged over each step of a grid: learning rate, batch size, learning rate times ridge, the learning rate that
+    with this batch size has the average of eta²/B, momentum, and whether all of it is in its domain."""
+
+    learning_rate: Float[Array, " step"]
+    batch_size: Float[Array, " step"]
+    shrinkage: Float[Array, " step"]
+    noisy_rate: Float[Array, " step"]
+    momentum: Momentum | None
+    valid: Bool[Array, ""]
+
+
+def check_protocol(protocol: Any) -> None:
+    check_instance("protocol", protocol, Protocol, "Build it with dmftopt.Protocol(learning_rate=...).")
+
+
+def read(protocol: Protocol, times: Float[Array, "*time"], *, batched: bool = True) -> Rates:
+    """The protocol at these times. `batched=False`: for an algorithm that does not read the batch size, which then is 1.
+
+    Raises ValueError for schedules of another shape and for concrete values outside their domain; `valid` tells of traced ones.
+    """
+    times = jnp.asarray(times)
+    learning_rate = values_at("learning_rate", protocol.learning_rate, times)
+    batch_size = values_at("batch_size", protocol.batch_size, times) if batched else jnp.ones_like(times)
+    ridge = values_at("ridge", protocol.ridge, times)
+    named = {"learning_rate": learning_rate, "batch_size": batch_size, "ridge": ridge}
+    momentum = None
+    if protocol.momentum is not None:
+        momentum = Momentum(values_at("momentum", protocol.momentum, times), protocol.nesterov)
+        named["momentum"] = momentum.coefficient
+    valid = jnp.asarray(True)
+    for name, value in named.items():
+        valid = valid & jnp.all(in_domain(name, value))
+    return Rates(learning_rate, batch_size, ridge, momentum, valid)
+
+
+def averaged(
+    protocol: Protocol, grid: TimeGrid, nodes: tuple[float, ...], weights: tuple[float, ...], *, batched: bool = True
+) -> Averages:
+    """The protocol read at `nodes` (0 to 1) of each step of the grid, and averaged with these weights. Raises as `read` does."""
+    rates = read(protocol, node_times(grid.times, nodes), batched=batched)
+    w = jnp.asarray(weights, grid.times.dtype)
+    learning_rate, batch_size = rates.learning_rate @ w, rates.batch_size @ w
+    noisy = learning_rate
+    if len(weights) > 1:
+        noisy = safe_sqrt((rates.learning_rate**2 / rates.batch_size) @ w * batch_size)
+    momentum = rates.momentum
+    if momentum is not None:
+        momentum = Momentum(momentum.coefficient @ w, momentum.nesterov)
+    return Averages(learning_rate, batch_size, (rates.learning_rate * rates.ridge) @ w, noisy, momentum, rates.valid)
+
+
+def node_times(edges: Float[Array, " time"], nodes: tuple[float, ...]) -> Float[Array, "step node"]:
+    """Times in each step between increasing `edges`, `nodes` from its start (0) to its end (1)."""
+    return edges[:-1, None] + jnp.diff(edges)[:, None] * jnp.asarray(nodes, edges.dtype)[None]

@@ -1,0 +1,11 @@
+"""What comes out: observables, metrics, how a computation ended, files and plots."""
+
+from . import metrics as metrics
+from . import plot as plot
+from . import storage as storage
+from ._compare import Comparison as Comparison
+from ._compare import compare as compare
+from .codes import RESULTS as RESULTS
+from .codes import SolveError as SolveError
+from .observables import AbstractResult as AbstractResult
+from .observables import Observables as Observables

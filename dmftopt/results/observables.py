@@ -1,0 +1,215 @@
+"""What every route returns: the same observables from the solver, the limits and the simulations."""
+
+import abc
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from .._checks import front_door, is_concrete
+from ._dataset import DESCRIPTIONS, METRICS, check_single_result, dataset
+from .measure import NOTHING, Measured, test_means
+from .._register import register_part
+from ..problem import Problem
+from ..tasks import columns as columns
+
+NO_RESPONSE = (
+    "This route computes no response. Use solve with gradient noise (and, with several columns, the ridge and no discrete "
+    "momentum), solver=FixedPoint(), or dmftopt.limits."
+)
+_UNDETERMINED = (
+    "The gradient noise does not determine the response: hidden units are equal (give them different initial overlaps), or the "
+    "learning rate is 0 at first (start with some)."
+)
+
+
+@register_part
+class Observables(eqx.Module):
+    """Order parameters and risks along a run, for m student and m_star teacher columns (1 unless the task has several).
+
+    - `test_risk` (time,): E[loss] on a fresh sample. `train_loss` (time,): mean loss over the training set, without ridge.
+    - `student_overlap` (time, m, m): E[theta lambda theta^T]. `teacher_overlap` (time, m, m_star): E[theta lambda theta_star^T];
+      for a mixture, whose columns theta_star are means of clusters, the mean field of each cluster.
+    - `correlation` (time, time, m, m): two-time E[theta(t) lambda theta(s)^T].
+    - `norm` (time, m, m): E[theta theta^T], not weighted by the features.
+    - `test_error`, `train_error` (time,): 0-1 errors, None unless the task is a classification.
+    - `train_metrics`, `test_metrics`, `weight_metrics`: by name, (time, ...) each, what was asked for with `metrics`, see
+      `dmftopt.metrics`.
+    - `response` (time, step, m, m): R(k, j), the feature-weighted mean effect E[lambda d theta(t_k) / d h] of a kick h that step
+      j adds to theta(t_{j+1}): 1 at k = j + 1 (for features of mean eigenvalue 1), 0 before. None where a route has
+      none. With a discrete momentum the kick is part of an update, which the next ones remember.
+    """
+
+    test_risk: Float[Array, " time"]
+    train_loss: Float[Array, " time"]
+    student_overlap: Float[Array, "time m m"]
+    teacher_overlap: Float[Array, "time m m_star"]
+    correlation: Float[Array, "time time m m"]
+    norm: Float[Array, "time m m"]
+    test_error: Float[Array, " time"] | None
+    train_error: Float[Array, " time"] | None
+    response: Float[Array, "time step m m"] | None
+    train_metrics: dict[str, Float[Array, "time ..."]] = eqx.field(default_factory=dict)
+    test_metrics: dict[str, Float[Array, "time ..."]] = eqx.field(default_factory=dict)
+    weight_metrics: dict[str, Float[Array, "time ..."]] = eqx.field(default_factory=dict)
+
+    def arrays(self) -> dict[str, Array]:
+        """All that is not None, by name: metrics as `train_<name>`, `test_<name>` and `weight_<name>`."""
+        arrays = {name: value for name in DESCRIPTIONS if (value := getattr(self, name)) is not None}
+        for kind in METRICS:
+            arrays |= {f"{kind}_{name}": value for name, value in getattr(self, f"{kind}_metrics").items()}
+        return arrays
+
+    def along_time(self, function: Callable[[Array], Array]) -> "Observables":
+        """Apply `function`, which acts on the leading axis, along every axis of times (both of the correlation's)."""
+        mapped = jax.tree.map(function, self)
+        both = jnp.swapaxes(function(jnp.swapaxes(mapped.correlation, 0, 1)), 0, 1)
+        return eqx.tree_at(lambda o: o.correlation, mapped, both)
+
+
+class AbstractResult(eqx.Module):
+    """Times and observables (means), with the observables also as attributes of the result itself."""
+
+    times: eqx.AbstractVar[Float[Array, " time"]]
+    observables: eqx.AbstractVar[Observables]
+    replicated: eqx.AbstractVar[Observables | None]
+
+    @property
+    @front_door
+    def test_risk(self) -> Float[Array, "*batch time"]:
+        return self.observables.test_risk
+
+    @property
+    @front_door
+    def train_loss(self) -> Float[Array, "*batch time"]:
+        return self.observables.train_loss
+
+    @property
+    @front_door
+    def student_overlap(self) -> Float[Array, "*batch time m m"]:
+        return self.observables.student_overlap
+
+    @property
+    @front_door
+    def teacher_overlap(self) -> Float[Array, "*batch time m m_star"]:
+        return self.observables.teacher_overlap
+
+    @property
+    @front_door
+    def correlation(self) -> Float[Array, "*batch time time m m"]:
+        return self.observables.correlation
+
+    @property
+    @front_door
+    def norm(self) -> Float[Array, "*batch time m m"]:
+        return self.observables.norm
+
+    @property
+    @front_door
+    def test_error(self) -> Float[Array, "*batch time"] | None:
+        return self.observables.test_error
+
+    @property
+    @front_door
+    def train_error(self) -> Float[Array, "*batch time"] | None:
+        return self.observables.train_error
+
+    @property
+    @front_door
+    def response(self) -> Float[Array, "*batch time step m m"]:
+        if self.observables.response is None:
+            raise ValueError(NO_RESPONSE)
+        # NaN at the end alone is a solve that failed on the way.
+        if is_concrete(self.observables.response) and np.isnan(self.observables.response[..., 1:2, :1, :, :]).any():
+            raise ValueError(_UNDETERMINED)
+        return self.observables.response
+
+    @property
+    @front_door
+    def train_metrics(self) -> dict[str, Float[Array, "..."]]:
+        return self.observables.train_metrics
+
+    @property
+    @front_door
+    def test_metrics(self) -> dict[str, Float[Array, "..."]]:
+        return self.observables.test_metrics
+
+    @property
+    @front_door
+    def weight_metrics(self) -> dict[str, Float[Array, "..."]]:
+        return self.observables.weight_metrics
+
+    @property
+    @front_door
+    def standard_error(self) -> Observables:
+        """Standard errors of the same observables, from independent replicates (solver) or runs (simulation)."""
+        if self.replicated is None:
+            raise ValueError("standard_error needs at least two independent replicates. Ask for replicates=4 (or runs=4).")
+        return self.replicated
+
+    def to_xarray(self) -> Any:
+        """The result as an `xarray.Dataset`.
+
+        One variable for each observable that is not None, under its name and with the axes of `Observables` named `time`,
+        `time_2`, `step`, `student`, `student_2`, `teacher`; `<name>_standard_error` and `<name>_bias` where there are any.
+        Metrics are called `train_<name>`, `test_<name>` and `weight_<name>`, with axes `time`, `<name>_0`, `<name>_1`, ... The
+        times are coordinates (`kick_time` along `step`), names and units are attributes of the variables, how the result came
+        about is in the attributes of the dataset. All of it can be written as netCDF.
+
+        Raises ImportError without xarray, TypeError under `jit`, ValueError for results batched by `vmap`.
+        """
+        check_single_result("result", self)
+        return dataset(self, self._attributes())
+
+    @abc.abstractmethod
+    def _attributes(self) -> dict[str, str | int]:
+        """What was run and how it ended."""
+
+
+def from_kernel(
+    problem: Problem,
+    correlation: Float[Array, "time time m m"],
+    teacher_overlap: Float[Array, "time m m_star"],
+    norm: Float[Array, "time m m"],
+    train_loss: Float[Array, " time"] | None,
+    train_error: Float[Array, " time"] | None,
+    rho: Float[Array, "m_star m_star"],
+    response: Float[Array, "time step m m"] | None = None,
+    measured: Measured = NOTHING,
+) -> Observables:
+    """Observables of one replicate or run from its kernels. `train_loss`: None where training samples are as good as fresh."""
+    student_overlap = jnp.diagonal(correlation, axis1=0, axis2=1).transpose(2, 0, 1)
+    arguments = (problem.task, student_overlap, teacher_overlap, rho)
+    test_risk = columns.test_risk(*arguments)
+    return Observables(
+        test_risk=test_risk,
+        train_loss=test_risk if train_loss is None else train_loss,
+        student_overlap=student_overlap,
+        teacher_overlap=teacher_overlap,
+        correlation=correlation,
+        norm=norm,
+        test_error=columns.test_error(*arguments),
+        train_error=train_error,
+        response=response,
+        train_metrics=measured.train,
+        test_metrics=test_means(measured.fields, problem, student_overlap, teacher_overlap, rho),
+        weight_metrics=measured.weights,
+    )
+
+
+def as_column(kernel: Array) -> Array:
+    """A kernel of a single column with the two axes of columns at the end."""
+    return kernel[..., None, None]
+
+
+def mean_and_error(stacked: Any) -> tuple[Any, Any]:
+    """Mean over the leading axis of every leaf and its standard error (None for a single replicate)."""
+    count = jax.tree.leaves(stacked)[0].shape[0]
+    mean = jax.tree.map(lambda a: jnp.mean(a, axis=0), stacked)
+    if count == 1:
+        return mean, None
+    return mean, jax.tree.map(lambda a: jnp.std(a, axis=0, ddof=1) / jnp.sqrt(count), stacked)

@@ -184,19 +184,19 @@ def _poisson_bridge(
     return counts[:steps]
 
 
-def poisson_quantile(u: Array, mean: Array) -> Array:
+def poisson_quantile(u: Array | np.ndarray, mean: Array) -> Array:
     """Smallest k with P(Poisson(mean) <= k) > u."""
     return _quantile(u, mean, jnp.sqrt(mean), jnp.full_like(mean, jnp.inf), lambda k: jnp.log(mean / (k + 1)))
 
 
-def _binomial_quantile(u: Array, n: Array, p: Array) -> Array:
+def _binomial_quantile(u: Array | np.ndarray, n: Array, p: Array) -> Array:
     """Smallest k with P(Binomial(n, p) <= k) > u."""
     inside = jnp.where(p < 1, p, 0.5)
     odds = jnp.log(inside) - jnp.log1p(-inside)
     return _quantile(u, n * p, jnp.sqrt(n * p * (1 - p)), n, lambda k: jnp.log(jnp.maximum(n - k, 1) / (k + 1)) + odds)
 
 
-def _quantile(u: Array, mean: Array, deviation: Array, top: Array, log_ratio: Callable) -> Array:
+def _quantile(u: Array | np.ndarray, mean: Array, deviation: Array, top: Array, log_ratio: Callable) -> Array:
     """Quantile of a unimodal law on 0..top by summing its probabilities, given log p(k + 1) / p(k).
 
     Sums run over 12 deviations either side of the mean and are normalized by their own total: started from log p(0) = -mean

@@ -9,14 +9,14 @@ import jax.numpy as jnp
 from jax.scipy.special import ndtri
 from jaxtyping import Array, Float
 
-from ._dataset import taken
 from ..numerics.matrices import triangular_root
-from .metrics import AbstractFieldMetric, AbstractWeightMetric
-from ..problem.priors import Normal, orthonormal_entries
-from ..problem import Problem
 from ..numerics.quadrature import uniform_points
+from ..problem import Problem
+from ..problem.priors import Normal, orthonormal_entries
 from ..tasks import AbstractTask
 from ..tasks import columns as columns
+from ._dataset import taken
+from .metrics import AbstractFieldMetric, AbstractWeightMetric
 
 _LOG_NODES = 16
 # Nodes evaluated at once: few enough to stay in the cache, and to leave room for many simulations side by side.

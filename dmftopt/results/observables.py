@@ -11,11 +11,11 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from .._checks import front_door, is_concrete
-from ._dataset import DESCRIPTIONS, METRICS, check_single_result, dataset
-from .measure import NOTHING, Measured, test_means
 from .._register import register_part
 from ..problem import Problem
 from ..tasks import columns as columns
+from ._dataset import DESCRIPTIONS, METRICS, check_single_result, dataset
+from .measure import NOTHING, Measured, test_means
 
 NO_RESPONSE = (
     "This route computes no response. Use solve with gradient noise (and, with several columns, the ridge and no discrete "

@@ -12,9 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._checks import check_count, check_instance, check_real, check_shape, front_door
+from ..protocol import Protocol
 from ._dataset import DESCRIPTIONS, check_single_result, describe
 from .observables import NO_RESPONSE, AbstractResult
-from ..protocol import Protocol
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

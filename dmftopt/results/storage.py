@@ -18,10 +18,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .._checks import is_concrete, front_door
-from ._dataset import version
+from .._checks import front_door, is_concrete
 from .._files import write_atomically as write_atomically
 from .._register import fields_of, is_result, registered, result_names
+from ._dataset import version
 from .codes import RESULTS
 
 FORMAT = "dmftopt result"

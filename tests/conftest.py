@@ -25,7 +25,7 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 # Shapes are enforced: annotations are checked as programs are traced (the hook comes before dmftopt), and no axis is added in
 # silence.
 jax.config.update("jax_numpy_rank_promotion", "raise")
-jaxtyping.install_import_hook("dmftopt", "beartype.beartype")
+jaxtyping.install_import_hook("dmftopt", "typecheck.checked")
 
 
 # Two processes take one file after another: what takes longest goes first, so that both end together.

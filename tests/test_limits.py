@@ -54,7 +54,7 @@ def test_contour_integrals_are_traces_of_a_sample_covariance(delta):
     slow, fast = ((u * np.exp(-rate * s)) @ u.T for rate in (0.5, 1.5))
     between = np.diag(slow @ (lam[:, None] * fast))
     z = path.z
-    one = 2 * np.sum(np.asarray(path.one * jnp.exp(-1.5 * z)), axis=1).real
+    one = 2 * np.sum(np.asarray(path.one) * np.exp(-1.5 * np.asarray(z)), axis=1).real
     for a in range(4):
         same, mirror = path.two(jnp.eye(4)[a])
         two = 2 * (jnp.exp(-0.5 * z) @ (same @ jnp.exp(-1.5 * z) + mirror @ jnp.exp(-1.5 * jnp.conj(z)))).real

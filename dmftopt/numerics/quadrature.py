@@ -5,7 +5,7 @@ from functools import lru_cache
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Inexact
 from scipy.stats import qmc
 
 # The trapezoidal rule on a Gaussian-weighted analytic integrand converges like exp(-2 pi w / h), w the distance of the
@@ -38,7 +38,7 @@ def gaussian_mean(function: Callable, scale: Float[Array, "..."], spacing: float
     return jnp.sum(function(scale[..., None] * beside(nodes, scale)) * beside(weights, scale), axis=-1)
 
 
-def beside(nodes: Float[Array, "..."], values: Float[Array, "..."]) -> Float[Array, "..."]:
+def beside(nodes: Inexact[Array, "..."], values: Inexact[Array, "..."]) -> Inexact[Array, "..."]:
     """`nodes` behind as many axes of length 1 as `values` have: with values[..., None] they make all pairs."""
     return jnp.expand_dims(nodes, tuple(range(values.ndim)))
 

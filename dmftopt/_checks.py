@@ -12,7 +12,7 @@ _Door = TypeVar("_Door")
 
 
 def front_door(door: _Door) -> _Door:
-    """Of a function or class that checks its arguments itself, by messages that name the cure, or hands out what has been checked:
+    """Of what checks its arguments itself, by messages that name the cure, or hands out what has been checked:
     whoever checks annotations as the program runs (the tests do, by jaxtyping's import hook) leaves these to it. The
     annotations are for readers, and for programs that check without running."""
     door.__no_type_check__ = True  # pyright: ignore

@@ -67,7 +67,7 @@ def found():
 
 
 @dmftopt.register
-class Sweep(dmftopt.observables.AbstractResult):
+class Sweep(dmftopt.results.AbstractResult):
     """A result type of a user's own, with results inside."""
 
     times: jax.Array

@@ -102,7 +102,7 @@ class Poisson(AbstractNoise):
     def standardized(self, uniforms, rotation, visits):
         # Beyond the limit (where `valid` says no) the sums below would be long, and in float32 endless.
         visits = visits * jnp.minimum(1.0, self.limit / jnp.sum(visits))
-        counts = _poisson_bridge(uniforms, visits)
+        counts = _poisson_bridge(jnp.asarray(uniforms), visits)
         return (counts - visits[:, None]) / jnp.sqrt(visits)[:, None]
 
     def skewness(self, visits):
@@ -157,9 +157,7 @@ def _whole_numbers(value: Array, law: str, parameters: str) -> Array:
     )
 
 
-def _poisson_bridge(
-    uniforms: Float[Array | np.ndarray, "step sample"], visits: Float[Array, " step"]
-) -> Float[Array, "step sample"]:
+def _poisson_bridge(uniforms: Float[Array, "step sample"], visits: Float[Array, " step"]) -> Float[Array, "step sample"]:
     """Independent Poisson(visits) counts: the first uniform draws a sample's total, the others split it binomially down a
     binary tree over the steps, largest intervals first."""
     visits = _whole_numbers(visits, "noise.Poisson", "batch_size, delta or times")

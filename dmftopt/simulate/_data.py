@@ -72,7 +72,7 @@ def _rounded(share: np.ndarray, total: int | np.integer) -> np.ndarray:
     return sizes
 
 
-def draw(problem: Problem, member: Int[Array, " d"], samples: int, key: Array) -> Instance:
+def draw(problem: Problem, member: Int[Array | np.ndarray, " d"], samples: int, key: Array) -> Instance:
     """One instance whose coordinates belong to the groups `member`, in increasing order.
 
     Teacher and student have exactly their scales and correlations in each group (where it has room for them): this removes
@@ -110,7 +110,7 @@ def draw(problem: Problem, member: Int[Array, " d"], samples: int, key: Array) -
     return Instance(x, labels, teacher, student, eigenvalues)
 
 
-def _by_rank(normals: Float[Array, " d"], member: Int[Array, " d"], sizes: Int[Array, " group"]) -> Float[Array, " d"]:
+def _by_rank(normals: Float[Array, " d"], member: Int[Array | np.ndarray, " d"], sizes: Int[Array, " group"]) -> Float[Array, " d"]:
     """In each group the quantiles of the normal law in the order of `normals`."""
     starts = jnp.cumsum(sizes) - sizes
     order = jnp.lexsort((normals, member))

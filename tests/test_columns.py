@@ -135,7 +135,7 @@ def test_a_mixture_takes_any_loss(loss):
     risk = task.test_risk(jnp.asarray(root @ root.T), jnp.asarray(O), jnp.eye(3))
     error = task.test_error(jnp.asarray(root @ root.T), jnp.asarray(O), jnp.eye(3))
     np.testing.assert_allclose(risk, jnp.mean(value), atol=5 * np.std(value) / 300_000**0.5 + (2e-3 if softmax else 0.0))
-    wrong = jnp.argmax(r, axis=0) != y if softmax else jnp.sign(r[0]) != y
+    wrong = (jnp.argmax(r, axis=0).astype(float) if softmax else jnp.sign(r[0])) != y
     np.testing.assert_allclose(error, jnp.mean(wrong), atol=5e-3)
     np.testing.assert_array_equal(jax.vmap(task.error, (1, 0))(r[:, :99], y[:99]), wrong[:99].astype(float))
     np.testing.assert_allclose(jax.vmap(task.gradient, (1, 0))(r[:, :99], y[:99]), slope[:99], atol=1e-12)

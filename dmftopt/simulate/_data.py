@@ -110,7 +110,9 @@ def draw(problem: Problem, member: Int[Array | np.ndarray, " d"], samples: int, 
     return Instance(x, labels, teacher, student, eigenvalues)
 
 
-def _by_rank(normals: Float[Array, " d"], member: Int[Array | np.ndarray, " d"], sizes: Int[Array, " group"]) -> Float[Array, " d"]:
+def _by_rank(
+    normals: Float[Array, " d"], member: Int[Array | np.ndarray, " d"], sizes: Int[Array, " group"]
+) -> Float[Array, " d"]:
     """In each group the quantiles of the normal law in the order of `normals`."""
     starts = jnp.cumsum(sizes) - sizes
     order = jnp.lexsort((normals, member))

@@ -61,20 +61,31 @@ def _(primals, tangents):
             return (at(r + shift, y) - at(r - shift, y)) / (2 * width)
 
         slopes = jax.vmap(slope, out_axes=1)(jnp.eye(r.shape[0], dtype=r.dtype))
-        changes.append(jnp.sum(slopes * of_r[None], axis=1))
+        changes.append(jnp.sum(slopes * _padded(of_r, slopes.ndim - 1)[None], axis=1))
     if of_y is not None:
-        changes.append((at(r, y + width) - at(r, y - width)) / (2 * width) * of_y[None])
-    if jax.tree.leaves(of_parameters):
-        along = eqx.Partial(_along, function)
-        changes.append(_over_kinks(along, width, (parameters, of_parameters), r, y))
+        slopes = (at(r, y + width) - at(r, y - width)) / (2 * width)
+        changes.append(slopes * _padded(of_y, slopes.ndim - 1)[None])
+    for index, change in enumerate(jax.tree.structure(parameters).flatten_up_to(of_parameters)):
+        if change is not None:
+            # The whole Jacobian, and not a product with the change, which would be differentiated without the rule here.
+            jacobian = _over_kinks(eqx.Partial(_in_parameter, function, index), width, parameters, r, y)
+            changes.append(jnp.tensordot(jacobian, change, jnp.ndim(change)))
     return at(r, y), sum(changes[1:], changes[0]) if changes else None
 
 
-def _along(function: Callable, pair: Any, r: Array, y: Array) -> Float[Array, "m ..."]:
-    """The derivative of function(parameters, r, y) in the parameters, along a change of theirs."""
-    parameters, change = pair
-    value, changed = eqx.filter_jvp(lambda parameters: function(parameters, r, y), (parameters,), (change,))
-    return jnp.zeros_like(value) if changed is None else changed
+def _padded(array: Array, ndim: int) -> Array:
+    """With axes of length 1 at the end, where a derivative in parameters has theirs."""
+    return array.reshape(*array.shape, *[1] * (ndim - array.ndim))
+
+
+def _in_parameter(function: Callable, index: int, parameters: Any, r: Array, y: Array) -> Float[Array, "m ..."]:
+    """Derivative of function(parameters, r, y) in one leaf of the parameters."""
+    leaves, structure = jax.tree.flatten(parameters)
+
+    def at(leaf):
+        return function(structure.unflatten([*leaves[:index], leaf, *leaves[index + 1 :]]), r, y)
+
+    return jax.jacfwd(at)(leaves[index])
 
 
 def curvature(task: AbstractTask, r: Float[Array, "m ..."], y: Float[Array, "..."]) -> Float[Array, "m m ..."]:

@@ -40,8 +40,8 @@ def one_pass(
         return jax.grad(lambda theta: task.loss(fields(theta @ x), y))(theta)
 
     def risk(theta):
-        weighted = theta * eigenvalues / d
-        overlaps = weighted @ theta.T, weighted @ teacher.T, (teacher * eigenvalues / d) @ teacher.T
+        weighted = theta * eigenvalues[None] / d
+        overlaps = weighted @ theta.T, weighted @ teacher.T, (teacher * eigenvalues[None] / d) @ teacher.T
         return task.test_risk(*(a[0, 0] if task.columns is None else a for a in overlaps))
 
     def run(rates, key):

@@ -94,7 +94,7 @@ def test_response_of_full_batch_least_squares_is_exact():
     found = jax.vmap(response)(deltas)[..., 0, 0]
     angle = (np.arange(2000) + 0.5) * np.pi / 2000
     drift = np.asarray(GRID.step_sizes / (1 + GRID.times[:-1]))
-    for delta, result in zip(deltas, found, strict=True):
+    for delta, result in zip(np.asarray(deltas), np.asarray(found), strict=True):
         s = 1 + 1 / delta + 2 / np.sqrt(delta) * np.cos(angle)
         weight = 2 * np.sin(angle) ** 2 / s / 2000
         for k in range(9):

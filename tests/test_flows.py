@@ -209,7 +209,7 @@ def test_transformations(key):
     at, along = jnp.array([0.2, 3.0, 1.0]), jnp.array([0.1, 2.0, -0.5])
     reverse, forward = jax.jit(lambda x: (jax.grad(final)(x), jax.jvp(final, (x,), (along,))[1]))(at)
     h = 1e-3
-    values = jax.jit(jax.vmap(final))(at + h * jnp.array([-2.0, -1.0, 1.0, 2.0])[:, None] * along)
+    values = jax.jit(jax.vmap(final))(at[None] + h * jnp.array([-2.0, -1.0, 1.0, 2.0])[:, None] * along[None])
     np.testing.assert_allclose(reverse @ along, forward, rtol=1e-10)
     np.testing.assert_allclose(forward, values @ jnp.array([1.0, -8.0, 8.0, -1.0]) / (12 * h), rtol=1e-7)
 

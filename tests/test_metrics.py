@@ -208,8 +208,8 @@ def test_gradients_equal_central_differences():
         return final_metrics(unravel(x)) @ weights
 
     h = 1e-5  # as in test_gradients.py
-    moves = h * jnp.asarray([1.0, -1.0, 2.0, -2.0])[:, None, None] * jnp.eye(flat.size)
-    points = jnp.concatenate([flat[None], (flat + moves).reshape(-1, flat.size)])
+    moves = h * jnp.asarray([1.0, -1.0, 2.0, -2.0])[:, None, None] * jnp.eye(flat.size)[None]
+    points = jnp.concatenate([flat[None], (flat[None, None] + moves).reshape(-1, flat.size)])
     values, gradients = jax.jit(jax.vmap(jax.value_and_grad(f)))(points)
     ahead, back, far, behind = values[1:].reshape(4, flat.size)
     slopes = (8 * (ahead - back) - (far - behind)) / (12 * h)

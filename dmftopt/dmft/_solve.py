@@ -107,7 +107,7 @@ def solve(
     return solution
 
 
-def _configured(solver: AbstractSolver, samples: Any, step: Any) -> AbstractSolver:
+def _configured(solver: Any, samples: Any, step: Any) -> AbstractSolver:
     check_instance("solver", solver, AbstractSolver, "Pass dmftopt.CausalInnovations() or dmftopt.FixedPoint().")
     given = {"samples": samples, "step": step}
     given = {name: value for name, value in given.items() if value is not None}

@@ -122,7 +122,8 @@ def _basis(chain: Chain, x: jax.Array) -> jax.Array:
     z = jnp.clip(2 * (x - chain.low) / (chain.high - chain.low) - 1, -1, 1)
     # Chebyshev polynomials at x, and the coefficients of each node's polynomial.
     coefficients = np.cos(degrees[:, None] * _ANGLES) * np.where(degrees > 0, 2.0, 1.0)[:, None] / NODES
-    return jnp.cos(degrees * jnp.arccos(z)[..., None]) @ coefficients
+    angles = jnp.arccos(z)[..., None]
+    return jnp.cos(degrees.reshape(*[1] * z.ndim, -1) * angles) @ coefficients
 
 
 def _operators(chain: Chain, dynamics: Any, rates: jax.Array, batch: int, substeps: int) -> jax.Array:

@@ -241,7 +241,7 @@ def test_finite_steps_without_noise_are_conjugate_gradients():
     Every order of them is an optimum, and the best constant is a saddle between: by symmetry, in exact arithmetic, no method
     that treats steps alike leaves the constants once it is there.
     """
-    S = np.repeat(FEATURES.eigenvalues, np.round(FEATURES.weights * DIMENSION).astype(int)) / DIMENSION
+    S = np.repeat(np.asarray(FEATURES.eigenvalues), np.round(FEATURES.weights * DIMENSION).astype(int)) / DIMENSION
     basis, _ = np.linalg.qr(np.vander(S / S.max(), STEPS) * S[:, None])
     rates = 1 / np.linalg.eigvalsh(basis.T @ (S[:, None] * basis))
     optimum = 0.5 * np.sum(S * np.prod(1 - rates[:, None] * S, axis=0) ** 2)

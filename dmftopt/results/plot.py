@@ -348,6 +348,7 @@ def _observable(name: str, result: Any, observable: str) -> np.ndarray:
     return np.asarray(arrays[observable])
 
 
+@front_door
 def _read(
     name: str, result: AbstractResult, observable: str, entries: Iterable[tuple[int, ...]] | None
 ) -> tuple[np.ndarray, np.ndarray, list[tuple[int, ...]]]:

@@ -251,7 +251,7 @@ def test_a_killed_write_leaves_the_old_file(tmp_path):
     dmftopt.save(path, random_solution())
     before = path.read_bytes()
     # The module alone, without JAX: a process of 0.1 s.
-    source = Path(storage.__file__).with_name("_files.py")
+    source = Path(dmftopt.__file__).with_name("_files.py")
     script = f"""
 import runpy, time
 def write(file):

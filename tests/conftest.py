@@ -40,13 +40,8 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture(autouse=True)
 def _optimized(request):
     """Simulations and populations so large that optimized code earns its compilation."""
-    if request.node.get_closest_marker("long_run") is None:
-        yield
-        return
-    before = jax.config.jax_disable_most_optimizations
-    jax.config.update("jax_disable_most_optimizations", False)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
+    long_run = request.node.get_closest_marker("long_run") is not None
+    jax.config.update("jax_disable_most_optimizations", not long_run)
 
 
 @pytest.fixture

@@ -11,8 +11,8 @@ from helpers import central_difference, four_groups, problem
 from scipy.integrate import quad
 
 import dmftopt
-from dmftopt.numerics import limits, tasks
-from dmftopt.numerics import matrices as _matrices
+from dmftopt import limits, tasks
+from dmftopt.numerics import matrices
 
 GRID = dmftopt.TimeGrid.geometric(4.0, 24, ratio=5.0)
 PROTOCOL = dmftopt.Protocol(dmftopt.schedules.cosine(1.0, 4.0, 0.2), ridge=0.05)
@@ -47,10 +47,10 @@ def test_functions_of_symmetric_matrices(matrix):
     def shifted(h):
         return jnp.sqrt(h + 1)
 
-    once = along(lambda a: _matrices.of_symmetric(shifted, a))
+    once = along(lambda a: matrices.of_symmetric(shifted, a))
     for root in (
-        along(lambda a: _matrices.of_symmetric(shifted, a, order=2)),
-        along(lambda a: _matrices.square_root(a + jnp.eye(3))),
+        along(lambda a: matrices.of_symmetric(shifted, a, order=2)),
+        along(lambda a: matrices.square_root(a + jnp.eye(3))),
     ):
         value, slope, second = root(jnp.array(0.0))
         np.testing.assert_allclose(value @ value, matrix + np.eye(3), atol=1e-12)
@@ -66,7 +66,7 @@ def test_triangular_root_drops_dependent_columns():
     vectors = np.random.default_rng(0).standard_normal((3, 50))
     vectors = np.stack([vectors[0], 2 * vectors[0], vectors[1]])
     gram = jnp.asarray(vectors @ vectors.T)
-    L, T = _matrices.triangular_root(gram, jnp.diagonal(gram), 1e-9)
+    L, T = matrices.triangular_root(gram, jnp.diagonal(gram), 1e-9)
     np.testing.assert_allclose(L @ L.T, gram, rtol=1e-12)
     np.testing.assert_allclose((T @ vectors) @ (T @ vectors).T, np.diag([1.0, 0.0, 1.0]), atol=1e-12)
 

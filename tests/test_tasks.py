@@ -12,7 +12,7 @@ from scipy import special, stats
 
 import dmftopt
 from dmftopt import tasks
-from dmftopt.tasks import _columns as columns
+from dmftopt.tasks import columns
 
 MARGIN = {
     "logistic": tasks.Logistic,

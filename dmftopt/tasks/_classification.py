@@ -122,8 +122,8 @@ class AbstractClassification(AbstractTask):
 
         def at(moments):
             q, o = moments
-            center, swing = (o / scale * xi)[:, None], safe_sqrt(q - o**2 / rho) * z
-            above, below = (self.loss(swing + shift, jnp.ones_like(z)) for shift in (center, -center))
+            center, swing = (o / scale * xi)[:, None], (safe_sqrt(q - o**2 / rho) * z)[None]
+            above, below = (self.loss(swing + shift, jnp.ones_like(swing)) for shift in (center, -center))
             return lean @ ((above - below) @ weights)
 
         return jax.lax.map(at, (jnp.ravel(Q), jnp.ravel(O))).reshape(Q.shape)

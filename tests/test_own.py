@@ -116,8 +116,9 @@ def test_direct_adjoint_forwards_and_twice(task, noise):
     # Fourth order: at 1e-3 truncation is about 1e-12 and rounding 1e-16 / 1e-3.
     difference = central_difference(lambda h: gradient(values + h * along), 1e-3)
     np.testing.assert_allclose(second, difference, rtol=1e-6, atol=1e-6 * float(jnp.max(jnp.abs(difference))))
-    slope = jax.jit(lambda v: jax.jvp(lambda v: objective(v, dmftopt.DirectAdjoint()), (v,), (along,))[1])(values)
-    np.testing.assert_allclose(slope, expected @ along, rtol=1e-9)
+    if task is None:  # Forward over reverse is forward mode already: one program is enough to see it alone.
+        slope = jax.jit(lambda v: jax.jvp(lambda v: objective(v, dmftopt.DirectAdjoint()), (v,), (along,))[1])(values)
+        np.testing.assert_allclose(slope, expected @ along, rtol=1e-9)
 
 
 def test_own_adjoint():

@@ -234,7 +234,7 @@ def test_classes_of_labels_follow_their_law(labels, own):
 
     law = tasks.Softmax(3, Tempered() if own else labels).labels
     w_star = jnp.array([[0.3, 0.1, -0.2], [-1.0, 2.0, 0.5]])
-    drawn = jax.vmap(lambda w: jax.vmap(lambda u: law.label(w, u))((jnp.arange(3000.0) + 0.5) / 3000))(w_star)
+    drawn = jax.jit(jax.vmap(jax.vmap(law.label, (None, 0)), (0, None)))(w_star, (jnp.arange(3000.0) + 0.5) / 3000)
     shares = np.mean(np.asarray(drawn)[..., None] == np.arange(3.0), axis=1)
     expected = np.eye(3)[[0, 1]] if labels == "argmax" else special.softmax((3 if own else 1) * np.asarray(w_star), axis=1)
     np.testing.assert_allclose(shares, expected, atol=4e-4)
@@ -387,16 +387,12 @@ def test_derivatives_of_every_order_see_the_kinks(task, along):
         return sum(p * (exact(x + p * width, order - 1) - exact(x - p * width, order - 1)) / (2 * width) for p in parts)
 
     x = 0.3
-    orders = [
-        (jax.grad(mean), 1),
-        (jax.grad(jax.grad(mean)), 2),
-        (jax.jacfwd(jax.jacfwd(mean)), 2),
-        (jax.jacfwd(jax.grad(mean)), 2),
-    ]
-    for derivative, order in orders:
-        np.testing.assert_allclose(derivative(x), exact(x, order), atol=(sum(parts) / width) ** order * 0.5 / 65536)
+    derivatives = jax.grad(mean), jax.grad(jax.grad(mean)), jax.jacfwd(jax.jacfwd(mean)), jax.jacfwd(jax.grad(mean))
+    found = jax.jit(lambda x: [derivative(x) for derivative in derivatives])(x)
+    for value, order in zip(found, (1, 2, 2, 2), strict=True):
+        np.testing.assert_allclose(value, exact(x, order), atol=(sum(parts) / width) ** order * 0.5 / 65536)
     # And of the law itself, but for the bias of the width.
-    np.testing.assert_allclose(jax.grad(jax.grad(mean))(x), (1 - x) * stats.norm.pdf(1 - x), atol=0.02)
+    np.testing.assert_allclose(found[1], (1 - x) * stats.norm.pdf(1 - x), atol=0.02)
 
 
 def test_derivatives_over_kinks_in_a_parameter_of_the_loss():

@@ -135,6 +135,7 @@ def test_mean_and_error():
     assert results.mean_and_error(values) == {"mean": [3.0, 2.0], "standard_error": [pytest.approx(2 / 3**0.5), 0.0]}
     assert results.mean_and_error([2.0]) == {"mean": 2.0, "standard_error": None}
     assert results.plus_minus({"mean": 0.12345, "standard_error": 0.001}) == "0.1235 ± 0.0010"
+    assert [results.short(x) for x in (543.0, 0.0131, 24123.0, 4.72)] == ["540", "0.013", "24000", "4.7"]
 
 
 def test_one_pass_has_the_mean_of_the_exact_recursion(key):

@@ -32,7 +32,7 @@ from dmftopt.design import realized
 from ..shared import data, sweep
 from ..shared.protocols import protocol_of
 from ..shared.results import Settings as Common
-from ..shared.results import finish, markdown, mean_and_error, plus_minus
+from ..shared.results import finish, markdown, mean_and_error, plus_minus, short
 from .search import SAMPLERS, design, risk, search
 
 RATE, BATCH, RIDGE, DELTA = 1.0, 2.0, 0.01, 2.0
@@ -282,22 +282,22 @@ def tables(results: dict[int, dict], others: dict[str, dict]) -> dict[str, str]:
     """Seconds without compilation: of the design, and of searches until they are as good; then how all do in SGD."""
 
     def share(a):
-        return "" if a["reached"] else f"given up after {a['ratio']:.2g}×, {missing(a):.0%} of the gain missing"
+        return "" if a["reached"] else f"given up after {short(a['ratio'])}×, {missing(a):.0%} of the gain missing"
 
     own, posed, check = [], [], []
     for count, r in results.items():
         design = f"{r['tpe']['design_seconds']:.1f} s ({r['tpe']['design_seconds_with_compilation']:.0f} s)"
         own.append([count, design])
         for a in (r[k] for k in SAMPLERS):
-            ratios = f"{a['ratio']:.2g}×, with compilation {a['ratio_with_compilation']:.2g}×"
-            own[-1].append(share(a) or f"{a['seconds']:.3g} s ({ratios})")
+            ratios = f"{short(a['ratio'])}×, with compilation {short(a['ratio_with_compilation'])}×"
+            own[-1].append(share(a) or f"{short(a['seconds'])} s ({ratios})")
         for name, row in r["check"].items():
             check.append([count, name, f"{row['predicted']:.4f}", *(plus_minus(row[k]) for k in ("realized", "gain over start"))])
     for name, a in others.items():
         more = "" if a["reached"] else "> "
-        same = f"{more}{a['ratio_to_target']:.2g}×" if a["ratio_to_target"] is not None else ""
-        row = [name, a["hyperparameters"], f"{a['design_seconds']:.1f} s", share(a) or f"{a['seconds']:.3g} s"]
-        posed.append([*row, f"{more}{a['ratio']:.2g}×", same, f"{more}{a['ratio_with_compilation']:.2g}×"])
+        same = f"{more}{short(a['ratio_to_target'])}×" if a["ratio_to_target"] is not None else ""
+        row = [name, a["hyperparameters"], f"{a['design_seconds']:.1f} s", share(a) or f"{short(a['seconds'])} s"]
+        posed.append([*row, f"{more}{short(a['ratio'])}×", same, f"{more}{short(a['ratio_with_compilation'])}×"])
     head = ["problem of", "hyperparameters", "design", "TPE", "against all of the design", "until as good", "with compilation"]
     return {
         "one problem": markdown(["hyperparameters", "design (with compilation)", *(NAMES[k] for k in SAMPLERS)], own),

@@ -29,7 +29,7 @@ from tqdm.auto import tqdm
 import dmftopt
 
 from ..shared.results import Settings as Common
-from ..shared.results import finish, markdown
+from ..shared.results import finish, markdown, short
 
 jax.config.update("jax_enable_x64", True)
 
@@ -248,11 +248,11 @@ def tables(result: dict) -> dict[str, str]:
     """Times to an error, of the solver and of SGD; and of the fixed-point iteration to 1e-3."""
 
     def row(label: str, error: str, r: dict) -> list[str]:
-        other = f"{r['simulation_seconds']:.2g} s ({r['runs']:.0f} of d = {r['dimension']})"
+        other = f"{short(r['simulation_seconds'])} s ({r['runs']:.0f} of d = {r['dimension']})"
         if not r["solver_seconds"]:
             return [label, error, "not reached", other, ""]
         steps, samples = r["steps_samples"]
-        return [label, error, f"{r['solver_seconds']:.2g} s ({steps} × {samples})", other, f"{r['ratio']:.2g}"]
+        return [label, error, f"{short(r['solver_seconds'])} s ({steps} × {samples})", other, f"{short(r['ratio'])}"]
 
     rows = []
     for name, found in result["tasks"].items():
@@ -260,7 +260,7 @@ def tables(result: dict) -> dict[str, str]:
     for label, r in result["gradient"]["ratios"].items():
         rows.append(row("sign labels: gradient in 20 knots", f"{float(label.split()[1]):.0%}", r))
     head = ["", "error", "solver (steps × samples)", "SGD runs", "ratio"]
-    slow = [[label, f"{r['ratio']:.2g}" if r["ratio"] else ""] for label, r in result["fixed point"]["ratios"].items()]
+    slow = [[label, f"{short(r['ratio'])}" if r["ratio"] else ""] for label, r in result["fixed point"]["ratios"].items()]
     return {"accuracy": markdown(head, rows), "fixed point": markdown(["", "fixed-point iteration over solver"], slow)}
 
 

@@ -96,6 +96,11 @@ def plus_minus(estimate: Mapping[str, Any], digits: int = 4, scale: float = 1.0)
     return f"{scale * mean:.{digits}f}" + ("" if error is None else f" ± {scale * error:.{digits}f}")
 
 
+def short(value: float) -> str:
+    """Two significant digits, never as 5.4e+02."""
+    return f"{float(f'{value:.2g}'):g}"
+
+
 def mean_and_error(values: Any) -> dict[str, Any]:
     """Mean over the first axis and its standard error, None for a single value. Numbers, or lists of them."""
     values = np.asarray(values, dtype=float)

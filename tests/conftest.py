@@ -4,7 +4,7 @@ from pathlib import Path
 
 # Most of the time is compilation and tracing. Before JAX starts, also for the processes that tests start:
 # - Four CPU devices, so that anything sharded is exercised.
-# - XLA's older code generator, without the passes of MLIR, and an LLVM that does not optimize: together a third of the time.
+# - XLA's older code generator, without the passes of MLIR, and an LLVM that does not optimize: about half of the time.
 #   What runs longer than that has the mark `long_run`.
 # - Every program is compiled once, for all modules, both processes, and the next run.
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=4 --xla_cpu_use_fusion_emitters=false")

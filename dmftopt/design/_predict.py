@@ -1,10 +1,9 @@
 """How runs are predicted."""
 
 import abc
-import dataclasses
 import itertools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -12,13 +11,13 @@ import numpy as np
 from jaxtyping import Array
 
 from .._checks import check_count, check_instance, front_door
-from ..dmft import AbstractSolver, AbstractStep, CausalInnovations, solve
+from ..dmft import AbstractSolver, AbstractStep, CausalInnovations, configured, solve
 from ..problem import Problem
 from ..protocol import Protocol, Recipe
 from ..protocol.grid import TimeGrid
 from ..protocol.noise import AbstractNoise, Brownian
 from ..protocol.rates import node_times, read
-from ..protocol.schedules import PiecewiseLinear, Scaled
+from ..protocol.schedules import PiecewiseLinear, Scaled, Tabulated
 from ..results.measure import check_metrics
 
 
@@ -80,10 +79,8 @@ class Solve(AbstractPrediction):
         solver: AbstractSolver = CausalInnovations(samples=2048),
     ):
         check_instance("noise", noise, AbstractNoise, "Pass an instance, for example dmftopt.noise.Poisson().")
-        check_instance("solver", solver, AbstractSolver, "Pass dmftopt.CausalInnovations() or dmftopt.FixedPoint().")
-        given = {name: value for name, value in (("samples", samples), ("step", step)) if value is not None}
         self.noise = noise
-        self.solver = dataclasses.replace(solver, **given)
+        self.solver = configured(solver, samples, step)
         self.replicates = replicates
         self.metrics = metrics
 
@@ -113,8 +110,7 @@ class Solve(AbstractPrediction):
         """In each step of the grid the B for which eta²/B is the mean over SGD's steps there. (Where a step of the grid is
         shorter than one of SGD: as it is.)"""
         edges = np.searchsorted(np.arange(len(recipe)) / recipe.dimension, np.asarray(grid.times) - 1e-9 / recipe.dimension)
-        planned = read(protocol, node_times(grid.times, self.solver.step_for(self.noise).nodes)).batch_size
-        batch_size = np.array(planned)
+        batch_size = np.array(cast(Tabulated, protocol.batch_size).values).reshape(grid.steps, -1)
         for j, (a, b) in enumerate(itertools.pairwise(edges)):
             if b > a:
                 power = np.maximum(recipe.learning_rate[a:b] ** 2, 1e-300)

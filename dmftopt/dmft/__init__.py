@@ -10,6 +10,7 @@ from ._solve import solve as solve
 from ._solver import AbstractSolver as AbstractSolver
 from ._solver import Inputs as Inputs
 from ._solver import Sizes as Sizes
+from ._solver import configured as configured
 from ._step import AbstractStep as AbstractStep
 from ._step import DiscreteStep as DiscreteStep
 from ._step import ExponentialStep as ExponentialStep

@@ -1,8 +1,5 @@
 """The front door of the solver."""
 
-import dataclasses
-from typing import Any
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -23,7 +20,7 @@ from ._causal import CausalInnovations
 from ._mesh import REPLICATES, SAMPLES, axis_size, check_mesh, constrained, replicated
 from ._replicate import Level, replicate
 from ._solution import Solution, Statistics, judge
-from ._solver import AbstractSolver, Randomness, Sizes
+from ._solver import AbstractSolver, Randomness, Sizes, configured
 from ._step import AbstractStep
 
 # Some accelerators multiply float32 matrices in 10 bits by default; orthogonality would not survive that.
@@ -87,7 +84,7 @@ def solve(
 
     Raises ValueError or TypeError naming the argument for input outside its domain.
     """
-    solver = _configured(solver, samples, step)
+    solver = configured(solver, samples, step)
     step = _check(problem, protocol, grid, noise, solver, replicates, richardson, key)
     protocol = protocol.in_continuous_time() if step.continuous else protocol
     mesh = check_mesh(mesh, solver.samples, replicates)
@@ -105,13 +102,6 @@ def solve(
     solution = _solve(problem, noise, solver, grids, values, asked, keys, drawn, settings, estimate_bias, mesh)
     raise_unless(solution.result, throw, "solve failed", solution.times, solution.test_risk)
     return solution
-
-
-def _configured(solver: Any, samples: Any, step: Any) -> AbstractSolver:
-    check_instance("solver", solver, AbstractSolver, "Pass dmftopt.CausalInnovations() or dmftopt.FixedPoint().")
-    given = {"samples": samples, "step": step}
-    given = {name: value for name, value in given.items() if value is not None}
-    return dataclasses.replace(solver, **given) if given else solver
 
 
 def _drawn(problem, noise, solver, grid, value, key, mesh) -> Randomness:

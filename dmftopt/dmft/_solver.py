@@ -1,12 +1,14 @@
 """What a solver of the DMFT equations is, to the front door."""
 
 import abc
+import dataclasses
 from typing import Any, NamedTuple, runtime_checkable
 from typing import Protocol as Structure
 
 import equinox as eqx
 from jaxtyping import Array, Bool, Float, Int
 
+from .._checks import check_instance
 from ..problem import Problem
 from ..protocol import Momentum, Protocol
 from ..protocol.grid import TimeGrid
@@ -80,3 +82,10 @@ class AbstractSolver(eqx.Module):
     ) -> tuple[Observables, Bool[Array, ""]]:
         """Observables at all grid times, those of `metrics` among them, and whether the solver met its own tolerance.
         `randomness`: what `draw` returned."""
+
+
+def configured(solver: Any, samples: Any, step: Any) -> AbstractSolver:
+    """The solver with these settings where they are not None: the short way to give them. Raises TypeError for no solver."""
+    check_instance("solver", solver, AbstractSolver, "Pass dmftopt.CausalInnovations() or dmftopt.FixedPoint().")
+    given = {name: value for name, value in (("samples", samples), ("step", step)) if value is not None}
+    return dataclasses.replace(solver, **given) if given else solver

@@ -119,11 +119,6 @@ def in_domain(name: str, values: Any) -> Any:
     return inside & (values < 1) if name == "momentum" else inside
 
 
-def check_momentum(value: Any) -> None:
-    if is_concrete(value):
-        _check("momentum", np.ravel(value))
-
-
 def _check(name: str, values: np.ndarray, times: Array | None = None) -> None:
     inside = in_domain(name, values)
     if inside.all():

@@ -31,9 +31,6 @@ class Training(AbstractModel):
         l = columns.gradient(self.problem.task, self.problem.parametrization.weights(state) @ x.T, y)
         return -self.problem.parametrization.pull(state, (l * weights[None]) @ x)
 
-    def acceleration(self, state):
-        return jax.jvp(self.mean, (state,), (self.mean(state),))[1]
-
 
 class StochasticGradientFlow(AbstractFlow):
     """dp = [eta V(p) - shrinkage h(p)] dt + sqrt(noise) sum_i sqrt(p_i) v(p, i) dW_i: velocities as they are, not less their

@@ -98,8 +98,22 @@ class AbstractFlow(AbstractDynamics):
         return Splitting().step(terms, t0, t1, states, rates, None, False)[0]
 
 
+class AbstractModified(AbstractFlow):
+    """Drift eta V - (eta²/2) (DV) V, without the eta² at order 1."""
+
+    order: eqx.AbstractVar[int]
+
+    def __check_init__(self):
+        if self.order not in (1, 2):
+            raise ValueError(f"order must be 1 or 2, got {self.order!r}. 2 has the correction of the drift.")
+
+    def drift(self, model, state, rates):
+        velocity = rates.rate * model.mean(state)
+        return velocity if self.order == 1 else velocity - rates.square / 2 * model.acceleration(state)
+
+
 @front_door
-class ModifiedFlow(AbstractFlow):
+class ModifiedFlow(AbstractModified):
     """Stochastic modified flow: noise sum_j sqrt(p_j) (v(X, xi_j) - V(X)) dB_j, one Brownian motion per sample, the same for all
     points:
 
@@ -109,12 +123,6 @@ class ModifiedFlow(AbstractFlow):
     """
 
     order: int = eqx.field(static=True, default=2)
-
-    def __check_init__(self):
-        _check_order(self.order)
-
-    def drift(self, model, state, rates):
-        return _modified(model, state, rates, self.order)
 
     def directions(self, model, state):
         return model.probabilities.shape[0]
@@ -126,7 +134,7 @@ class ModifiedFlow(AbstractFlow):
 
 
 @front_door
-class ModifiedEquation(AbstractFlow):
+class ModifiedEquation(AbstractModified):
     """Stochastic modified equation: noise Sigma(X)^{1/2} dB, Sigma = Cov v(X, xi), a Brownian motion for each entry of X.
 
     The law of one point is that of `ModifiedFlow`. Of several points it is not: their covariance
@@ -135,12 +143,6 @@ class ModifiedEquation(AbstractFlow):
     """
 
     order: int = eqx.field(static=True, default=2)
-
-    def __check_init__(self):
-        _check_order(self.order)
-
-    def drift(self, model, state, rates):
-        return _modified(model, state, rates, self.order)
 
     def directions(self, model, state):
         return state.size
@@ -157,14 +159,3 @@ class ModifiedEquation(AbstractFlow):
         )
         values, vectors = jnp.linalg.eigh(sigma)
         return (vectors @ (jnp.sqrt(jnp.maximum(values, 0.0)) * (vectors.T @ increments))).reshape(state.shape)
-
-
-def _modified(model: AbstractModel, state: Array, rates: Rates, order: int) -> Array:
-    """eta V - (eta²/2) (DV) V, without the eta² at order 1."""
-    velocity = rates.rate * model.mean(state)
-    return velocity if order == 1 else velocity - rates.square / 2 * model.acceleration(state)
-
-
-def _check_order(order: int) -> None:
-    if order not in (1, 2):
-        raise ValueError(f"order must be 1 or 2, got {order!r}. 2 has the correction of the drift.")

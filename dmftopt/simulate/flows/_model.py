@@ -28,9 +28,9 @@ class AbstractModel(eqx.Module):
     def force(self, state: Array, samples: Any, weights: Float[Array, " sample"]) -> Array:
         """sum_j weights_j v(state, samples_j), shaped like `state`."""
 
-    @abc.abstractmethod
     def acceleration(self, state: Array) -> Array:
         """(DV) V, the derivative of V along itself: that of |grad R|² / 2 where V = -grad R."""
+        return jax.jvp(self.mean, (state,), (self.mean(state),))[1]
 
     def mean(self, state: Array) -> Array:
         """V."""
@@ -67,9 +67,6 @@ class Model(AbstractModel):
 
         return -jax.grad(total)(state)
 
-    def acceleration(self, state):
-        return jax.jvp(self.mean, (state,), (self.mean(state),))[1]
-
 
 class MeanField(AbstractModel):
     """Shallow networks and other interacting particles: each moves with velocity(theta, particles, sample), shaped like theta,
@@ -103,7 +100,7 @@ class MeanField(AbstractModel):
 
     def acceleration(self, state):
         if not self.frozen_measure:
-            return jax.jvp(self.mean, (state,), (self.mean(state),))[1]
+            return super().acceleration(state)
 
         def among(moving):
             return self._force(moving, state, self.data, self.probabilities)

@@ -26,7 +26,7 @@ from ._innovations import Advance, Constants, History, Parameters, Readout, Stat
 from ._points import Points
 from ._response import is_told, response
 from ._sobol import MAX_DIMENSION
-from ._solver import AbstractSolver, Inputs
+from ._solver import AbstractSolver, Inputs, Outcome
 from ._step import AbstractStep, DiscreteStep, ExponentialStep
 from ._weights import Start
 
@@ -108,7 +108,7 @@ class CausalInnovations(AbstractSolver):
         advance = Advance(static, is_told(problem, inputs, not noise.deterministic), self.adjoint.order)
         parameters = Parameters(numbers, start.known, sample, nodes, theta_star)
         out = self.adjoint.scan(advance, times, constants, parameters, xs, state, row)
-        return _observables(problem, step, inputs, start, metrics, out), jnp.asarray(True)
+        return Outcome(_observables(problem, step, inputs, start, metrics, out), jnp.asarray(True), out.curvature)
 
 
 def _laid_out(problem: Problem, points: Points, start: Start, zetas: Array | None) -> tuple[Constants, Sample]:
@@ -138,7 +138,7 @@ def _observables(
     correlation = jnp.einsum("kal,jbl->kjab", L, L)
     told = None
     if out.reached is not None and out.added is not None:
-        told = response(problem, step, inputs, out.reached, out.added, out.curvature)
+        told = response(problem, step, inputs, out.reached, out.added, out.curvature.mean)
     measured = Measured(metrics.fields, out.train_metrics, out.weight_metrics)
     return from_kernel(
         problem,

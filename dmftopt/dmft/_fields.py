@@ -17,7 +17,7 @@ from ..results.metrics import AbstractFieldMetric
 from ..tasks import AbstractTask
 from ..tasks import columns as columns
 from ._orthogonal import block_drop, combination, dots, drop, products, spread, totals
-from ._solver import Inputs
+from ._solver import Curvature, Inputs
 from ._step import AbstractStep
 from ._weights import Reading
 
@@ -60,7 +60,7 @@ class Means(NamedTuple):
     S: Float[Array, "m row m"]
     S_known: Float[Array, "m m_star"]
     power: Float[Array, "m m"]
-    curvature: Float[Array, "m m"]
+    curvature: Curvature
     loss: Array
     error: Array | None
     metrics: dict[str, Array]
@@ -145,16 +145,19 @@ def means(
 ) -> tuple[Means, SwingMeans | None]:
     """The first pass, over the samples at once."""
     m, rows = of.l.shape[0], past.written.shape[0]
+    # What judges the solution has no derivative.
+    H = jax.lax.stop_gradient(of.curvature)
+    sizes = jnp.sum(H**2, axis=(0, 1)), jnp.sum(jnp.abs(jnp.diagonal(H)), axis=-1)
     sums = totals(
         (dots(past.gradients, of.l), dots(past.innovations, of.l), products(of.l, sample.known), products(of.l, of.l)),
-        tuple(None if a is None else jnp.sum(a, axis=-1) for a in (of.curvature, of.loss, of.error)),
+        tuple(None if a is None else jnp.sum(a, axis=-1) for a in (of.curvature, *sizes, of.loss, of.error)),
         None if of.swing is None else (dots(past.gradients, of.swing), products(of.swing, of.swing)),
         jax.vmap(lambda r, y: field_sums(metrics, task, r, y, mirror=True), (1, 0), -1)(r, sample.labels),
     )
-    (G, S, S_known, power), (curvature, loss, error), swing, measured = jax.tree.map(lambda a: a / sample.labels.size, sums)
+    (G, S, S_known, power), (curvature, square, size, loss, error), swing, measured = jax.tree.map(lambda a: a / sample.labels.size, sums)
     S = jnp.where((jnp.arange(rows) <= k)[None, :, None], S.reshape(m, rows, m), 0.0)
     written = past.gradients_written[None]
-    found = Means(written * G, S, S_known, power, curvature, loss, error, measured)
+    found = Means(written * G, S, S_known, power, Curvature(curvature, square, size), loss, error, measured)
     return found, None if swing is None else SwingMeans(written * swing[0], swing[1])
 
 
@@ -184,7 +187,7 @@ def directions(
     if swing is None or swing_mean is None or swing_left is None:
         to_mean, normalize = spread(shards, again, normalize)
         new = combination(normalize, rest - combination(to_mean, past.gradients))
-        return Pull(mean.S_known, mean.S, zetas, jnp.zeros_like(mean.power), mean.curvature), new
+        return Pull(mean.S_known, mean.S, zetas, jnp.zeros_like(mean.power), mean.curvature.mean), new
     # The swing's product with the new direction is that with `rest`: what differs is a product of two roundings.
     shared = swing_left[0] @ normalize.T
     # Here the difference may cancel; what is left of it must be more than rounding to be normalized.
@@ -194,4 +197,4 @@ def directions(
     new = combination(normalize, rest - combination(to_mean, past.gradients))
     of_swing = combination(swing_normalize, swing - combination(shared, new))
     root = square_root(mean.power, rank_floor(mean.power), order)
-    return Pull(mean.S_known, mean.S, zetas, root, mean.curvature), jnp.concatenate([new, of_swing])
+    return Pull(mean.S_known, mean.S, zetas, root, mean.curvature.mean), jnp.concatenate([new, of_swing])

@@ -180,20 +180,20 @@ class FixedPoint(AbstractSolver):
             throw=False,
         )
         # Once more, outside: what a fixed-point solve hands back on the side has no derivative.
-        _, (kernels, law, (train_loss, train_error, train_metrics)) = iterate(found.value, None)
+        _, (kernels, law, (train_loss, train_error, train_metrics, curvature)) = iterate(found.value, None)
         correlation, overlap, norm, response = (
             as_column(a) for a in (kernels.correlation, kernels.overlap, law.norm, kernels.response)
         )
         measured = Measured(metrics.fields, train_metrics, _weight_metrics(problem, law, metrics.weights))
         kernels = correlation, overlap, norm
         observables = from_kernel(problem, *kernels, train_loss, train_error, problem.rho, response, measured)
-        return observables, found.result == optimistix.RESULTS.successful
+        return Outcome(observables, found.result == optimistix.RESULTS.successful, curvature)
 
 
 def _field(
     problem: Problem, inputs: Inputs, kernels: Kernels, draws: Draws, fields: dict[str, AbstractFieldMetric]
-) -> tuple[Gradients, tuple[Array, Array | None, dict[str, Array]]]:
-    """Averages over the samples of the field process; train loss and error (time,) and train metrics (time, ...)."""
+) -> tuple[Gradients, tuple[Array, Array | None, dict[str, Array], Curvature]]:
+    """Averages over the samples of the field process; train loss and error (time,), train metrics (time, ...), curvature."""
     task, rho = problem.task, problem.rho[0, 0]
     root = jnp.sqrt(rho)
     steps = inputs.mean.shape[0]
@@ -221,6 +221,7 @@ def _field(
                 jnp.mean(l**2),
                 mean * (moved @ slope) / count,
                 mean * jnp.mean(l * xi) * root,
+                jax.lax.stop_gradient((jnp.mean(slope), jnp.mean(slope**2), jnp.mean(jnp.abs(slope)))),
                 jnp.mean(task.loss(r, y)),
                 None if error is None else jnp.mean(error),
                 jax.tree.map(lambda a: a / count, field_sums(fields, task, r[None], y, mirror=True)),
@@ -239,11 +240,11 @@ def _field(
     split = jax.tree.map(lambda a: jnp.moveaxis(a.reshape(*a.shape[:-1], batches, -1), -2, 0), draws)
     means = jax.lax.map(lambda d: batch(d.teacher, d.label, d.normals, d.multipliers), split)
     means = jax.tree.map(lambda a: jnp.mean(a, axis=0), means)
-    product, second, response, with_teacher, train_loss, train_error, train_metrics = means
+    product, second, response, with_teacher, (slope, square, size), train_loss, train_error, train_metrics = means
     product, second, response = product[:-1, :-1], (mean**2 + deviation**2) * second, response[:-1, :-1]
     # E[g_k w_star] = rho R_g(k, *) + sum_j R_g(k, j) E[w_j w_star], which needs no derivative of the label law.
     toward = (with_teacher[:-1] - response @ kernels.overlap[:-1]) / rho
-    of_samples = train_loss, train_error, train_metrics
+    of_samples = train_loss, train_error, train_metrics, Curvature(as_column(slope), square, size)
     return Gradients(product + product.T + jnp.diag(second[:-1]), response, toward), of_samples
 
 

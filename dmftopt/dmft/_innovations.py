@@ -13,7 +13,7 @@ from . import _motion as motion
 from . import _weights as weights
 from ._fields import Past, Sample
 from ._motion import Last
-from ._solver import Inputs
+from ._solver import Curvature, Inputs
 
 
 class History(NamedTuple):
@@ -54,7 +54,7 @@ class Parameters(NamedTuple):
 
 class Readout(NamedTuple):
     """Per step: products with the known directions and L(k, :) over all rows, losses over the samples, E[theta theta^T],
-    metrics, mean curvature of the loss. Where the noise tells the response: of each group and each step's swing normals, their
+    metrics, curvature of the loss. Where the noise tells the response: of each group and each step's swing normals, their
     coefficients in theta_k, and what this step adds to them in theta_{k+1}."""
 
     known: Float[Array, "m m_star"]
@@ -64,7 +64,7 @@ class Readout(NamedTuple):
     norm: Float[Array, "m m"]
     train_metrics: dict[str, Array]
     weight_metrics: dict[str, Array]
-    curvature: Float[Array, "m m"]
+    curvature: Curvature
     reached: Float[Array, "m group row m"] | None
     added: Float[Array, "m group row m"] | None
 

@@ -13,7 +13,11 @@ from ..protocol.noise import AbstractNoise
 from ..protocol.rates import Averages
 from ..results.measure import Metrics
 from ..results.observables import Observables
-from ._solver import AbstractSolver, Inputs, Randomness
+from ._accuracy import gain_of, order_of, stability, stiffness
+from ._solver import AbstractSolver, Inputs, Outcome, Randomness
+
+# Where the two levels differ by more, as a share of an observable's largest value, they are not in the regime of extrapolation.
+_DISAGREEMENT = 0.25
 
 
 class Level(NamedTuple):
@@ -43,48 +47,114 @@ class Level(NamedTuple):
         return self.average.valid & jnp.all(self.grid.step_sizes > 0) & noise.valid(self.visits)
 
 
+class Replicate(NamedTuple):
+    """Observables at the grid's times; with half the samples, once for each half (None unless asked for); the estimated error of
+    the time step (None for one level); whether the solver met its tolerance and two levels agree enough to be extrapolated;
+    stiffness and stability of each step."""
+
+    full: Observables
+    halves: Observables | None
+    level_difference: Observables | None
+    converged: Bool[Array, ""]
+    agree: Bool[Array, ""]
+    stiffness: Float[Array, " step"]
+    stability: Float[Array, " step"]
+
+
 def replicate(
     problem: Problem,
     noise: AbstractNoise,
     solver: AbstractSolver,
     levels: tuple[Level, ...],
     metrics: Metrics,
-    drawn: Randomness,
+    points: Randomness,
     estimate_bias: bool,
-) -> tuple[Observables, Observables | None, Bool[Array, ""]]:
-    """Observables, those of half the samples (or None), and whether the solver converged. `levels`: one, or two of which the
-    second has every step halved."""
-    randomness = [drawn]
-    if len(levels) == 2:
-        # Drawn on the finest grid; a coarser level uses the same randomness, summed over pairs of steps.
-        randomness.insert(0, drawn.coarsened(levels[1].grid, noise, levels[1].visits))
+    richardson: bool,
+) -> Replicate:
+    """`levels`: coarse first. With `richardson` the result is at the times of the coarse one and extrapolated, otherwise that of
+    the fine one."""
+    randomness = [points] if len(levels) == 1 else [points.coarsened(levels[1].grid, noise, levels[1].visits), points]
+    order = order_of(problem, noise, solver.step_for(noise))
 
-    def extrapolated(select):
-        runs = [
+    def run(select) -> list[Outcome]:
+        return [
             solver.run(problem, noise, level.inputs(noise), select(r), metrics)
             for level, r in zip(levels, randomness, strict=True)
         ]
-        observables, converged = zip(*runs, strict=True)
-        # A sample whose gradient jumps starts or stops being moved at some time within a step: an error of first order.
-        order = 1 if problem.task.jumps and not noise.deterministic else solver.step_for(noise).order
-        result = observables[0] if len(runs) == 1 else _richardson(observables[0], observables[1], order)
-        return result, jnp.all(jnp.stack(converged))
 
-    full, converged = extrapolated(lambda r: r)
-    if not estimate_bias:
-        return full, None, converged
-    halves = jax.lax.map(lambda which: extrapolated(lambda r: r.half(which))[0], jnp.arange(2))
-    return full, jax.tree.map(lambda a: jnp.mean(a, axis=0), halves), converged
+    def result(runs: list[Outcome]) -> tuple[Observables, Observables | None, Bool[Array, ""]]:
+        coarse, fine = runs[0].observables, runs[-1].observables
+        if len(runs) == 1:
+            return fine, None, jnp.asarray(True)
+        agree = largest_change(coarse, _at_coarse(fine)) < _DISAGREEMENT
+        if not richardson:
+            return fine, _on_fine(_error_of_fine(coarse, fine, order)), agree
+        extrapolated, plain = _richardson(coarse, fine, order), _at_coarse(fine)
+        error = jax.tree.map(lambda e, f: jnp.abs(e - f), extrapolated, plain)
+        return jax.tree.map(lambda e, f: jnp.where(agree, e, f), extrapolated, plain), error, agree
+
+    runs = run(lambda r: r)
+    full, difference, agree = result(runs)
+    halves = None
+    if estimate_bias:
+        halves = jax.lax.map(lambda which: result(run(lambda r: r.half(which)))[0], jnp.arange(2))
+    # Judged on the grid whose times the result has.
+    judged = 0 if richardson else -1
+    given = problem, levels[judged].inputs(noise), runs[judged].curvature
+    converged = jnp.all(jnp.stack([r.converged for r in runs]))
+    return Replicate(full, halves, difference, converged, agree, stiffness(*given), stability(*given))
+
+
+def largest_change(first: Observables, second: Observables) -> Float[Array, ""]:
+    """Of risks, student overlap and norm, over their largest values."""
+
+    def change(a, b):
+        return jnp.max(jnp.abs(a - b)) / jnp.maximum(jnp.max(jnp.abs(b)), jnp.finfo(b.dtype).tiny)
+
+    names = ("test_risk", "train_loss", "student_overlap", "norm")
+    return jnp.max(jnp.stack([change(getattr(first, name), getattr(second, name)) for name in names]))
+
+
+def _at_coarse(fine: Observables) -> Observables:
+    """A kick at the end of a coarse step is one at the end of its second half."""
+    response = None if fine.response is None else fine.response[::2, 1::2]
+    return dataclasses.replace(dataclasses.replace(fine, response=None).along_time(lambda a: a[::2]), response=response)
 
 
 def _richardson(coarse: Observables, fine: Observables, order: int) -> Observables:
-    """(2^order fine - coarse) / (2^order - 1) at the coarse times: the error of order step^order cancels, equation (23)."""
-    gain = 1 / (2**order - 1)
-    at_coarse = dataclasses.replace(fine.along_time(lambda a: a[::2]), response=None)
-    result = jax.tree.map(lambda f, c: f + gain * (f - c), at_coarse, dataclasses.replace(coarse, response=None))
-    if fine.response is None or coarse.response is None:
-        return result
-    # A kick at the end of a coarse step is one at the end of its second half. What follows a kick is of first order: the step
-    # extrapolates across it.
-    response = 2 * fine.response[::2, 1::2] - coarse.response
-    return dataclasses.replace(result, response=response)
+    """(2^order fine - coarse) / (2^order - 1) at the coarse times: the error of order step^order cancels, equation (23). What
+    follows a kick is of first order: the step extrapolates across it."""
+
+    def extrapolated(order):
+        gain = 1 / (2**order - 1)
+        return jax.tree.map(lambda f, c: f + gain * (f - c), _at_coarse(fine), coarse)
+
+    return _with_response(extrapolated(order), extrapolated(1))
+
+
+def _error_of_fine(coarse: Observables, fine: Observables, order: int) -> Observables:
+    """Equation (29), at the coarse times; of two neighbors the larger, as a difference may pass through 0."""
+
+    def error(order):
+        return jax.tree.map(lambda f, c: gain_of(order) * jnp.abs(f - c), _at_coarse(fine), coarse)
+
+    def widened(a):
+        return jnp.maximum(a, jnp.maximum(jnp.concatenate([a[:1], a[:-1]]), jnp.concatenate([a[1:], a[-1:]])))
+
+    plain = _with_response(error(order), None).along_time(widened)
+    return _with_response(plain, error(1))
+
+
+def _on_fine(errors: Observables) -> Observables:
+    def interleaved(a):
+        between = jnp.maximum(a[:-1], a[1:])
+        return jnp.concatenate([jnp.stack([a[:-1], between], axis=1).reshape(-1, *a.shape[1:]), a[-1:]])
+
+    on_fine = _with_response(errors, None).along_time(interleaved)
+    if errors.response is None:
+        return on_fine
+    return dataclasses.replace(on_fine, response=jnp.repeat(interleaved(errors.response), 2, axis=1))
+
+
+def _with_response(observables: Observables, other: Observables | None) -> Observables:
+    return dataclasses.replace(observables, response=None if other is None else other.response)

@@ -31,6 +31,24 @@ class Inputs(NamedTuple):
     momentum: Momentum | None
 
 
+class Curvature(NamedTuple):
+    """Of H = dl / dr over the samples: its mean, E[tr H²] and E[sum_a |H_aa|] (which is the trace of the mean where the loss is
+    convex)."""
+
+    mean: Float[Array, "*time m m"]
+    square: Float[Array, "*time"]
+    size: Float[Array, "*time"]
+
+
+class Outcome(NamedTuple):
+    """Observables at all grid times, those of the metrics among them, whether the solver met its own tolerance, and the curvature
+    of the loss at all times, by which the time step and the learning rate are judged."""
+
+    observables: Observables
+    converged: Bool[Array, ""]
+    curvature: Curvature
+
+
 class Sizes(NamedTuple):
     """All that the random numbers know of the problem: problems that share it share the program that draws them. `shards`: the
     number of devices that share the samples, if more than one the last axis of every array of random numbers."""
@@ -79,9 +97,8 @@ class AbstractSolver(eqx.Module):
     @abc.abstractmethod
     def run(
         self, problem: Problem, noise: AbstractNoise, inputs: Inputs, randomness: Any, metrics: Metrics
-    ) -> tuple[Observables, Bool[Array, ""]]:
-        """Observables at all grid times, those of `metrics` among them, and whether the solver met its own tolerance.
-        `randomness`: what `draw` returned."""
+    ) -> Outcome:
+        """`randomness`: what `draw` returned."""
 
 
 def configured(solver: Any, samples: Any, step: Any) -> AbstractSolver:

@@ -10,7 +10,8 @@ from .observables import AbstractResult
 
 
 class Difference(eqx.Module):
-    """One observable: `first - second`, its standard error, and the size of `second`, at the second result's times."""
+    """One observable: `first - second`, its standard error (half the 95% total errors of the two, added in squares), and the size
+    of `second`, at the second result's times."""
 
     difference: Float[Array, "..."]
     standard_error: Float[Array, "..."]
@@ -60,8 +61,8 @@ def compare(first: AbstractResult, second: AbstractResult) -> Comparison:
 
     `first` is interpolated linearly between its times (and held beyond its last by at most 0.1%, the rounding to SGD steps);
     give both the same times where that matters. The response, whose second axis counts steps, cannot be interpolated: it is
-    compared only where both have it, at the same times. Standard errors add in squares; a route without replicates counts as
-    exact. Raises ValueError when the second reaches beyond the first's times.
+    compared only where both have it, at the same times. The errors are halves of `total_error` and add in squares; what a route
+    does not know of its own (a solution without replicates its sampling error) counts as exact. Raises ValueError when the second reaches beyond the first's times.
     """
     check_instance("first", first, AbstractResult, "Pass a Solution or a Simulation.")
     check_instance("second", second, AbstractResult, "Pass a Solution or a Simulation.")
@@ -82,8 +83,10 @@ def compare(first: AbstractResult, second: AbstractResult) -> Comparison:
             return jnp.swapaxes(values, 0, 1)
         return _mix(values, left, weight)
 
-    def error(result, name, like):
-        return jnp.zeros_like(like) if result.replicated is None else result.replicated.arrays()[name]
+    known = [{} if (error := result.known_error()) is None else error.arrays() for result in (first, second)]
+
+    def error(which, name, like):
+        return 0.5 * known[which][name] if name in known[which] else jnp.zeros_like(like)
 
     differences, others = {}, second.observables.arrays()
     for name, a in first.observables.arrays().items():
@@ -92,7 +95,7 @@ def compare(first: AbstractResult, second: AbstractResult) -> Comparison:
         b = others[name]
         if name == "response" and not bool(jnp.all(jnp.isfinite(a)) & jnp.all(jnp.isfinite(b))):
             continue  # not determined, see AbstractResult.response
-        squares = at(error(first, name, a), name) ** 2 + error(second, name, b) ** 2
+        squares = at(error(0, name, a), name) ** 2 + error(1, name, b) ** 2
         differences[name] = Difference(at(a, name) - b, jnp.sqrt(squares), b)
     return Comparison(second.times, differences)
 

@@ -36,8 +36,20 @@ DESCRIPTIONS = {
 METRICS = {"train": "training samples", "test": "fresh samples", "weight": "coordinates"}
 
 # The fields of a result that hold observables, and what is added to the variables' names.
-_SUFFIXES = {"observables": "", "replicated": "_standard_error", "half_difference": "_bias"}
-_PREFIXES = {"": "", "_standard_error": "standard error of ", "_bias": "estimated bias of "}
+_SUFFIXES = {
+    "observables": "",
+    "replicated": "_standard_error",
+    "half_difference": "_bias",
+    "bias_error": "_bias_standard_error",
+    "level_difference": "_discretization_error",
+}
+_PREFIXES = {
+    "": "",
+    "_standard_error": "standard error of ",
+    "_bias": "estimated bias of ",
+    "_bias_standard_error": "standard error of the estimated bias of ",
+    "_discretization_error": "error of the time step in ",
+}
 
 
 def describe(name: str, axes: int) -> Description:

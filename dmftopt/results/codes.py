@@ -37,6 +37,19 @@ with warnings.catch_warnings():
             "Equations were not solved to their tolerance. In FixedPoint raise max_iterations or the damping, or shorten the "
             "horizon; in limits.least_squares raise nodes, in limits.stationary the ridge; in float32 use jax_enable_x64."
         )
+        unphysical = (
+            "What cannot be: a negative student overlap, or a teacher overlap O with O² above student overlap times the teacher's own. "
+            "It was extrapolated from time steps that are too large for that. Take more steps, or drop richardson."
+        )
+        unstable = (
+            "SGD itself is unstable at this learning rate: learning rate / batch size is beyond the critical ratio, from which the "
+            "gradient noise feeds on itself, whatever the time steps say. Lower the learning rate or raise the batch size "
+            "(`solution.stability` is their ratio to the critical one at each time)."
+        )
+        inaccurate = (
+            "The total error is larger than the accuracy asked for. Give `solve` a horizon in place of the grid and it "
+            "chooses steps and samples; or pass more of them. (`print(solution)` tells which of the errors it is.)"
+        )
         invalid = (
             "The protocol or the problem left its domain: learning rate and ridge must be >= 0, batch size >= 1, momentum in "
             "[0, 1), delta > 0, scales >= 0, times increasing, all finite; noise.Poisson() takes at most 1e5 epochs (use Brownian"

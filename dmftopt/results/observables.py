@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
+from scipy.special import stdtrit
 
 from .._checks import front_door, is_concrete
 from .._register import register_part
@@ -151,11 +152,35 @@ class AbstractResult(eqx.Module):
             raise ValueError("standard_error needs at least two independent replicates. Ask for replicates=4 (or runs=4).")
         return self.replicated
 
+    @property
+    @front_door
+    def total_error(self) -> Observables:
+        """Half the width of the interval, for each of the observables, that holds the exact value in 95 of 100 cases: Student's
+        quantile times the standard error, plus the size of every other error that is known (bias and time step of a `Solution`).
+        Raises ValueError as `standard_error` does."""
+        return _sum_of_sizes(sampling_error(self.standard_error, self.repetitions), self._other_errors())
+
+    @property
+    def repetitions(self) -> int:
+        """Independent replicates or runs."""
+        return 1
+
+    def _other_errors(self) -> list[Observables]:
+        """Besides the sampling error."""
+        return []
+
+    def known_error(self) -> Observables | None:
+        """`total_error`, or what is known of it without replicates; None for nothing."""
+        others = self._other_errors()
+        if self.replicated is not None:
+            return self.total_error
+        return _sum_of_sizes(others[0], others[1:]) if others else None
+
     def to_xarray(self) -> Any:
         """The result as an `xarray.Dataset`.
 
         One variable for each observable that is not None, under its name and with the axes of `Observables` named `time`,
-        `time_2`, `step`, `student`, `student_2`, `teacher`; `<name>_standard_error` and `<name>_bias` where there are any.
+        `time_2`, `step`, `student`, `student_2`, `teacher`; `<name>_standard_error`, `<name>_bias` and the like where there are any.
         Metrics are called `train_<name>`, `test_<name>` and `weight_<name>`, with axes `time`, `<name>_0`, `<name>_1`, ... The
         times are coordinates (`kick_time` along `step`), names and units are attributes of the variables, how the result came
         about is in the attributes of the dataset. All of it can be written as netCDF.
@@ -168,6 +193,21 @@ class AbstractResult(eqx.Module):
     @abc.abstractmethod
     def _attributes(self) -> dict[str, str | int]:
         """What was run and how it ended."""
+
+
+def sampling_error(standard_error: Observables, repetitions: int) -> Observables:
+    """Half the width of the 95% interval, by Student's t: of few repetitions the standard error itself is poorly known."""
+    factor = float(stdtrit(max(repetitions, 2) - 1, 0.975))
+    return jax.tree.map(lambda a: factor * a, standard_error)
+
+
+def _sum_of_sizes(first: Observables, others: list[Observables]) -> Observables:
+    """Of the observables that all have: what one of the errors does not know is unknown in all."""
+    for other in others:
+        first = jax.tree.map(
+            lambda a, b: None if a is None or b is None else a + jnp.abs(b), first, other, is_leaf=lambda a: a is None
+        )
+    return first
 
 
 def from_kernel(

@@ -357,7 +357,8 @@ def _read(
     dims = describe(observable, values.ndim).dims
     if {"time_2", "step"} & set(dims):
         raise ValueError(f"observable {observable!r} has two times. Draw it with dmftopt.plot.kernel.")
-    errors = np.zeros_like(values) if result.replicated is None else np.asarray(result.replicated.arrays()[observable])
+    known = result.known_error()
+    errors = np.zeros_like(values) if known is None else 0.5 * np.asarray(known.arrays()[observable])
     if entries is not None:
         chosen = list(entries)
         for entry in chosen:

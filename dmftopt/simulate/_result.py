@@ -23,6 +23,10 @@ class Simulation(AbstractResult):
     runs: int = eqx.field(static=True)
     result: RESULTS = eqx.field(default_factory=lambda: RESULTS.successful)
 
+    @property
+    def repetitions(self):
+        return self.runs
+
     def _attributes(self) -> dict[str, str | int]:
         ended = {"result": name_of(self.result), "message": RESULTS[self.result]}
         return {"dimension": self.dimension, "runs": self.runs, **ended}

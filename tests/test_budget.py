@@ -163,6 +163,7 @@ def test_a_value_per_piece_and_per_step():
     np.testing.assert_allclose(s(jnp.array([0.0, 0.49, 0.5, 1.9, 2.0, 3.0])), [1.25, 1.25, 1.75, 2.75, 2.75, 2.75])
     steps = schedules.PerStep(jnp.arange(1000.0), 300)
     np.testing.assert_array_equal(steps(jnp.arange(1000) / 300), np.arange(1000.0))
+    np.testing.assert_array_equal(steps((jnp.arange(1000.0) + 0.9) / 300), np.arange(1000.0))
     assert steps(1e6) == 999.0
 
 

@@ -8,6 +8,7 @@ from jax.flatten_util import ravel_pytree
 
 import dmftopt
 from dmftopt import features, schedules, tasks
+from dmftopt.protocol import rates
 
 # Inside, at the ends, at the corners of the shapes below, and beyond the horizon of 2.
 TIMES = np.array([0.0, 0.3, 0.5, 1.0, 1.3, 1.75, 2.0, 2.6])
@@ -214,10 +215,73 @@ def test_whole_numbers_at_knots_interpolate_like_real_ones():
     np.testing.assert_allclose(schedule(jnp.array([0.0, 0.5, 2.5, 5.0])), [1.0, 1.3, 2.5, 4.0])
 
 
+@pytest.mark.parametrize("precise", [True, False], ids=["float64", "float32"])
+def test_every_piece_is_read_from_its_start(precise):
+    """Starts of pieces are whole up to rounding only: of a grid with one step per piece every piece was to be read once."""
+    with jax.enable_x64(precise):
+        for horizon in (1.0, 3.0, 7.3, 49.0):
+            for pieces in (7, 10, 49, 97):
+                values = jnp.arange(float(pieces))
+                schedule = schedules.PiecewiseConstant(values, horizon)
+                stretched = schedules.Scaled(schedules.PiecewiseConstant(values, 1.0), horizon)
+                starts = dmftopt.TimeGrid.uniform(horizon, pieces).times[:-1]
+                np.testing.assert_array_equal(schedule(starts), values)
+                np.testing.assert_array_equal(stretched(starts), values)
+                # Nothing but rounding is forgiven.
+                before = starts[1:] * (1 - 100 * float(jnp.finfo(starts.dtype).eps))
+                np.testing.assert_array_equal(schedule(before), values[:-1])
+
+
+@pytest.mark.parametrize("count, precise", [(10**6, True), (10**5, False)], ids=["float64", "float32"])
+def test_a_value_per_step_is_read_at_its_step(count, precise):
+    """At t = k / dimension, where simulations and recipes read."""
+    steps = np.arange(count)
+    with jax.enable_x64(precise):
+        for dimension in (3, 300, 1001):
+            schedule = schedules.PerStep(jnp.asarray(steps, dtype=float), dimension)
+            np.testing.assert_array_equal(schedule(jnp.asarray(steps / dimension, dtype=float)), steps)
+            np.testing.assert_array_equal(schedule(jnp.asarray(steps, dtype=float) / dimension), steps)
+
+
+def test_schedules_say_where_they_are_not_smooth():
+    jumps = schedules.piecewise_constant(2.0, 4, 0.5)
+    per_step = schedules.PerStep(jnp.ones(4), 10)
+    own = Triangle(jnp.asarray(0.4))
+    cases = [
+        (schedules.constant(0.5), []),
+        (schedules.power_law(0.5, 1.0), []),
+        (schedules.piecewise_linear(3.0, 4, 0.5), [0.0, 1.0, 2.0, 3.0]),
+        (jumps, [0.5, 1.0, 1.5]),
+        (per_step, [0.1, 0.2, 0.3]),
+        (schedules.cosine(0.5, 2.0), [2.0]),
+        (schedules.warmup_stable_decay(0.5, 2.0, 0.5, 0.2), [0.5, 1.8, 2.0]),
+        (schedules.Scaled(jumps, 3.0), [1.5, 3.0, 4.5]),
+        (schedules.from_optax(optax.constant_schedule(1.0), 10), []),
+        (lambda t: 1 + t, []),
+        (own, [1.0]),
+    ]
+    for schedule, times in cases:
+        np.testing.assert_allclose(dmftopt.Protocol(schedule).knots, times, rtol=1e-14)
+    # Of a whole protocol, with momentum as it acts in continuous time too: sorted, within the run, of fixed number.
+    whole = dmftopt.Protocol(own, schedules.Scaled(jumps, 3.0), momentum=per_step)
+    for protocol in (whole, whole.in_continuous_time()):
+        np.testing.assert_allclose(rates.knots(protocol, 4.0), [0.1, 0.2, 0.3, 1.0, 1.5, 3.0, 4.0], rtol=1e-14)
+
+    def last(horizon):
+        return rates.knots(dmftopt.Protocol(schedules.Scaled(jumps, horizon)), 10.0)[-1]
+
+    np.testing.assert_allclose(jax.jit(last)(2.0), 3.0)
+    assert jax.grad(last)(2.0) == 0
+    for wrong in (3, "many", [[0.5]], [jnp.nan]):
+        with pytest.raises((ValueError, TypeError), match="knots"):
+            rates.knots(dmftopt.Protocol(Triangle(own.peak, wrong)), 2.0)
+
+
 class Triangle(eqx.Module):
-    """A schedule of one's own: any callable of t, trained where it holds arrays."""
+    """A schedule of one's own: any callable of t, trained where it holds arrays. It says where it has a kink."""
 
     peak: jax.Array
+    knots: tuple = (1.0,)
 
     def __call__(self, t):
         return self.peak * (1 - jnp.abs(t - 1))

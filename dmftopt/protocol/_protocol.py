@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 
 from .._checks import check_real, front_door, is_concrete
 from .._register import register_part
-from .schedules import Constant
+from .schedules import Constant, knots_of
 from .variables import number
 
 # What each field may not fall below, and why. (Momentum must stay below 1 as well.)
@@ -86,6 +86,12 @@ class Protocol(eqx.Module):
             return self
         return Protocol(_Amplified(self.learning_rate, self.momentum), self.batch_size, self.ridge)
 
+    @property
+    def knots(self) -> Float[Array, " knot"]:
+        """Times at which one of the schedules says that it jumps or has kinks, field by field (see `dmftopt.schedules`)."""
+        fields = (self.learning_rate, self.batch_size, self.ridge, self.momentum)
+        return jnp.concatenate([knots_of(field) for field in fields if field is not None])
+
 
 class _Amplified(eqx.Module):
     """eta / (1 - beta)."""
@@ -98,6 +104,10 @@ class _Amplified(eqx.Module):
         # Traced and outside its domain: a rate that every route knows to be invalid.
         valid = in_domain("momentum", momentum)
         return jnp.where(valid, self.learning_rate(t) / (1 - jnp.where(valid, momentum, 0.0)), -1.0)
+
+    @property
+    def knots(self) -> Float[Array, " knot"]:
+        return jnp.concatenate([knots_of(self.learning_rate), knots_of(self.momentum)])
 
 
 def values_at(name: str, schedule: Callable, times: Float[Array, "*time"]) -> Float[Array, "*time"]:

@@ -3,6 +3,9 @@
 The map between optax's step count and time is t = step / d, written down here and nowhere else. Arrays in a schedule are
 trainable, Python numbers (horizons, exponents, fractions) are fixed; to train one of those too pass a JAX array, or a variable
 with bounds (`dmftopt.above`, `dmftopt.between`). Peaks are positive variables, so gradient steps are relative.
+
+Any callable of t is a schedule. One that jumps or has kinks may say where by an attribute `knots`, the times as a one-dimensional
+array: whoever integrates it then does so between them. Schedules without the attribute are taken to be smooth.
 """
 
 from collections.abc import Callable
@@ -11,11 +14,26 @@ from typing import Any
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from .._checks import check_count, check_real, check_shape, front_door, is_concrete
 from .._register import register_part
 from .variables import AbstractVariable, Between, above, as_variable, number, within
+
+
+def knots_of(schedule: Callable) -> Float[Array, " knot"]:
+    """The times at which a schedule says that it jumps or has kinks, in any order; none if it does not say. Raises ValueError
+    where they are not one-dimensional."""
+    times = getattr(schedule, "knots", None)
+    if times is None:
+        return jnp.zeros(0)
+    if np.ndim(times) != 1:
+        raise ValueError(
+            f"knots of the schedule {schedule!r} must be a one-dimensional array of times, got shape {np.shape(times)}. "
+            "Give the times at which it jumps or has kinks, or name the attribute otherwise."
+        )
+    check_real("knots", times)
+    return jnp.asarray(times, dtype=float)
 
 
 @register_part
@@ -48,6 +66,10 @@ class PiecewiseLinear(eqx.Module):
         value = jnp.interp(t, jnp.asarray(self.times, dtype=t.dtype), number(self.values).astype(t.dtype))
         return jnp.exp(value) if self.log else value
 
+    @property
+    def knots(self) -> Float[Array, " knot"]:
+        return jnp.asarray(self.times, dtype=float)
+
 
 @register_part
 @front_door
@@ -61,22 +83,29 @@ class PiecewiseConstant(eqx.Module):
     def __call__(self, t: Any) -> Float[Array, "..."]:
         values = number(self.values)
         pieces = values.shape[0]
-        at = jnp.clip(jnp.floor(jnp.asarray(t, dtype=float) / self.horizon * pieces), 0, pieces - 1).astype(int)
-        return jnp.exp(values[at]) if self.log else values[at]
+        value = values[_piece(t, lambda t: t / self.horizon * pieces, pieces)]
+        return jnp.exp(value) if self.log else value
+
+    @property
+    def knots(self) -> Float[Array, " knot"]:
+        pieces = number(self.values).shape[0]
+        return self.horizon * jnp.arange(1.0, pieces) / pieces
 
 
 @register_part
 class PerStep(eqx.Module):
-    """`values` of the steps k = 0, 1, ... of a run, at t = k / `dimension`; the last one beyond."""
+    """`values` of the steps k = 0, 1, ... of a run, each from t = k / `dimension` until the next; the last one beyond."""
 
     values: Any = eqx.field(converter=as_variable)
     dimension: int = eqx.field(static=True)
 
     def __call__(self, t: Any) -> Float[Array, "..."]:
         values = number(self.values)
-        # To the nearest step: t times dimension is whole only up to rounding.
-        at = jnp.clip(jnp.round(jnp.asarray(t, dtype=float) * self.dimension), 0, values.shape[0] - 1).astype(int)
-        return values[at]
+        return values[_piece(t, lambda t: t * self.dimension, values.shape[0])]
+
+    @property
+    def knots(self) -> Float[Array, " knot"]:
+        return jnp.arange(1.0, number(self.values).shape[0]) / self.dimension
 
 
 class Tabulated(eqx.Module):
@@ -112,6 +141,10 @@ class Decay(eqx.Module):
         final = number(self.final)
         return number(self.peak) * (final + (1.0 - final) * fall)
 
+    @property
+    def knots(self) -> Float[Array, " knot"]:
+        return jnp.asarray(number(self.horizon), dtype=float).reshape(1)
+
 
 @register_part
 class PowerLaw(eqx.Module):
@@ -142,6 +175,11 @@ class WarmupStableDecay(eqx.Module):
         final = number(self.final)
         return number(self.peak) * up * (final + (1.0 - final) * remaining)
 
+    @property
+    def knots(self) -> Float[Array, " knot"]:
+        warmup, decay, horizon = (number(a) for a in (self.warmup, self.decay, self.horizon))
+        return jnp.stack([jnp.asarray(t, dtype=float) for t in (warmup, horizon - decay, horizon)])
+
 
 @register_part
 class Scaled(eqx.Module):
@@ -155,6 +193,10 @@ class Scaled(eqx.Module):
     def __call__(self, t: Any) -> Float[Array, "..."]:
         return self.offset + self.scale * self.schedule(jnp.asarray(t, dtype=float) / self.horizon)
 
+    @property
+    def knots(self) -> Float[Array, " knot"]:
+        return self.horizon * knots_of(self.schedule)
+
 
 class FromOptax(eqx.Module):
     """s(t) = scale * schedule(t * dimension). An optax schedule has no trainable leaves; the scale may be one."""
@@ -165,6 +207,10 @@ class FromOptax(eqx.Module):
 
     def __call__(self, t: Any) -> Float[Array, "..."]:
         return number(self.scale) * jnp.asarray(self.schedule(jnp.asarray(t, dtype=float) * self.dimension), dtype=float)
+
+    @property
+    def knots(self) -> Float[Array, " knot"]:
+        return knots_of(self.schedule) / self.dimension
 
 
 @front_door
@@ -265,6 +311,14 @@ def to_optax(schedule: Callable, dimension: int, scale: float = 1.0) -> Callable
         raise TypeError(f"schedule must be a callable of t, got {schedule!r}. Pass protocol.learning_rate or the like.")
     check_count("dimension", dimension)
     return lambda step: scale * schedule(jnp.asarray(step, dtype=float) / dimension)
+
+
+def _piece(t: Any, position: Callable, count: int) -> Int[Array, "..."]:
+    """The whole part of `position`(t), 0 at least and count - 1 at most. A time that is the start of a piece up to rounding
+    counts as its start."""
+    t = jnp.asarray(t, dtype=float)
+    at = jnp.floor(position(t) * (1 + 8 * float(jnp.finfo(t.dtype).eps)))
+    return jnp.clip(at, 0, count - 1).astype(int)
 
 
 def _values(times: np.ndarray, initial: Any, log: bool, bounds: Any) -> Any:

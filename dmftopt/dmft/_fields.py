@@ -154,7 +154,9 @@ def means(
         None if of.swing is None else (dots(past.gradients, of.swing), products(of.swing, of.swing)),
         jax.vmap(lambda r, y: field_sums(metrics, task, r, y, mirror=True), (1, 0), -1)(r, sample.labels),
     )
-    (G, S, S_known, power), (curvature, square, size, loss, error), swing, measured = jax.tree.map(lambda a: a / sample.labels.size, sums)
+    (G, S, S_known, power), (curvature, square, size, loss, error), swing, measured = jax.tree.map(
+        lambda a: a / sample.labels.size, sums
+    )
     S = jnp.where((jnp.arange(rows) <= k)[None, :, None], S.reshape(m, rows, m), 0.0)
     written = past.gradients_written[None]
     found = Means(written * G, S, S_known, power, Curvature(curvature, square, size), loss, error, measured)

@@ -21,7 +21,7 @@ from ..protocol.noise import AbstractNoise
 from ..results.measure import Measured, coordinate_nodes, field_sums, linear_values, weight_means
 from ..results.metrics import AbstractFieldMetric, AbstractWeightMetric
 from ..results.observables import as_column, from_kernel
-from ._solver import AbstractSolver, Inputs
+from ._solver import AbstractSolver, Curvature, Inputs, Outcome
 from ._step import AbstractStep, DiscreteStep
 
 

@@ -12,8 +12,8 @@ from ..problem import Problem
 from ..protocol.noise import AbstractNoise
 from ..results.codes import RESULTS, blank
 from ..results.measure import Metrics
-from ..results.observables import Observables, mean_and_error, sampling_error
-from ._accuracy import relative_errors, rough_error
+from ..results.observables import Observables, mean_and_error
+from ._accuracy import ROUNDING, relative_errors, rough_error
 from ._mesh import REPLICATES, SAMPLES, axis_size, constrained
 from ._replicate import Level, Replicate, replicate
 from ._solution import Solution, Statistics, judge
@@ -97,8 +97,7 @@ def assembled(
     total = _relative_error(solution, problem, accuracy)
     inaccurate = ~(total <= (_MEANINGLESS if accuracy is None else accuracy)) | ~jnp.all(outputs.agree)
     code = RESULTS.where(inaccurate, RESULTS.inaccurate, RESULTS.successful)
-    # Exactly at the critical rate nothing grows exponentially.
-    code = RESULTS.where(jnp.any(stability > 1 + 1e-6), RESULTS.unstable, code)
+    code = RESULTS.where(jnp.any(stability > 1 + ROUNDING), RESULTS.unstable, code)
     return eqx.tree_at(lambda s: s.result, solution, RESULTS.where(result == RESULTS.successful, code, result))
 
 

@@ -1,6 +1,7 @@
 """One replicate: one or two levels of the time step, all or half of the samples."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -88,7 +89,7 @@ def replicate(
             return fine, None, jnp.asarray(True)
         agree = largest_change(coarse, _at_coarse(fine)) < _DISAGREEMENT
         if not richardson:
-            return fine, _on_fine(_error_of_fine(coarse, fine, order)), agree
+            return fine, error_of_fine(coarse, fine, order), agree
         extrapolated, plain = _richardson(coarse, fine, order), _at_coarse(fine)
         error = jax.tree.map(lambda e, f: jnp.abs(e - f), extrapolated, plain)
         return jax.tree.map(lambda e, f: jnp.where(agree, e, f), extrapolated, plain), error, agree
@@ -132,8 +133,8 @@ def _richardson(coarse: Observables, fine: Observables, order: int) -> Observabl
     return _with_response(extrapolated(order), extrapolated(1))
 
 
-def _error_of_fine(coarse: Observables, fine: Observables, order: int) -> Observables:
-    """Equation (29), at the coarse times; of two neighbors the larger, as a difference may pass through 0."""
+def error_of_fine(coarse: Observables, fine: Observables, order: int) -> Observables:
+    """Equation (30), at the times of the fine level; of two neighbors the larger, as a difference may pass through 0."""
 
     def error(order):
         return jax.tree.map(lambda f, c: gain_of(order) * jnp.abs(f - c), _at_coarse(fine), coarse)
@@ -142,18 +143,20 @@ def _error_of_fine(coarse: Observables, fine: Observables, order: int) -> Observ
         return jnp.maximum(a, jnp.maximum(jnp.concatenate([a[:1], a[:-1]]), jnp.concatenate([a[1:], a[-1:]])))
 
     plain = _with_response(error(order), None).along_time(widened)
-    return _with_response(plain, error(1))
+    return on_fine(_with_response(plain, error(1)), jnp.maximum)
 
 
-def _on_fine(errors: Observables) -> Observables:
+def on_fine(of_coarse: Observables, between: Callable[[Array, Array], Array]) -> Observables:
+    """From the times of the coarse level to those of the fine one; `between` two of them: what."""
+
     def interleaved(a):
-        between = jnp.maximum(a[:-1], a[1:])
-        return jnp.concatenate([jnp.stack([a[:-1], between], axis=1).reshape(-1, *a.shape[1:]), a[-1:]])
+        pairs = jnp.stack([a[:-1], between(a[:-1], a[1:])], axis=1)
+        return jnp.concatenate([pairs.reshape(-1, *a.shape[1:]), a[-1:]])
 
-    on_fine = _with_response(errors, None).along_time(interleaved)
-    if errors.response is None:
-        return on_fine
-    return dataclasses.replace(on_fine, response=jnp.repeat(interleaved(errors.response), 2, axis=1))
+    plain = _with_response(of_coarse, None).along_time(interleaved)
+    if of_coarse.response is None:
+        return plain
+    return dataclasses.replace(plain, response=jnp.repeat(interleaved(of_coarse.response), 2, axis=1))
 
 
 def _with_response(observables: Observables, other: Observables | None) -> Observables:

@@ -14,8 +14,8 @@ from ._accuracy import rough_error, scaled
 
 @register_part
 class Statistics(NamedTuple):
-    """What was run. `step_error`: how the error of the time step is known: "rough" (from the stiffness), "measured" (from a second
-    level), or "none" (the step is the algorithm). `order`: of the step."""
+    """What was run. `step_error`: how the error of the time step is known: "rough" (from the stiffness), "measured" (from a
+    second level), or "none" (the step is the algorithm). `order`: of the step."""
 
     samples: int
     replicates: int
@@ -34,14 +34,14 @@ class Solution(AbstractResult):
     - `bias`: estimate of the finite-sample bias, the result with half the samples less the result (the bias is of order
       steps / samples, and no standard error shows it), and `bias_standard_error`. Raise unless asked for with
       `estimate_bias=True`.
-    - `discretization_error`: of the time step. Measured with a second level (`estimate_discretization=True`, `richardson=True`, or
-      a horizon in place of the grid); otherwise rough, from `stiffness`, at no cost. Exact where the step is the algorithm: 0.
+    - `discretization_error`: of the time step. Measured with a second level (`estimate_discretization=True`, `richardson=True`,
+      or a horizon in place of the grid); otherwise rough, from `stiffness`, at no cost. 0 where the step is the algorithm.
     - `total_error`: half the width of the interval that holds the exact value in 95 of 100 cases, from all of these that are
       known.
-    - `stiffness` (step,): step times the fastest rate, equation (26); below 0.3 the time step is good to a percent.
-      `stability` (step,): learning rate / batch size over its critical value, equation (27); above 1 SGD itself is unstable.
-    - `result`: a member of `dmftopt.RESULTS`. Where it is nonfinite, diverged, unphysical or invalid, entries from the failing time
-      on are NaN; where it is unstable or inaccurate they are what was found.
+    - `stiffness` (step,): step times the fastest rate, equation (27); below 0.3 the time step is good to a percent.
+      `stability` (step,): learning rate / batch size over its critical value, equation (28); above 1 SGD itself is unstable.
+    - `result`: a member of `dmftopt.RESULTS`. Where it is nonfinite, diverged, unphysical or invalid, entries from the failing
+      time on are NaN; where it is unstable or inaccurate they are what was found.
     """
 
     times: Float[Array, " time"]
@@ -79,8 +79,8 @@ class Solution(AbstractResult):
             if self.stats.step_error == "none":
                 none = jnp.zeros(stiffness.shape[0] + 1, stiffness.dtype)
                 return scaled(none, none, observables)
-            orders = self.stats.order, 1
-            return scaled(*(rough_error(stiffness, stability, order) for order in orders), observables)
+            error, of_response = (rough_error(stiffness, stability, order) for order in (self.stats.order, 1))
+            return scaled(error, of_response, observables)
 
         for _ in range(jnp.ndim(self.times) - 1):
             rough = jax.vmap(rough)
@@ -104,13 +104,13 @@ class Solution(AbstractResult):
         if self.half_difference is not None:
             parts["bias"] = self.half_difference
         errors = {name: abs(float(part.test_risk[-1])) for name, part in parts.items()}
-        rough = {"rough": " (rough)", "measured": "", "none": ""}[self.stats.step_error]
-        said = ", ".join(f"{name} {value:.1g}{rough if name == 'time step' else ''}" for name, value in errors.items())
-        unknown = "" if self.replicated is not None else "; sampling error unknown (replicates=1)"
-        return (
-            f"test risk {float(self.test_risk[-1]):.5g} ± {sum(errors.values()):.2g} at t = {float(self.times[-1]):.4g}: {said}{unknown}; "
-            f"{self.stats.steps} steps, {self.stats.replicates} x {self.stats.samples} samples; {name_of(self.result) or 'successful'}"
-        )
+        notes = {"time step": " (rough)" if self.stats.step_error == "rough" else ""}
+        said = [f"{name} {value:.1g}{notes.get(name, '')}" for name, value in errors.items()]
+        if self.replicated is None:
+            said.append("sampling unknown (replicates=1)")
+        value = f"{float(self.test_risk[-1]):.5g} ± {sum(errors.values()):.2g} at t = {float(self.times[-1]):.4g}"
+        spent = f"{self.stats.steps} steps, {self.stats.replicates} x {self.stats.samples} samples"
+        return f"test risk {value} ({', '.join(said)}); {spent}; {name_of(self.result)}"
 
     def _attributes(self) -> dict[str, str | int]:
         return {"result": name_of(self.result), "message": RESULTS[self.result], **self.stats._asdict()}
@@ -137,8 +137,8 @@ def _physical(observables: Observables, rho: Float[Array, "m_star m_star"], mixt
     mixture's means are no Gaussian fields, and bound nothing). Rounding is forgiven."""
     Q, O = jnp.diagonal(observables.student_overlap, axis1=1, axis2=2), observables.teacher_overlap
     rounding = float(jnp.finfo(Q.dtype).eps) ** 0.5 * jnp.max(jnp.abs(Q), axis=1)
-    positive = jnp.all(Q >= -rounding[:, None], axis=1)
+    positive = jnp.all(-rounding[:, None] <= Q, axis=1)
     if mixture:
         return positive
     most = (Q + rounding[:, None])[:, :, None] * (jnp.diagonal(rho) * (1 + float(jnp.finfo(Q.dtype).eps) ** 0.5))[None, None, :]
-    return positive & jnp.all(O**2 <= most, axis=(1, 2))
+    return positive & jnp.all(most >= O**2, axis=(1, 2))

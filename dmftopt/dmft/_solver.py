@@ -95,9 +95,7 @@ class AbstractSolver(eqx.Module):
         """The random numbers of one replicate. `visits` = B D / delta: mean visits of a sample in each step."""
 
     @abc.abstractmethod
-    def run(
-        self, problem: Problem, noise: AbstractNoise, inputs: Inputs, randomness: Any, metrics: Metrics
-    ) -> Outcome:
+    def run(self, problem: Problem, noise: AbstractNoise, inputs: Inputs, randomness: Any, metrics: Metrics) -> Outcome:
         """`randomness`: what `draw` returned."""
 
 

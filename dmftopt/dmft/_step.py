@@ -5,9 +5,14 @@ from typing import ClassVar, NamedTuple
 
 import equinox as eqx
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from ..numerics.quadrature import GAUSS_NODES, GAUSS_WEIGHTS
+
+# Nodes cos(angle) and weights of the semicircle law (Gauss and Chebyshev's rule of the second kind).
+_ANGLES = np.arange(1, 9) * np.pi / 9
+_SEMICIRCLE = tuple((float(np.cos(a)), float(2 / 9 * np.sin(a) ** 2)) for a in _ANGLES)
 
 
 class Factors(NamedTuple):
@@ -58,7 +63,9 @@ class ExponentialStep(AbstractStep):
     On a finite training set the sample curvature exceeds the population's, up to (1 + 1/sqrt(delta))² times on isotropic
     features, and what is left to the rest may be stiff too. So as its step passes 1 extrapolation fades (of fourth order in the
     step, negligible where the step is fine), and the drift's x grows to half that ratio times x (of third order), without
-    which coarse steps would overshoot without bound.
+    which coarse steps would overshoot without bound. The swing is weighted such that noise of constant power adds up to what it
+    does in continuous time on that curvature (26): the learning rate from which SGD is unstable is the equation's own, whatever
+    the step.
     """
 
     continuous: ClassVar[bool] = True
@@ -75,7 +82,8 @@ class ExponentialStep(AbstractStep):
         damped = jnp.minimum(x, 0.0) + positive * (1 - (feedback - 1) * jnp.expm1(-((feedback * positive) ** 2)))
         # Adams-Bashforth is stable up to a step of 1 of what it extrapolates, Euler's scheme up to 2.
         fading = jnp.exp(-(((curvature_ratio - 1) * positive) ** 4))
-        return Factors(_phi(damped), jnp.sqrt(_phi(2 * x)), fading * ratio * _phi2(damped))
+        f, c = _phi(damped), fading * ratio * _phi2(damped)
+        return Factors(f, jnp.where(x > 0, _lasting_swing(f, c, positive, curvature_ratio), jnp.sqrt(_phi(2 * x))), c)
 
 
 class DiscreteStep(AbstractStep):
@@ -93,6 +101,19 @@ class DiscreteStep(AbstractStep):
 
     def factors(self, x, ratio, curvature_ratio):
         return Factors(jnp.ones_like(x), jnp.ones_like(x), jnp.zeros_like(x))
+
+
+def _lasting_swing(f: Array, c: Array, x: Array, curvature_ratio: Array) -> Array:
+    """The factor of the swing with which noise of constant power adds up, over all steps to come, to what it does in continuous
+    time, on the sample curvature: equation (15)."""
+    spread = jnp.sqrt(curvature_ratio) - 1
+    lasting = jnp.zeros_like(x)
+    for cosine, weight in _SEMICIRCLE:
+        excess = x * (spread**2 + 2 * spread * cosine)
+        memory = c * excess
+        restored = jnp.maximum(2 - f * (x + excess) - 2 * memory, 0.05)
+        lasting = lasting + weight * 2 * (1 - memory) / ((1 + memory) * f * restored)
+    return 1 / jnp.sqrt(lasting)
 
 
 def _phi(x):

@@ -62,7 +62,8 @@ def compare(first: AbstractResult, second: AbstractResult) -> Comparison:
     `first` is interpolated linearly between its times (and held beyond its last by at most 0.1%, the rounding to SGD steps);
     give both the same times where that matters. The response, whose second axis counts steps, cannot be interpolated: it is
     compared only where both have it, at the same times. The errors are halves of `total_error` and add in squares; what a route
-    does not know of its own (a solution without replicates its sampling error) counts as exact. Raises ValueError when the second reaches beyond the first's times.
+    does not know of its own (a solution without replicates its sampling error) counts as exact. Raises ValueError
+    when the second reaches beyond the first's times.
     """
     check_instance("first", first, AbstractResult, "Pass a Solution or a Simulation.")
     check_instance("second", second, AbstractResult, "Pass a Solution or a Simulation.")
@@ -83,7 +84,8 @@ def compare(first: AbstractResult, second: AbstractResult) -> Comparison:
             return jnp.swapaxes(values, 0, 1)
         return _mix(values, left, weight)
 
-    known = [{} if (error := result.known_error()) is None else error.arrays() for result in (first, second)]
+    errors = [result.known_error() for result in (first, second)]
+    known = [{} if e is None else e.arrays() for e in errors]
 
     def error(which, name, like):
         return 0.5 * known[which][name] if name in known[which] else jnp.zeros_like(like)

@@ -1,0 +1,286 @@
+"""Steps and samples for an accuracy: solve on two levels, look at the errors, take more of what lacks."""
+
+import dataclasses
+import itertools
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+from tqdm.auto import tqdm
+
+from .._checks import check_real, is_concrete
+from ..numerics.quadrature import uniform_points
+from ..problem import Problem
+from ..protocol import Protocol
+from ..protocol.grid import TimeGrid
+from ..protocol.noise import AbstractNoise
+from ..protocol.rates import averaged
+from ..results.codes import RESULTS
+from ..results.measure import Metrics
+from ..results.observables import sampling_error
+from ..tasks import columns as columns
+from ._accuracy import is_algorithm, order_of, relative_errors, stability, stiffness
+from ._causal import CausalInnovations
+from ._choice import Density, Numbers, inner_knots
+from ._motion import curvature_ratio
+from ._program import assembled, drawn, run_level
+from ._replicate import Level, Replicate, error_of_fine, on_fine
+from ._solution import Solution, Statistics
+from ._solver import AbstractSolver, configured
+
+# What an automatic solve starts from, and what it may take: steps at first, steps, samples of a replicate, and the product
+# samples * steps² of all replicates.
+_FIRST_STEPS, _FIRST_SAMPLES, REPLICATES = 16, 1024, 4
+_MOST_FIRST, _MOST_STEPS, _MOST_SAMPLES, _MOST_WORK = 128, 2048, 2**16, 1e10
+_ROUNDS = 8
+# Of the directions of a run, one for each column and time, so many samples: fewer leave a bias of several percent.
+SAMPLES_PER_DIRECTION = 16
+
+
+class Request(NamedTuple):
+    """What is to be solved."""
+
+    problem: Problem
+    protocol: Protocol
+    horizon: float
+    times: Numbers
+    noise: AbstractNoise
+    solver: AbstractSolver
+    metrics: Metrics
+    replicates: int
+    key: Array
+
+
+class Sizes(NamedTuple):
+    steps: int
+    samples: int
+
+
+class Measured(NamedTuple):
+    """One round: all replicates on the fine of two levels, what its errors are made of (relative), and the curvature seen."""
+
+    solution: Solution
+    step_error: float
+    sampling_error: float
+    bias: float
+    order: int
+    curvature: Numbers
+
+
+def check_times(times: Any, horizon: Any) -> Numbers:
+    """Of observation, as increasing times in (0, horizon]."""
+    if times is None:
+        return np.zeros(0)
+    check_real("times", times, minimum=0.0, cure="They are times of observation.")
+    found = np.asarray(times, dtype=float)
+    if found.ndim != 1 or not found.size or np.any(np.diff(found) <= 0) or found[-1] > horizon * (1 + 1e-6):
+        raise ValueError(f"times must be increasing, from 0 to at most the horizon {horizon:g}, got {times!r}. Sort them.")
+    return np.minimum(found, horizon)
+
+
+def check_horizon(horizon: Any, solver: AbstractSolver, noise: AbstractNoise, protocol: Protocol) -> float:
+    if not is_concrete(horizon):
+        raise TypeError(
+            "grid: how many steps an accuracy needs cannot be found while tracing. Choose them outside, with "
+            "dmftopt.TimeGrid.for_accuracy(problem, protocol, horizon, key=key), and pass that grid."
+        )
+    check_real("horizon", horizon, minimum=0.0, exclusive=True, cure="It is the final time, SGD steps / d.")
+    if np.ndim(horizon) != 0:
+        raise ValueError(f"horizon must be one number, got shape {np.shape(horizon)}. Use a TimeGrid, or a loop.")
+    if is_algorithm(noise, solver.step_for(noise), protocol.momentum is not None):
+        raise ValueError("grid: here each step is an update of the algorithm. Pass a TimeGrid with one step for each.")
+    return float(horizon)
+
+
+def solve_to(accuracy: float, request: Request, samples: int | None, progress: bool) -> Solution:
+    """The first solution whose total error is within the accuracy, or the last one."""
+    at, curvature = np.array([0.0, request.horizon]), np.full(2, _curvature_at_start(request.problem))
+    sizes, least = None, samples or _FIRST_SAMPLES
+    with tqdm(total=_ROUNDS, desc="solve", disable=None if progress else True, leave=False) as bar:
+        while True:
+            density = _density(request, at, curvature)
+            if sizes is None:
+                fixed = _fixed(request, density, _MOST_STEPS).size
+                sizes = _allowed(
+                    request, Sizes(_power_of_two(max(min(density.steps, _MOST_FIRST), _FIRST_STEPS, 4 * fixed)), least)
+                )
+            bar.set_postfix_str(f"{sizes.steps} steps, {request.replicates} x {sizes.samples} samples")
+            fixed = _fixed(request, density, sizes.steps // 4)
+            found = _measure(request, density.grid(sizes.steps // 2, fixed), sizes, accuracy)
+            bar.update()
+            more = _allowed(request, _more(found, sizes, accuracy))
+            settled = any(bool(found.solution.result == code) for code in (RESULTS.successful, RESULTS.unstable, RESULTS.invalid))
+            if settled or more == sizes or bar.n >= _ROUNDS:
+                return found.solution
+            sizes = more
+            if np.all(np.isfinite(found.curvature)):
+                at, curvature = np.asarray(found.solution.times, dtype=float), found.curvature
+
+
+def observed(solution: Solution, times: Numbers) -> Solution:
+    """At these of its times."""
+    if not times.size:
+        return solution
+    grid = np.asarray(solution.times)
+    keep = np.unique(np.argmin(np.abs(grid[:, None] - np.concatenate([[0.0], times])[None]), axis=0))
+
+    def at(observables):
+        if observables is None:
+            return None
+        response = None if observables.response is None else observables.response[keep][:, keep[1:] - 1]
+        plain = dataclasses.replace(observables, response=None).along_time(lambda a: a[keep])
+        return dataclasses.replace(plain, response=response)
+
+    parts = ("observables", "replicated", "half_difference", "bias_error", "level_difference")
+    # Of the steps between two times of observation the worst.
+    groups = list(itertools.pairwise(keep))
+    worst = {name: jnp.stack([jnp.max(getattr(solution, name)[a:b]) for a, b in groups]) for name in ("stiffness", "stability")}
+    return dataclasses.replace(solution, times=solution.times[keep], **{p: at(getattr(solution, p)) for p in parts}, **worst)
+
+
+def _measure(request: Request, coarse: TimeGrid, sizes: Sizes, accuracy: float) -> Measured:
+    """Two levels on the same random numbers, all replicates, and on the coarse one the two halves of the samples."""
+    problem, noise = request.problem, request.noise
+    solver = _sized(request, sizes)
+    step = solver.step_for(noise)
+    order = order_of(problem, noise, step)
+
+    def level(grid: TimeGrid) -> Level:
+        average = averaged(request.protocol, grid, step.nodes, step.node_weights, batched=noise.batched)
+        return Level(grid, average, problem.delta)
+
+    levels = level(coarse), level(coarse.refined())
+    one = _Replicate(problem, noise, solver, levels, request.metrics, order)
+    outputs = [one(key) for key in jax.random.split(request.key, request.replicates)]
+    curvature = np.mean([np.asarray(size) for _, size in outputs], axis=0)
+    settings = Statistics(sizes.samples, request.replicates, levels[1].grid.steps, False, "measured", order)
+    asked = jnp.asarray(accuracy, coarse.times.dtype)
+    solution, errors = _assembled(problem, noise, levels, [replicate for replicate, _ in outputs], settings, asked)
+    of_steps, of_samples, bias = (float(e) for e in errors)
+    return Measured(solution, of_steps, of_samples, bias, order, curvature)
+
+
+@eqx.filter_jit
+def _assembled(problem, noise, levels, replicates: list[Replicate], settings: Statistics, accuracy):
+    """The solution, and the largest relative errors of the time step, of sampling and of bias."""
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *replicates)
+    valid = problem.valid() & levels[0].valid(noise) & levels[1].valid(noise)
+    solution = assembled(problem, levels[1].grid.times, stacked, valid, settings, accuracy)
+    parts = solution.discretization_error, sampling_error(solution.standard_error, settings.replicates), solution.bias
+    relative = [relative_errors(solution.observables, part, problem.rho) for part in parts]
+    return solution, [jnp.max(jnp.stack(list(r.values()))) for r in relative]
+
+
+class _Replicate(NamedTuple):
+    problem: Problem
+    noise: AbstractNoise
+    solver: AbstractSolver
+    levels: tuple[Level, Level]
+    metrics: Metrics
+    order: int
+
+    def __call__(self, key: Array) -> tuple[Replicate, Array]:
+        coarse, fine = self.levels
+        points = drawn(self.problem, self.noise, self.solver, fine, key)
+        coarser, *halves = _coarser(points, fine, self.noise)
+        runs = [self._run(level, p) for level, p in ((coarse, coarser), (fine, points))]
+        halves = [self._run(coarse, half).observables for half in halves]
+        return _judged(self.problem, self.noise, self.levels, runs, halves, self.order)
+
+    def _run(self, level, points):
+        return run_level(self.problem, self.noise, self.solver, level, points, self.metrics)
+
+
+@eqx.filter_jit
+def _coarser(points: Any, fine: Level, noise: AbstractNoise) -> tuple[Any, Any, Any]:
+    """The same random numbers on every second time, and the halves of these."""
+    coarser = points.coarsened(fine.grid, noise, fine.visits)
+    return coarser, coarser.half(0), coarser.half(1)
+
+
+@eqx.filter_jit
+def _judged(problem, noise, levels, runs, halves, order: int) -> tuple[Replicate, Array]:
+    coarse, fine = (run.observables for run in runs)
+
+    # A bias grows with steps / samples: on the fine grid it is at most twice what half the samples change on the coarse one.
+    def half(of_coarse):
+        change = jax.tree.map(lambda h, c: 2 * (h - c), of_coarse, coarse)
+        return jax.tree.map(jnp.add, fine, on_fine(change, lambda a, b: 0.5 * (a + b)))
+
+    halves = jax.tree.map(lambda *leaves: jnp.stack(leaves), *[half(h) for h in halves])
+    given = problem, levels[1].inputs(noise), runs[1].curvature
+    difference, converged = error_of_fine(coarse, fine, order), runs[0].converged & runs[1].converged
+    replicate = Replicate(fine, halves, difference, converged, jnp.asarray(True), stiffness(*given), stability(*given))
+    return replicate, jnp.sqrt(jnp.sum(runs[1].curvature.mean ** 2, axis=(1, 2)))
+
+
+def _more(found: Measured, sizes: Sizes, accuracy: float) -> Sizes:
+    """The error of the steps is to be at most half of the accuracy, those of the samples four tenths together. What cannot be
+    told yet waits: a level without finite values, or far off, says nothing of the samples."""
+    steps, samples = sizes
+    if not found.step_error <= 0.1:
+        return Sizes(4 * steps if not found.step_error <= 1.0 else 2 * steps, samples)
+    if found.step_error > 0.5 * accuracy:
+        steps *= _power_of_two(min((2 * found.step_error / accuracy) ** (1 / found.order), 4.0))
+    lacking = (found.sampling_error + found.bias) / (0.4 * accuracy)
+    if lacking > 1:
+        # Quasi-random points: better than the square root.
+        samples *= max(2, min(8, 2 ** round(1.2 * float(np.log2(lacking)))))
+    return Sizes(steps, samples)
+
+
+def _allowed(request: Request, sizes: Sizes) -> Sizes:
+    """Within what an automatic solve may take, with enough samples for the directions."""
+    steps = min(sizes.steps, _MOST_STEPS)
+    needed = _power_of_two(SAMPLES_PER_DIRECTION * request.problem.m * steps)
+    samples = min(max(sizes.samples, needed), _MOST_SAMPLES)
+    while steps > _FIRST_STEPS and request.replicates * samples * steps**2 > _MOST_WORK:
+        steps //= 2
+    return Sizes(steps, samples)
+
+
+def _power_of_two(least: float) -> int:
+    return 1 << max(0, int(np.ceil(np.log2(least))))
+
+
+def _sized(request: Request, sizes: Sizes) -> AbstractSolver:
+    solver = configured(request.solver, sizes.samples, None)
+    if isinstance(solver, CausalInnovations) and not request.problem.linear_weights:
+        # As many as `check` asks for, and as many as there are samples.
+        needed = _power_of_two(16 * request.problem.m * (sizes.steps + 1))
+        solver = dataclasses.replace(solver, particles=max(solver.particles, sizes.samples, needed))
+    solver.check(request.problem, request.protocol, request.noise, sizes.steps)
+    return solver
+
+
+def _density(request: Request, at: Numbers, curvature: Numbers) -> Density:
+    ratio = np.asarray(curvature_ratio(request.problem.features, request.problem.delta), dtype=float)
+    return Density(request.problem, request.protocol, request.horizon, curvature, at, ratio)
+
+
+def _fixed(request: Request, density: Density, most: int) -> Numbers:
+    """Times that the coarse grid must have: those asked for, and the protocol's knots where they are few enough."""
+    times = request.times[(request.times > 0) & (request.times < request.horizon)]
+    found = inner_knots(request.protocol, request.horizon, 1e-6 * request.horizon)
+    if times.size:
+        found = found[np.min(np.abs(found[:, None] - times[None]), axis=1) > 1e-6 * request.horizon]
+    return np.sort(np.concatenate([times, found])) if times.size + found.size <= most else times
+
+
+def _curvature_at_start(problem: Problem) -> float:
+    return float(_start(problem))
+
+
+@eqx.filter_jit
+def _start(problem: Problem) -> Array:
+    """Size of E[dl / dr] on the fields of the initial student."""
+    task, m_star = problem.task, problem.m_star
+    rows, weights = problem.initial, problem.features.weights * problem.features.eigenvalues
+    overlap = jnp.einsum("g,gac,gbc->ab", weights, rows[:, m_star:], rows[:, :m_star])
+    uniforms = jnp.asarray(uniform_points(m_star + 1 + problem.m, 10), float)
+    known, y, z = columns.fresh(task, problem.rho, uniforms)
+    to_known, root = columns.student_fields(task, problem.initial_overlap, overlap, problem.rho)
+    return jnp.sqrt(jnp.sum(jnp.mean(columns.curvature(task, to_known @ known + root @ z, y), axis=-1) ** 2))

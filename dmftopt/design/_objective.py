@@ -140,6 +140,9 @@ class Objective(AbstractObjective):
         grid = self.grid.refined() if predict.refinable else self.grid
         return eqx.tree_at(lambda o: (o.grid, o.predict), self, (grid, predict))
 
+    def doubled(self):
+        return self.finer(samples=2, replicates=1, noise=None) if isinstance(self.predict, Solve) else None
+
     def _grid(self, run: Run) -> TimeGrid:
         return TimeGrid(run.horizon * self.grid.times)
 

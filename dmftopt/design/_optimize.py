@@ -25,6 +25,23 @@ class Score(NamedTuple):
     failures: int = 0
 
 
+@register_part
+class Check(NamedTuple):
+    """By how much the objective of what was found is below that of another protocol, as `predicted` and `doubled`, at twice the
+    steps and samples. `moved`: by more than the error of their difference and more than a tenth."""
+
+    predicted: Score
+    doubled: Score
+
+    @property
+    def moved(self) -> bool:
+        a, b = self
+        if not np.isfinite(b.mean):
+            return True
+        change = abs(b.mean - a.mean)
+        return bool(change > 2 * np.hypot(a.standard_error, b.standard_error) and change > 0.1 * abs(a.mean))
+
+
 @register
 class Optimized(eqx.Module):
     """What an optimization found.
@@ -34,6 +51,8 @@ class Optimized(eqx.Module):
     - `report`: with a `key`, scores on fresh random numbers of "optimized", "initial" and every tuned baseline.
     - `tuned`: the tuned baselines, name -> protocol.
     - `ends`: (start,) the value at the end of the descent from each start, the given one first; the rest is of the best.
+    - `checks`: of a `dmftopt.Objective` that solves, by name, the gain over each protocol of the report again at twice the steps
+      and samples. `refinements`: how many times the search was continued there because a gain had moved.
     """
 
     protocol: Any
@@ -42,6 +61,8 @@ class Optimized(eqx.Module):
     scores: dict[str, Score] | None
     tuned: dict[str, Any]
     ends: np.ndarray = eqx.field(default_factory=lambda: np.zeros(0))
+    checks: dict[str, Check] = eqx.field(default_factory=dict)
+    refinements: int = 0
 
     @property
     def report(self) -> dict[str, Score]:
@@ -53,11 +74,20 @@ class Optimized(eqx.Module):
         if self.scores is None:
             return f"best value {self.value:.6g} after {len(self.history) - 1} steps"
         width = max(map(len, self.scores))
-        return "\n".join(
+        lines = [
             f"{name:<{width}}  {s.mean:.6g} ± {s.standard_error:.1g}"
             + (f"  ({s.failures} keys not finite)" if s.failures else "")
             for name, s in sorted(self.scores.items(), key=lambda item: item[1].mean)
-        )
+        ]
+        moved = {name: check for name, check in self.checks.items() if check.moved}
+        lines += [
+            f"not resolved: the gain over {name!r} is {c.predicted.mean:.3g} ± {c.predicted.standard_error:.1g}, at twice the "
+            f"steps and samples {c.doubled.mean:.3g} ± {c.doubled.standard_error:.1g}. Give Objective a finer grid and more samples."
+            for name, c in moved.items()
+        ]
+        if self.checks and not moved:
+            lines.append("checked at twice the steps and samples: every gain within its error or a tenth")
+        return "\n".join(lines)
 
 
 @front_door
@@ -75,6 +105,7 @@ def optimize(
     baselines: Mapping[str, Any] | None = None,
     trainable: Callable[[Any], bool] = eqx.is_inexact_array,
     fresh: int = 8,
+    refinements: int = 1,
     progress: bool = True,
 ) -> Optimized:
     """Minimize a scalar function of a protocol.
@@ -91,6 +122,9 @@ def optimize(
     - `starts`: how many starting points (the others have normal deviates times `spread` added to what is tuned), or more
       protocols to start from. The best end is the result.
     - `baselines`: protocols to tune in the same way and score beside it, for example `dmftopt.baselines(...)`.
+    - `refinements`: with a key and an `Objective` that solves, gains are looked at again at twice the steps and samples. Where
+      one has moved by more than its error and a tenth, the search goes on from what was found at these, half as many steps of it, at
+      most so many times; then all is scored there. `checks` has the last look.
     - `progress`: show a progress bar (on a terminal).
 
     An iterate whose objective or gradient is not finite is not kept: the run goes back to the one before and takes half the
@@ -101,6 +135,7 @@ def optimize(
         raise TypeError(f"objective must be a function of the protocol, got {objective!r}.")
     check_count("steps", steps, minimum=0)
     check_count("fresh", fresh, minimum=2, cure="A standard error needs two.")
+    check_count("refinements", refinements, minimum=0)
     check_real("spread", spread, minimum=0.0)
     quasi_newton = isinstance(optimizer, optimistix.AbstractMinimiser)
     if quasi_newton and not isinstance(optimizer, (optimistix.AbstractBFGS, optimistix.AbstractLBFGS)):
@@ -125,19 +160,49 @@ def optimize(
     found, ends = tune(protocol, "optimize", starts)
     if key is None:
         return Optimized(*found, None, {}, ends)
-    compared = {"optimized": found.protocol, "initial": protocol}
     tuned = {}
     for name, start in (baselines or {}).items():
         tuned[name] = tune(start, name, starts if isinstance(starts, int) else 1)[0].protocol
-    scores = {name: score(function, p, fresh_keys, trainable) for name, p in (compared | tuned).items()}
-    return Optimized(*found, scores, tuned, ends)
+    refined = 0
+    while True:
+        compared = {"optimized": found.protocol, "initial": protocol} | tuned
+        scores = {name: score(function, p, fresh_keys, trainable) for name, p in compared.items()}
+        finer = function.doubled()
+        checks = {} if finer is None else _checked(finer, compared, scores, fresh_keys[: max(2, fresh // 2)])
+        if finer is None or refined == refinements or not any(check.moved for check in checks.values()):
+            return Optimized(*found, scores, tuned, ends, checks, refined)
+        refined, function, settings = refined + 1, finer, settings._replace(steps=max(1, steps // 2))
+        again = {name: descend(function, p, settings, f"{name}, refined") for name, p in compared.items() if name != "initial"}
+        found, tuned = again.pop("optimized"), {name: end.protocol for name, end in again.items()}
+
+
+def _checked(
+    finer: AbstractObjective, compared: Mapping[str, Any], scores: Mapping[str, Score], keys: list[Array]
+) -> dict[str, Check]:
+    """Gains of what was found over all others, as they were scored and as `finer` has them."""
+    again = {name: np.asarray([float(_value(finer, p, key)) for key in keys]) for name, p in compared.items()}
+    best, checks = scores["optimized"], {}
+    for name in compared:
+        if name != "optimized":
+            other = scores[name]
+            error = float(np.hypot(best.standard_error, other.standard_error))
+            checks[name] = Check(Score(other.mean - best.mean, error), _score(again[name] - again["optimized"]))
+    return checks
+
+
+@eqx.filter_jit
+def _value(objective: AbstractObjective, protocol: Any, key: Array) -> Array:
+    return objective(protocol, key)
 
 
 def score(objective: AbstractObjective, protocol: Any, keys: list[Array], trainable: Callable[[Any], bool]) -> Score:
     # With its gradient, because that is compiled: compiling the value alone takes longer than the gradients.
     parameters, fixed = eqx.partition(protocol, trainable)
     evaluate = Gradient(objective, parameters, fixed)
-    values = np.asarray([float(evaluate(parameters, key)[0]) for key in keys])
+    return _score(np.asarray([float(evaluate(parameters, key)[0]) for key in keys]))
+
+
+def _score(values: np.ndarray) -> Score:
     finite = values[np.isfinite(values)]
     failures = values.size - finite.size
     if finite.size < 2:

@@ -1,6 +1,7 @@
 """How runs are predicted."""
 
 import abc
+import dataclasses
 import itertools
 from collections.abc import Callable
 from typing import Any, cast
@@ -104,7 +105,10 @@ class Solve(AbstractPrediction):
     def finer(self, samples, replicates, noise):
         if noise is None or self.noise.discrete or self.noise.deterministic:
             noise = self.noise
-        return Solve(noise, samples * self.solver.samples, replicates, metrics=self.metrics, solver=self.solver)
+        solver = self.solver
+        if isinstance(solver, CausalInnovations):
+            solver = dataclasses.replace(solver, particles=samples * solver.particles)
+        return Solve(noise, samples * solver.samples, replicates, metrics=self.metrics, solver=solver)
 
     def rounded(self, protocol, grid, recipe):
         """In each step of the grid the B for which eta²/B is the mean over SGD's steps there. (Where a step of the grid is

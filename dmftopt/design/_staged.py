@@ -29,6 +29,10 @@ class AbstractObjective(eqx.Module):
         """Whose `evaluate` to compile."""
         return self
 
+    def doubled(self) -> "AbstractObjective | None":
+        """The same at twice the steps and samples, to check what was found; None where it would be the same."""
+        return None
+
     def __call__(self, protocol: PyTree, key: Array | None = None) -> Array:
         return self.evaluate(self.prepare(protocol), key)
 

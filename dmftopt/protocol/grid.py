@@ -54,8 +54,8 @@ class TimeGrid(eqx.Module):
         cls, problem: Any, protocol: Any, horizon: Any, *, key: Array, accuracy: float = 0.01, **options: Any
     ) -> "TimeGrid":
         """The grid that `dmftopt.solve(problem, protocol, horizon, accuracy=accuracy, **options)` chooses, to be used under
-        `jit`, `grad` or `vmap` on problems and protocols like these (how many samples go with it, `Solution.stats` of that solve tells).
-        Raises as `solve` does, so where the accuracy is not reached."""
+        `jit`, `grad` or `vmap` on problems and protocols like these (how many samples go with it, `Solution.stats` of that
+        solve tells). Raises as `solve` does, so where the accuracy is not reached."""
         from ..dmft import solve
 
         return cls(solve(problem, protocol, horizon, key=key, accuracy=accuracy, **options).times)

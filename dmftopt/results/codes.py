@@ -38,8 +38,8 @@ with warnings.catch_warnings():
             "horizon; in limits.least_squares raise nodes, in limits.stationary the ridge; in float32 use jax_enable_x64."
         )
         unphysical = (
-            "What cannot be: a negative student overlap, or a teacher overlap O with O² above student overlap times the teacher's "
-            "own. It was extrapolated from time steps that are too large for that. Take more steps, or drop richardson."
+            "What cannot be: a negative student overlap, or a teacher overlap O with O² above student overlap times the "
+            "teacher's own. It was extrapolated from time steps that are too large for that. Take more steps, or drop richardson."
         )
         unstable = (
             "SGD itself is unstable at this learning rate: learning rate / batch size is beyond the critical ratio, from which "

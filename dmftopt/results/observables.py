@@ -180,8 +180,8 @@ class AbstractResult(eqx.Module):
         """The result as an `xarray.Dataset`.
 
         One variable for each observable that is not None, under its name and with the axes of `Observables` named `time`,
-        `time_2`, `step`, `student`, `student_2`, `teacher`; `<name>_standard_error`, `<name>_bias` and the like where there are
-        any. Metrics are called `train_<name>`, `test_<name>` and `weight_<name>`, with axes `time`, `<name>_0`, `<name>_1`, ... The
+        `time_2`, `step`, `student`, `student_2`, `teacher`; `<name>_standard_error`, `<name>_bias` and the like where there
+        are any. Metrics are called `train_<name>`, `test_<name>` and `weight_<name>`, with axes `time`, `<name>_0`, ... The
         times are coordinates (`kick_time` along `step`), names and units are attributes of the variables, how the result came
         about is in the attributes of the dataset. All of it can be written as netCDF.
 

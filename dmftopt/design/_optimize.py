@@ -82,7 +82,7 @@ class Optimized(eqx.Module):
         moved = {name: check for name, check in self.checks.items() if check.moved}
         lines += [
             f"not resolved: the gain over {name!r} is {c.predicted.mean:.3g} ± {c.predicted.standard_error:.1g}, at twice the "
-            f"steps and samples {c.doubled.mean:.3g} ± {c.doubled.standard_error:.1g}. Give Objective a finer grid and more samples."
+            f"steps and samples {c.doubled.mean:.3g} ± {c.doubled.standard_error:.1g}. Give Objective more of both."
             for name, c in moved.items()
         ]
         if self.checks and not moved:
@@ -123,8 +123,8 @@ def optimize(
       protocols to start from. The best end is the result.
     - `baselines`: protocols to tune in the same way and score beside it, for example `dmftopt.baselines(...)`.
     - `refinements`: with a key and an `Objective` that solves, gains are looked at again at twice the steps and samples. Where
-      one has moved by more than its error and a tenth, the search goes on from what was found at these, half as many steps of it, at
-      most so many times; then all is scored there. `checks` has the last look.
+      one has moved by more than its error and a tenth, the search goes on from what was found at these, half as many steps of it,
+      at most so many times; then all is scored there. `checks` has the last look.
     - `progress`: show a progress bar (on a terminal).
 
     An iterate whose objective or gradient is not finite is not kept: the run goes back to the one before and takes half the

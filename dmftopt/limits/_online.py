@@ -16,24 +16,13 @@ from ..problem import Problem
 from ..protocol import Protocol
 from ..protocol.grid import TimeGrid
 from ..protocol.noise import AbstractNoise, Poisson
-from ..results.codes import first_failure
 from ..results.measure import NOTHING, Measured, Metrics, check_metrics, coordinate_nodes, linear_values, weight_means
 from ..results.metrics import AbstractFieldMetric, AbstractWeightMetric
 from ..results.observables import from_kernel
 from ..tasks import AbstractTask
 from ..tasks import columns as columns
-from ._result import (
-    Limit,
-    Stepping,
-    check_continuous,
-    coefficients,
-    ended,
-    finish,
-    in_domain,
-    integrate,
-    positive_or_one,
-    stepping,
-)
+from ._result import Limit, check_continuous, ended, finish, in_domain, positive_or_one
+from ._trajectory import Stepping, stepping, survey, trajectory
 
 
 @front_door
@@ -72,8 +61,7 @@ def online(
       `population`; those of tasks with several columns are in closed form for erf committees, otherwise
       over 8192 fixed low-discrepancy points and their mirror images: good to about 1e-4 at a time (labels that
       jump: 1e-3), which a plateau magnifies.
-    - `max_steps`: of the integration from one time of the grid to the next, at most.
-    - `adjoint`, `throw`: as in `limits.least_squares`.
+    - `max_steps`, `adjoint`, `throw`: as in `limits.least_squares`.
     - `metrics`: by name, any other quantities, see `dmftopt.metrics`.
 
     Differentiable in everything real. Sources: Saad and Solla, Phys. Rev. E 52 (1995) 4225; Goldt et al., arXiv:1906.08632.
@@ -106,38 +94,32 @@ def _online(problem: Problem, protocol: Protocol, grid: TimeGrid, noise: Abstrac
         overlap = jnp.einsum("a,aik,ajk->ij", weights, path, teacher)
         return jnp.einsum("a,aik,ajk->ij", weights, path, path) + jnp.tensordot(weights, v, 1), overlap
 
-    def rates(t, state):
-        g, p, v, _ = state
-        eta, temperature, ridge = coefficients(protocol, noise, t)
+    def rates(eta, temperature, ridge, state):
+        _, g, p, v, since = state
         Q, O = moments(g, p, v, shares * lam)
         a, b, power = _averages(problem.task, Q, O, rho)
         decay = eta * (lam[:, None, None] * a[None] + ridge * jnp.eye(m, dtype=times.dtype)[None])
         spread = decay @ v
         lost = -decay @ g - eta * lam[:, None, None] * b[None]
         gained = -spread - jnp.swapaxes(spread, 1, 2) + temperature * lam[:, None, None] * power[None]
-        return lost, -decay @ p, gained, -decay @ state[3]
-
-    def advance(state, span):
-        # The last of the state carries what happened since the start of the interval: products of these never underflow.
-        since = jnp.broadcast_to(jnp.eye(m, dtype=times.dtype), p.shape)
-        (*state, factor), integrated = integrate(rates, (*state, since), span, how)
-        return tuple(state), (tuple(state), factor, integrated)
+        return eta, lost, -decay @ p, gained, -decay @ since
 
     groups = lam.shape[0]
-    g = jnp.zeros((groups, m, m_star), times.dtype)
-    p = jnp.broadcast_to(jnp.eye(m, dtype=times.dtype), (groups, m, m))
-    start = (g, p, jnp.zeros_like(p))
-    _, (path, factors, integrated) = jax.lax.scan(advance, start, jnp.stack([times[:-1], times[1:]], axis=1))
-    g, p, v = (jnp.concatenate([first[None], rest]) for first, rest in zip(start, path, strict=True))
+    still = jnp.broadcast_to(jnp.eye(m, dtype=times.dtype), (groups, m, m))
+    start = (jnp.zeros((), times.dtype), jnp.zeros((groups, m, m_star), times.dtype), still, jnp.zeros_like(still), still)
+    # The last of the state is what happened since the start of the step: products of these never underflow.
+    seen = survey(protocol, noise, grid)
+    (_, g, p, v, factors), integrated = trajectory(
+        rates, start, protocol, noise, seen, how, restarted=lambda state: (*state[:-1], still)
+    )
 
     def extend(rows, inputs):
         """Row k: the propagator from each earlier time."""
         k, factor = inputs
-        rows = jnp.einsum("aij,sajk->saik", factor, rows).at[k].set(start[1])
+        rows = jnp.einsum("aij,sajk->saik", factor, rows).at[k].set(still)
         return rows, rows
 
     count = times.shape[0]
-    factors = jnp.concatenate([jnp.zeros_like(start[1])[None], factors])
     _, propagators = jax.lax.scan(extend, jnp.zeros((count, groups, m, m), times.dtype), (jnp.arange(count), factors))
     steady = jax.vmap(moving)(g, p)
     noisy = jnp.einsum("a,tsaij,sajk->tsik", shares * lam, propagators, v)
@@ -151,8 +133,7 @@ def _online(problem: Problem, protocol: Protocol, grid: TimeGrid, noise: Abstrac
     response = jnp.einsum("a,tsaij->tsij", shares * lam, propagators)[:, 1:]
     measured = Measured(metrics.fields, {}, _weight_metrics(problem, steady, v, metrics.weights))
     observables = fresh(problem, correlation, overlap, norm, rho, response, measured=measured)
-    valid = in_domain(problem, protocol, grid, noise)
-    return ended(times, observables, valid, integrated=first_failure(integrated))
+    return ended(times, observables, in_domain(problem, grid) & seen.valid, integrated=integrated)
 
 
 def _weight_metrics(problem: Problem, steady, v, weights: dict[str, AbstractWeightMetric]) -> dict[str, Float[Array, "time ..."]]:

@@ -3,7 +3,6 @@
 from typing import Any
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
@@ -74,9 +73,9 @@ def read(protocol: Protocol, times: Float[Array, "*time"], *, batched: bool = Tr
 def knots(protocol: Protocol, horizon: Any) -> Float[Array, " knot"]:
     """Increasing times from 0 to `horizon` between which the protocol is smooth, as far as its schedules say: those at which one
     of them jumps or has a kink (repeated, or at 0 or the horizon, where there are fewer). How many there are does not depend on
-    any number; they carry no derivative."""
+    any number. They have derivatives: an integral over what jumps changes as the jump moves."""
     horizon = jnp.asarray(horizon, dtype=float)
-    return jax.lax.stop_gradient(jnp.sort(jnp.clip(protocol.knots, 0.0, horizon)))
+    return jnp.sort(jnp.clip(protocol.knots, 0.0, horizon))
 
 
 def averaged(

@@ -37,6 +37,10 @@ with warnings.catch_warnings():
             "Equations were not solved to their tolerance. In FixedPoint raise max_iterations or the damping, or shorten the "
             "horizon; in limits.least_squares raise nodes, in limits.stationary the ridge; in float32 use jax_enable_x64."
         )
+        inaccurate = (
+            "The total error is larger than asked for: the learning rate acts in times too short for the integration to see all "
+            "of it. Say where by an attribute `knots` of the schedule, or use one of dmftopt.schedules, which have it."
+        )
         invalid = (
             "The protocol or the problem left its domain: learning rate and ridge must be >= 0, batch size >= 1, momentum in "
             "[0, 1), delta > 0, scales >= 0, times increasing, all finite; noise.Poisson() takes at most 1e5 epochs (use Brownian"

@@ -67,7 +67,7 @@ def survey(protocol: Protocol, noise: AbstractNoise, grid: TimeGrid) -> Survey:
     total = jnp.append(0.0, jnp.cumsum(jnp.mean(shares, axis=0)))
     quantiles = jnp.interp(jnp.arange(1, _PANELS) / _PANELS * total[-1], total, looks)
     # Where the equations are cut changes nothing, but at a jump.
-    at, edges = _merged(times, jnp.concatenate([bends, jax.lax.stop_gradient(quantiles)]))
+    at, edges = _merged(times, jnp.concatenate([jax.lax.stop_gradient(quantiles), bends]))
     return Survey(edges, at, jnp.append(0.0, jnp.cumsum(action))[found], valid)
 
 
@@ -97,14 +97,23 @@ def trajectory(
     def advance(state, panel):
         start, end, fresh = panel
         state = jax.tree.map(lambda new, old: jnp.where(fresh, new, old), restarted(state), state)
-        # Schedules may jump at the ends, where they are read from within (rounding as `schedules` allows for it).
-        margin = jnp.minimum(64 * jnp.finfo(end.dtype).eps * end, 0.5 * (end - start))
+        width, rounding = end - start, 64 * jnp.finfo(end.dtype).eps * end
 
-        def change(u, state):
-            t = jnp.clip(start + (end - start) * u, start + margin, end - margin)
-            return jax.tree.map(lambda rate: (end - start) * rate, rates(*coefficients(protocol, noise, t)[:3], state))
+        def change(t, state):
+            return jax.tree.map(lambda rate: width * rate, rates(*coefficients(protocol, noise, t)[:3], state))
 
-        state, result = _over_unit_time(change, state, how)
+        def across(state):
+            # Schedules may jump at the ends, where they are read from within.
+            return _over_unit_time(
+                lambda u, y: change(jnp.clip(start + width * u, start + rounding, end - rounding), y), state, how
+            )
+
+        def beside(state):
+            # Edges that coincide: nothing happens, unless one of them moves, which is the knot, the last in order.
+            moved = jax.tree.map(jnp.add, state, change(jnp.maximum(start - rounding, 0.0), state))
+            return moved, RESULTS.successful
+
+        state, result = jax.lax.cond(width > 2 * rounding, across, beside, state)
         return state, (state, result)
 
     first = jnp.zeros(seen.edges.shape[0] - 1, bool).at[seen.at[:-1]].set(True)
@@ -145,9 +154,9 @@ def _over_unit_time(change: Callable, state: Any, how: Stepping) -> tuple[Any, R
 
 
 def _merged(times: Float[Array, " time"], others: Float[Array, " other"]) -> tuple[Int[Array, " time"], Float[Array, " edge"]]:
-    """All of these times, increasing, and where the first ones are among them."""
+    """All of these times, increasing, equal ones in the order given, and where the first ones are among them."""
     together = jnp.concatenate([times, others.astype(times.dtype)])
-    order = jnp.argsort(together)
+    order = jnp.argsort(together, stable=True)
     return jnp.argsort(order)[: times.shape[0]], together[order]
 
 

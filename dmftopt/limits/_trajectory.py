@@ -13,7 +13,7 @@ from ..numerics.quadrature import GAUSS_NODES, GAUSS_WEIGHTS
 from ..protocol import Protocol
 from ..protocol.grid import TimeGrid
 from ..protocol.noise import AbstractNoise
-from ..protocol.rates import knots, node_times, read
+from ..protocol.rates import knots, merged, node_times, read
 from ..results.codes import RESULTS, first_failure
 
 # Equal panels in which a protocol is looked through before anything is integrated (and those between its knots): three times
@@ -59,7 +59,7 @@ def survey(protocol: Protocol, noise: AbstractNoise, grid: TimeGrid) -> Survey:
     at the quantiles of the mean of learning rate, temperature (each over its integral) and 1 / horizon."""
     times = grid.times
     bends = knots(protocol, times[-1])
-    found, looks = _merged(times, jnp.concatenate([bends, times[-1] * jnp.linspace(0.0, 1.0, _LOOKS + 1)]))
+    found, looks = merged(times, jnp.concatenate([bends, times[-1] * jnp.linspace(0.0, 1.0, _LOOKS + 1)]))
     eta, temperature, _, valid = coefficients(protocol, noise, node_times(looks, GAUSS_NODES))
     widths, weights = jnp.diff(looks), jnp.asarray(GAUSS_WEIGHTS, times.dtype)
     action, heat = ((values @ weights) * widths for values in (eta, temperature))
@@ -67,7 +67,7 @@ def survey(protocol: Protocol, noise: AbstractNoise, grid: TimeGrid) -> Survey:
     total = jnp.append(0.0, jnp.cumsum(jnp.mean(shares, axis=0)))
     quantiles = jnp.interp(jnp.arange(1, _PANELS) / _PANELS * total[-1], total, looks)
     # Where the equations are cut changes nothing, but at a jump.
-    at, edges = _merged(times, jnp.concatenate([jax.lax.stop_gradient(quantiles), bends]))
+    at, edges = merged(times, jnp.concatenate([jax.lax.stop_gradient(quantiles), bends]))
     return Survey(edges, at, jnp.append(0.0, jnp.cumsum(action))[found], valid)
 
 
@@ -151,13 +151,6 @@ def _over_unit_time(change: Callable, state: Any, how: Stepping) -> tuple[Any, R
     reached = alive & (solution.result == diffrax.RESULTS.successful)
     end = jax.tree.map(lambda y: jnp.where(reached, y[-1], jnp.nan), solution.ys)
     return end, RESULTS.promote(solution.result)
-
-
-def _merged(times: Float[Array, " time"], others: Float[Array, " other"]) -> tuple[Int[Array, " time"], Float[Array, " edge"]]:
-    """All of these times, increasing, equal ones in the order given, and where the first ones are among them."""
-    together = jnp.concatenate([times, others.astype(times.dtype)])
-    order = jnp.argsort(together, stable=True)
-    return jnp.argsort(order)[: times.shape[0]], together[order]
 
 
 def _share(part: Float[Array, " panel"]) -> Float[Array, " panel"]:

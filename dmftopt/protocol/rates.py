@@ -4,7 +4,7 @@ from typing import Any
 
 import equinox as eqx
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from .._checks import check_instance
 from ..numerics.quadrature import safe_sqrt
@@ -76,6 +76,13 @@ def knots(protocol: Protocol, horizon: Any) -> Float[Array, " knot"]:
     any number. They have derivatives: an integral over what jumps changes as the jump moves."""
     horizon = jnp.asarray(horizon, dtype=float)
     return jnp.sort(jnp.clip(protocol.knots, 0.0, horizon))
+
+
+def merged(times: Float[Array, " time"], others: Float[Array, " other"]) -> tuple[Int[Array, " time"], Float[Array, " edge"]]:
+    """All of these times, increasing, equal ones in the order given, and where the first ones are among them."""
+    together = jnp.concatenate([times, others.astype(times.dtype)])
+    order = jnp.argsort(together, stable=True)
+    return jnp.argsort(order)[: times.shape[0]], together[order]
 
 
 def averaged(

@@ -281,6 +281,28 @@ def test_an_exact_prediction_reads_schedules_as_they_are():
     np.testing.assert_allclose(predict.tabulated(Protocol(cosine), grid).learning_rate(t), cosine(t), atol=3e-6)
 
 
+def test_a_limit_of_another_form_is_a_function():
+    """At finite steps: the derivative is that of the recursion, whose number of steps the budget fixes."""
+    p, run = (
+        dmftopt.Problem(dmftopt.tasks.LeastSquares(0.3), dmftopt.features.isotropic(), 1.0),
+        {"dimension": 20, "horizon": 2.0},
+    )
+    objective = Objective(
+        p,
+        Budget(steps=2.0),
+        predict=lambda problem, protocol, grid, key: dmftopt.limits.online_least_squares(problem, protocol, records=1, **run),
+    )
+    rate = schedules.constant(0.8)
+    found, expected = (
+        jax.value_and_grad(f)(jnp.asarray(0.8))
+        for f in (
+            lambda x: objective(Protocol(eqx.tree_at(lambda s: s.value, rate, x))),
+            lambda x: dmftopt.limits.online_least_squares(p, Protocol(x), records=1, **run).test_risk[-1],
+        )
+    )
+    np.testing.assert_allclose(found, expected, rtol=1e-12)
+
+
 def test_report_predicts_and_trains_with_whole_batches(key):
     """Batch sizes between 1 and 2, where rounding costs: theory says how much, SGD confirms."""
     objective = Objective(problem(), Budget(samples=5.0), grid=TimeGrid.uniform(1.0, 10), predict=Solve(samples=512))
@@ -310,6 +332,11 @@ ERRORS = {
     "no problem": (lambda: Objective([], Budget(steps=1.0)), "problem: give at least one"),
     "grid to 5": (lambda: Objective(problem(), Budget(steps=1.0), grid=TimeGrid.uniform(5.0, 4)), "grid must end at 1, got 5"),
     "a class": (lambda: Objective(problem(), Budget(steps=1.0), measure=objectives.final), "measure must be a function"),
+    "a route without a grid": (
+        lambda: dmftopt.Exact(dmftopt.limits.online_least_squares),
+        "route must be a function of .* predict=",
+    ),
+    "no route": (lambda: dmftopt.Exact("online"), "route must be a function of"),
     "across": (lambda: Objective(problem(), Budget(steps=1.0), across="all"), "across must be"),
     "not a budget": (lambda: Objective(problem(), 5.0), "budget must be a Budget"),
     "no budget": (lambda: Objective(problem())(protocol()), "budget: without one pass a Plan"),

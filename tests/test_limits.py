@@ -500,6 +500,9 @@ def test_what_cannot_be_raised_is_a_result():
     np.testing.assert_array_equal(found.result._value, [code._value for code in codes])
     rate = jax.jit(lambda x: limits.online_least_squares(grouped(), dmftopt.Protocol(x), **RUN).result)(-0.1)
     assert rate == dmftopt.RESULTS.invalid
+    # A batch size must be whole at finite steps.
+    run = jax.jit(lambda b: limits.online_least_squares(grouped(), dmftopt.Protocol(0.5, b), **RUN).result)
+    assert run(2.0) == dmftopt.RESULTS.successful and run(1.5) == dmftopt.RESULTS.invalid
 
 
 def test_results_say_what_other_libraries_say():

@@ -1,6 +1,7 @@
 """How runs are predicted."""
 
 import abc
+import inspect
 import itertools
 from collections.abc import Callable
 from typing import Any, cast
@@ -135,7 +136,9 @@ class Solve(AbstractPrediction):
 
 @front_door
 class Exact(AbstractPrediction):
-    """Prediction by a limit: `route(problem, protocol, grid)`, such as `dmftopt.limits.least_squares` or `dmftopt.limits.online`.
+    """Prediction by a limit in continuous time: `route(problem, protocol, grid)`, such as `dmftopt.limits.least_squares` or
+    `dmftopt.limits.online`. (`limits.online_least_squares` has a number of steps that a program must know, and no grid. Pass a
+    function in place of `Exact`, `predict=lambda problem, protocol, grid, key: ...`, under a budget that fixes the steps.)
 
     Schedules are read on both sides of `panels` equal panels of the run and of their knots, and are linear in between: exact for
     piecewise constant and piecewise linear schedules, good to about 1 / panels² for others. (A callable that jumps where it does
@@ -147,6 +150,15 @@ class Exact(AbstractPrediction):
 
     def __check_init__(self):
         check_count("panels", self.panels)
+        try:
+            inspect.signature(self.route).bind(None, None, None)
+        except TypeError:
+            raise TypeError(
+                f"route must be a function of (problem, protocol, grid), got {self.route!r}. Pass limits.least_squares or "
+                "limits.online of dmftopt. A limit of another form goes as it is called: predict=lambda problem, protocol, grid, "
+                "key: dmftopt.limits.online_least_squares(problem, protocol, dimension=100, horizon=5.0), whose number of steps "
+                "the budget must fix."
+            ) from None
 
     def tabulated(self, protocol, grid):
         protocol, horizon = protocol.in_continuous_time(), grid.times[-1]

@@ -52,6 +52,44 @@ def test_a_constraint_is_met_and_sets_the_horizon(name, protocol):
     np.testing.assert_allclose(run.protocol.batch_size(0.7 * run.horizon), protocol.batch_size(0.7), rtol=1e-12)
 
 
+STEPS = {
+    # Means: (1 + 5 + 2) / 3, and of the values of 37 steps, to which 240 panels are no multiple.
+    "pieces": (schedules.piecewise_constant(1.0, 3, [1.0, 5.0, 2.0]), 8 / 3),
+    "pieces that a budget stretches": (schedules.Scaled(schedules.piecewise_constant(2.0, 7, np.arange(1.0, 8.0)), 0.5), 4.0),
+    "a value per step": (schedules.PerStep(jnp.asarray(1.0 + np.arange(37) ** 2 % 11), 37), 1 + np.mean(np.arange(37) ** 2 % 11)),
+    "uneven knots": (
+        schedules.PiecewiseLinear((0.0, 0.123, 0.124, 1.0), jnp.array([1.0, 1.0, 9.0, 9.0])),
+        0.123 + 0.005 + 9 * 0.876,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_batch_sizes_that_jump_spend_what_was_asked(name):
+    batch_size, mean = STEPS[name]
+    budget = Budget(samples=10.0)
+    run = budget.run(Protocol(1.0, batch_size), 2.5)
+    np.testing.assert_allclose([run.horizon, run.samples], [10.0 / mean, 10.0], rtol=1e-12)
+    np.testing.assert_allclose(budget.spent(run, run.horizon * jnp.array([0.0, 0.3, 1.0]))[-1], 10.0, rtol=1e-12)
+    found = run.recipe(dimension=100, delta=2.5).batch_size
+    # Running sums too: of the pieces of constant size, to the nearest whole sample.
+    assert found.sum() == 1000
+    if name == "pieces":
+        steps = np.arange(1, found.size + 1) * 3 / found.size
+        planned = np.interp(steps, [0, 1, 2, 3], [0, 125, 750, 1000])
+        assert np.abs(np.cumsum(found) - planned).max() <= 0.5 + 1e-9
+
+
+def test_a_batch_size_that_cannot_be_counted_is_refused():
+    """It jumps where it does not say. Traced, nothing can be raised."""
+    jumping = Protocol(1.0, lambda u: jnp.where(u < 0.3337, 1.0, 8.0))
+    with pytest.raises(ValueError, match=r"batch_size: its mean is .* `knots`"):
+        Budget(samples=10.0).run(jumping, 2.5)
+    assert np.isnan(jax.jit(lambda samples: Budget(samples=samples).run(jumping, 2.5).horizon)(10.0))
+    # A kink without knots is good enough, and so is what says where it jumps.
+    Budget(samples=10.0).run(Protocol(1.0, lambda u: 1 + jnp.abs(u - 0.3337)), 2.5)
+
+
 @pytest.mark.parametrize("name", PAIRS)
 def test_two_constraints_are_met_and_scale_the_batch_size(name):
     given, names = PAIRS[name]

@@ -236,6 +236,73 @@ def test_a_prediction_takes_a_solver_and_is_made_finer_by_it():
         Solve(samples=2)
 
 
+JUMPS = Protocol(
+    schedules.piecewise_constant(1.0, 7, [1.2, 0.3, 1.5, 0.2, 0.8, 2.0, 0.1]),
+    schedules.piecewise_constant(1.0, 3, [1.0, 5.0, 2.0]),
+    schedules.warmup_stable_decay(0.2, 1.0, jnp.asarray(0.123), 0.31),
+)
+
+
+def test_an_exact_prediction_knows_jumps():
+    """Seven pieces of learning rate do not fall on 480 panels: where they were smeared over those the risk was 0.3% off. The
+    limit takes steps of relative error 1e-6."""
+    p = dmftopt.Problem(dmftopt.tasks.LeastSquares(0.3), dmftopt.features.spectrum([2.0, 0.5], [0.3, 0.7]), 1.0)
+    predict = dmftopt.Exact(dmftopt.limits.online)
+    objective = Objective(p, Budget(samples=12.0), grid=TimeGrid.uniform(1.0, 2), predict=predict)
+    run = objective.run(JUMPS)
+    direct = dmftopt.limits.online(p, run.protocol, TimeGrid(run.horizon * jnp.array([0.0, 1 / 3, 1.0])))
+    np.testing.assert_allclose(objective(JUMPS), direct.test_risk[-1], rtol=1e-5)
+    # One program for all kinds.
+    smooth = Protocol(schedules.cosine(1.0, 1.0), 2.0, momentum=0.3)
+    shapes = [jax.tree.map(jnp.shape, objective.prepare(protocol)) for protocol in (JUMPS, smooth)]
+    assert shapes[0] == shapes[1] and jax.tree.structure(shapes[0]) == jax.tree.structure(shapes[1])
+
+
+def test_an_exact_prediction_reads_schedules_as_they_are():
+    """Their values and the derivatives of these, where a kink is as well."""
+    predict, grid = dmftopt.Exact(dmftopt.limits.online), TimeGrid.uniform(3.0, 2)
+    t = jnp.asarray(np.random.default_rng(0).uniform(0.0, 3.0, 200))
+
+    def values(protocol, tabulated):
+        protocol = Protocol(*(schedules.Scaled(s, 3.0) for s in (protocol.learning_rate, protocol.batch_size, protocol.ridge)))
+        protocol = predict.tabulated(protocol, grid) if tabulated else protocol
+        return jnp.stack([protocol.learning_rate(t), protocol.batch_size(t), protocol.ridge(t)])
+
+    flat, unravel = ravel_pytree(eqx.filter(JUMPS, eqx.is_inexact_array))
+    fixed = eqx.filter(JUMPS, eqx.is_inexact_array, inverse=True)
+    found, expected = (
+        (f(flat), jax.jacfwd(f)(flat))
+        for f in [lambda x, tab=tab: values(eqx.combine(unravel(x), fixed), tab) for tab in (True, False)]
+    )
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-10)
+    # A smooth schedule to second order: (1 / 480)² / 8 of the second derivative, pi² / 2 in relative time.
+    cosine = schedules.cosine(1.0, 3.0)
+    np.testing.assert_allclose(predict.tabulated(Protocol(cosine), grid).learning_rate(t), cosine(t), atol=3e-6)
+
+
+def test_a_limit_of_another_form_is_a_function():
+    """At finite steps: the derivative is that of the recursion, whose number of steps the budget fixes."""
+    p, run = (
+        dmftopt.Problem(dmftopt.tasks.LeastSquares(0.3), dmftopt.features.isotropic(), 1.0),
+        {"dimension": 20, "horizon": 2.0},
+    )
+    objective = Objective(
+        p,
+        Budget(steps=2.0),
+        predict=lambda problem, protocol, grid, key: dmftopt.limits.online_least_squares(problem, protocol, records=1, **run),
+    )
+    rate = schedules.constant(0.8)
+    found, expected = (
+        jax.value_and_grad(f)(jnp.asarray(0.8))
+        for f in (
+            lambda x: objective(Protocol(eqx.tree_at(lambda s: s.value, rate, x))),
+            lambda x: dmftopt.limits.online_least_squares(p, Protocol(x), records=1, **run).test_risk[-1],
+        )
+    )
+    np.testing.assert_allclose(found, expected, rtol=1e-12)
+
+
 def test_report_predicts_and_trains_with_whole_batches(key):
     """Batch sizes between 1 and 2, where rounding costs: theory says how much, SGD confirms."""
     objective = Objective(problem(), Budget(samples=5.0), grid=TimeGrid.uniform(1.0, 10), predict=Solve(samples=512))
@@ -265,6 +332,11 @@ ERRORS = {
     "no problem": (lambda: Objective([], Budget(steps=1.0)), "problem: give at least one"),
     "grid to 5": (lambda: Objective(problem(), Budget(steps=1.0), grid=TimeGrid.uniform(5.0, 4)), "grid must end at 1, got 5"),
     "a class": (lambda: Objective(problem(), Budget(steps=1.0), measure=objectives.final), "measure must be a function"),
+    "a route without a grid": (
+        lambda: dmftopt.Exact(dmftopt.limits.online_least_squares),
+        "route must be a function of .* predict=",
+    ),
+    "no route": (lambda: dmftopt.Exact("online"), "route must be a function of"),
     "across": (lambda: Objective(problem(), Budget(steps=1.0), across="all"), "across must be"),
     "not a budget": (lambda: Objective(problem(), 5.0), "budget must be a Budget"),
     "no budget": (lambda: Objective(problem())(protocol()), "budget: without one pass a Plan"),

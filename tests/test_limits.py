@@ -1,6 +1,7 @@
 """The limits against each other, closed forms, the solver, and finite-size runs; what they share no code with."""
 
 import diffrax
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import lineax
@@ -11,7 +12,7 @@ import scipy.optimize
 from helpers import assert_within, four_groups, least_squares_modes, problem
 
 import dmftopt
-from dmftopt import limits
+from dmftopt import limits, schedules
 from dmftopt.limits._result import Groups
 from dmftopt.limits._spectral import contour
 
@@ -423,14 +424,71 @@ LIMITED = {"online": limits.online, "least_squares": lambda *given, **options: l
 
 @pytest.mark.parametrize("route", LIMITED.values(), ids=LIMITED)
 def test_a_step_limit_is_said_to_be_one(route):
-    """A rate that jumps after t = 1 to where the equations are stiff: 12 steps no longer reach the next time of the grid."""
+    """A rate that jumps after t = 1 to where the equations are stiff: 5 steps no longer pass there."""
     given = grouped(), dmftopt.Protocol(lambda t: jnp.where(t < 1.2, 0.05, 40.0), 1e4), dmftopt.TimeGrid.uniform(2.0, 4)
     with pytest.raises(dmftopt.SolveError, match=r"failed at t = 1\.5: .*max_steps"):
-        route(*given, max_steps=12)
-    found = route(*given, max_steps=12, throw=False)
+        route(*given, max_steps=5)
+    found = route(*given, max_steps=5, throw=False)
     assert found.result == dmftopt.RESULTS.max_steps_reached
     np.testing.assert_array_equal(np.isfinite(found.test_risk), [True, True, True, False, False])
     np.testing.assert_array_equal(np.isfinite(found.norm[:, 0, 0]), np.isfinite(found.test_risk))
+
+
+class Bump(eqx.Module):
+    """A triangle of area 1 around `center`, nothing elsewhere, that says so or not."""
+
+    center: jax.Array
+    width: jax.Array
+    known: bool = eqx.field(static=True, default=False)
+
+    def __call__(self, t):
+        return jnp.maximum(0.0, 1 - jnp.abs(t - self.center) / self.width) / self.width
+
+    @property
+    def knots(self):
+        corners = self.center + self.width * jnp.array([-1.0, 0.0, 1.0])
+        return corners if self.known else jnp.zeros(0)
+
+
+@pytest.mark.parametrize("route", LIMITED.values(), ids=LIMITED)
+def test_a_rate_that_acts_late_is_seen(route):
+    """The same bump, from the start and after 50 of its widths of nothing. Where the steps of the integration grew over the quiet
+    time it passed over the bump, and the risk remained that of no training. Tolerances: some hundred steps of 1e-6 (1e-8 for
+    least squares); kinks that nothing knows of are crossed with a few times that."""
+    p = problem(LS)
+
+    def risk(center, width, horizon, known=False):
+        bump = Bump(jnp.asarray(center), jnp.asarray(width), known)
+        found = route(p, dmftopt.Protocol(bump, 2.0), dmftopt.TimeGrid.uniform(horizon, 2), throw=False)
+        return np.asarray(found.test_risk[-1]), found.result
+
+    early, _ = risk(10.0, 10.0, 20.0)
+    assert early < 0.7 * 0.5 * 1.5
+    np.testing.assert_allclose(risk(530.0, 10.0, 1000.0)[0], early, rtol=2e-4)
+    # Much shorter than the distance of the times at which a schedule is looked at: right where it has knots, flagged without.
+    early, _ = risk(0.1, 0.1, 0.2)
+    np.testing.assert_allclose(risk(530.0, 0.1, 1000.0, known=True)[0], early, rtol=1e-5)
+    late, result = risk(530.0, 0.1, 1000.0)
+    assert np.isnan(late) and result == dmftopt.RESULTS.inaccurate
+
+
+@pytest.mark.parametrize("ends", [4.0, 5.0], ids=["the run as well", "on a time of the grid"])
+def test_a_jump_that_moves_with_a_horizon_has_its_derivative(ends):
+    """Jumps of learning rate and batch size at fixed shares of the schedules' horizon: the run's, or one that puts them on times
+    of a grid that stays. Central differences: error h² = 1e-6, and that of integration, 1e-6 / h, which is the same on both sides
+    up to 1e-2."""
+    rate, size = (schedules.PiecewiseConstant(jnp.array(v), 1.0) for v in ([1.0, 0.3, 1.5, 0.2, 0.8], [1.0, 5.0]))
+
+    def risk(horizon):
+        protocol = dmftopt.Protocol(schedules.Scaled(rate, horizon), schedules.Scaled(size, horizon))
+        grid = dmftopt.TimeGrid((horizon if ends == 4.0 else ends) * jnp.array([0.0, 0.4, 1.0]))
+        return limits.online(problem(LS), protocol, grid, adjoint=diffrax.ForwardMode()).test_risk[-1]
+
+    pushed, h = jax.jit(lambda horizon: jax.jvp(risk, (horizon,), (jnp.ones(()),))), 1e-3
+    slope = (pushed(ends + h)[0] - pushed(ends - h)[0]) / (2 * h)
+    np.testing.assert_allclose(pushed(ends)[1], slope, atol=2e-5)
+    # A hundredth of it would be seen.
+    assert abs(slope) > 2e-3
 
 
 def test_what_cannot_be_raised_is_a_result():
@@ -442,10 +500,13 @@ def test_what_cannot_be_raised_is_a_result():
     np.testing.assert_array_equal(found.result._value, [code._value for code in codes])
     rate = jax.jit(lambda x: limits.online_least_squares(grouped(), dmftopt.Protocol(x), **RUN).result)(-0.1)
     assert rate == dmftopt.RESULTS.invalid
+    # A batch size must be whole at finite steps.
+    run = jax.jit(lambda b: limits.online_least_squares(grouped(), dmftopt.Protocol(0.5, b), **RUN).result)
+    assert run(2.0) == dmftopt.RESULTS.successful and run(1.5) == dmftopt.RESULTS.invalid
 
 
 def test_results_say_what_other_libraries_say():
     for result in (diffrax.RESULTS.max_steps_reached, optimistix.RESULTS.nonlinear_divergence, lineax.RESULTS.singular):
         assert dmftopt.RESULTS[dmftopt.RESULTS.promote(result)] != ""
-    names = ("successful", "diverged", "nonfinite", "unconverged", "invalid", "max_steps_reached")
+    names = ("successful", "diverged", "nonfinite", "unconverged", "inaccurate", "invalid", "max_steps_reached")
     assert len({dmftopt.RESULTS[getattr(dmftopt.RESULTS, name)] for name in names}) == len(names)

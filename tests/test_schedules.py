@@ -271,7 +271,7 @@ def test_schedules_say_where_they_are_not_smooth():
         return rates.knots(dmftopt.Protocol(schedules.Scaled(jumps, horizon)), 10.0)[-1]
 
     np.testing.assert_allclose(jax.jit(last)(2.0), 3.0)
-    assert jax.grad(last)(2.0) == 0
+    np.testing.assert_allclose(jax.grad(last)(2.0), 1.5)
     for wrong in (3, "many", [[0.5]], [jnp.nan]):
         with pytest.raises((ValueError, TypeError), match="knots"):
             rates.knots(dmftopt.Protocol(Triangle(own.peak, wrong)), 2.0)

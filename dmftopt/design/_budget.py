@@ -9,12 +9,12 @@ from .._checks import as_number, check_count, check_instance, check_real, front_
 from .._register import register_part
 from ..numerics.quadrature import GAUSS_NODES, GAUSS_WEIGHTS
 from ..protocol import Protocol, Recipe, recipe, values_at
-from ..protocol.rates import node_times
-from ..protocol.schedules import Scaled
+from ..protocol.rates import merged, node_times
+from ..protocol.schedules import Scaled, knots_of
 from ..protocol.variables import as_variable, number
 
-# Panels for the mean batch size: equally spaced knots fall between them when their intervals divide 240.
-_PANELS = 240
+# Panels for the mean batch size, beside those between its knots; and what twice as many may change of it.
+_PANELS, _AGREEMENT = 240, 1e-6
 _PROTOCOL = "Build it with dmftopt.Protocol(learning_rate=...), its schedules for u from 0 to 1."
 
 
@@ -64,9 +64,9 @@ class Budget(eqx.Module):
     With one constraint batch sizes are the protocol's and the horizon T follows. With two, T and the mean batch size follow: the
     batch size is 1 + s (B(u) - 1), with s to match.
 
-    Exact: integrals of smooth batch sizes, and of those with equally spaced knots at distances 1/240, or multiples that divide 1,
-    are exact to rounding; others are good to about 1e-6. Differentiable. Raises ValueError where constraints contradict each
-    other or leave less than one sample per step.
+    Exact: integrals of batch sizes are taken from knot to knot, to rounding for all of `dmftopt.schedules`. Differentiable.
+    Raises ValueError where constraints contradict each other or leave less than one sample per step, and for a batch size whose
+    integral is not good to 1e-6, which jumps where it does not say. Traced, the horizon is NaN then, which is invalid everywhere.
     """
 
     per_step: Float[Array, " constraint"]
@@ -149,8 +149,8 @@ class Budget(eqx.Module):
 
     def spent(self, run: Run, times: Array) -> Float[Array, " time"]:
         """Of the first constraint: what is spent until each of the increasing `times`, the first of them 0."""
-        batch_size = _batch_sizes(run.protocol.batch_size, times)
-        return jnp.append(0.0, jnp.cumsum(jnp.diff(times) * (self.per_step[0] + self.per_sample[0] * batch_size)))
+        panels = times[-1] * jnp.linspace(0.0, 1.0, 2 * _PANELS + 1, dtype=times.dtype)
+        return self.per_step[0] * times + self.per_sample[0] * _samples(run.protocol.batch_size, times, panels)
 
 
 def stretched(protocol: Protocol, horizon: Any) -> Run:
@@ -164,16 +164,26 @@ def stretched(protocol: Protocol, horizon: Any) -> Run:
 
 def _mean_batch_size(schedule: Callable) -> Float[Array, ""]:
     """Over u from 0 to 1."""
-    return jnp.mean(_batch_sizes(schedule, jnp.linspace(0.0, 1.0, _PANELS + 1)))
+    ends = jnp.array([0.0, 1.0])
+    rough, fine = (_samples(schedule, ends, jnp.linspace(0.0, 1.0, n + 1))[-1] for n in (_PANELS, 2 * _PANELS))
+    agree = jnp.abs(fine - rough) <= _AGREEMENT * fine
+    _check(
+        agree,
+        f"batch_size: its mean is {rough} on {_PANELS} panels of the run and {fine} on twice as many, so that samples cannot be "
+        "counted. Give the schedule an attribute `knots`, the times at which it jumps, or use one of dmftopt.schedules.",
+    )
+    return jnp.where(agree, fine, jnp.nan)
 
 
-def _batch_sizes(schedule: Callable, edges: Array) -> Float[Array, " panel"]:
-    """Means over each of the panels between increasing edges, by the three-point rule."""
+def _samples(schedule: Callable, times: Float[Array, " time"], panels: Float[Array, " edge"]) -> Float[Array, " time"]:
+    """∫B dt from 0 until each of the increasing times, by the three-point rule on these panels and between the knots."""
+    bends = jnp.clip(knots_of(schedule), 0.0, times[-1]).astype(times.dtype)
+    at, edges = merged(times, jnp.concatenate([panels, bends]))
     values = values_at("batch_size", schedule, node_times(edges, GAUSS_NODES))
-    return values @ jnp.asarray(GAUSS_WEIGHTS, values.dtype)
+    return jnp.append(0.0, jnp.cumsum(jnp.diff(edges) * (values @ jnp.asarray(GAUSS_WEIGHTS, values.dtype))))[at]
 
 
 def _check(holds: Array, message: str) -> None:
-    # Traced, a horizon that is not positive or a batch size below 1 is known to every route as invalid.
+    # Traced, a horizon that is not positive, or NaN, or a batch size below 1 is known to every route as invalid.
     if is_concrete(holds) and not bool(holds):
         raise ValueError(message)

@@ -31,7 +31,7 @@ class Objective(AbstractObjective):
     - `budget`: a `Budget`; without one, protocols come as a `Plan` with a horizon of their own.
     - `measure`: see `dmftopt.objectives`; default the final test risk.
     - `grid`: in relative time; default `TimeGrid.uniform(1.0, 20)`.
-    - `predict`: how runs are predicted. `Solve(noise, samples, ...)`; `Exact(dmftopt.limits.least_squares)`, or another limit; or
+    - `predict`: how runs are predicted. `Solve(noise, samples, ...)`; `Exact(dmftopt.limits.least_squares)`, or `.online`; or
       any function of (problem, protocol, grid, key). The default is solve with Brownian noise, which is differentiable in batch
       size and horizon too; where those are fixed `Solve(Poisson())` is SGD itself.
 

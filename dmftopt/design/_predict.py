@@ -2,6 +2,7 @@
 
 import abc
 import dataclasses
+import inspect
 import itertools
 from collections.abc import Callable
 from typing import Any, cast
@@ -17,9 +18,12 @@ from ..problem import Problem
 from ..protocol import Protocol, Recipe
 from ..protocol.grid import TimeGrid
 from ..protocol.noise import AbstractNoise, Brownian
-from ..protocol.rates import node_times, read
-from ..protocol.schedules import PiecewiseLinear, Scaled, Tabulated
+from ..protocol.rates import knots, node_times, read
+from ..protocol.schedules import LinearPieces, Scaled, Tabulated
 from ..results.measure import check_metrics
+
+# Room for so many knots of a protocol, or the next power of two.
+_KNOTS = 32
 
 
 class AbstractPrediction(eqx.Module):
@@ -136,29 +140,49 @@ class Solve(AbstractPrediction):
 
 @front_door
 class Exact(AbstractPrediction):
-    """Prediction by a limit: `route(problem, protocol, grid)`, such as `dmftopt.limits.least_squares` or `dmftopt.limits.online`.
+    """Prediction by a limit in continuous time: `route(problem, protocol, grid)`, such as `dmftopt.limits.least_squares` or
+    `dmftopt.limits.online`. (`limits.online_least_squares` has a number of steps that a program must know, and no grid. Pass a
+    function in place of `Exact`, `predict=lambda problem, protocol, grid, key: ...`, under a budget that fixes the steps.)
 
-    Schedules are read at `reads` equally spaced relative times and interpolated linearly in between: exact for knots among these
-    (481 holds knots at distances of 1/480), good to about 1 / reads² otherwise. Needs no key.
+    Schedules are read on both sides of `panels` equal panels of the run and of their knots, and are linear in between: exact for
+    piecewise constant and piecewise linear schedules, good to about 1 / panels² for others. (A callable that jumps where it does
+    not say, by `knots`, is good to 1 / panels only.) Needs no key.
     """
 
     route: Callable = eqx.field(static=True)
-    reads: int = eqx.field(static=True, default=481)
+    panels: int = eqx.field(static=True, default=480)
 
     def __check_init__(self):
-        check_count("reads", self.reads, minimum=2)
+        check_count("panels", self.panels)
+        try:
+            inspect.signature(self.route).bind(None, None, None)
+        except TypeError:
+            raise TypeError(
+                f"route must be a function of (problem, protocol, grid), got {self.route!r}. Pass limits.least_squares or "
+                "limits.online of dmftopt. A limit of another form goes as it is called: predict=lambda problem, protocol, grid, "
+                "key: dmftopt.limits.online_least_squares(problem, protocol, dimension=100, horizon=5.0), whose number of steps "
+                "the budget must fix."
+            ) from None
 
     def tabulated(self, protocol, grid):
-        horizon, u = grid.times[-1], np.linspace(0.0, 1.0, self.reads)
-        rates = read(protocol.in_continuous_time(), horizon * u)
+        protocol, horizon = protocol.in_continuous_time(), grid.times[-1]
+        bends = knots(protocol, horizon) / horizon
+        # As many for all schedules of a few knots each: one program serves them.
+        bends = jnp.append(bends, jnp.ones(max(_KNOTS, 1 << (bends.size - 1).bit_length()) - bends.size, bends.dtype))
+        edges = jnp.sort(jnp.append(jnp.linspace(0.0, 1.0, self.panels + 1, dtype=bends.dtype), bends))
+        # From within each panel, beyond what rounding might take for the next.
+        margin = jnp.minimum(64 * jnp.finfo(edges.dtype).eps, 0.5 * jnp.diff(edges))
+        rates = read(protocol, horizon * jnp.stack([edges[:-1] + margin, edges[1:] - margin]))
         # Adding nothing: so all of this depends on whatever is tuned. What is not tuned has a derivative as well, which is not
         # used, and programs are the same.
-        nothing = 0.0 * (rates.learning_rate[0] + rates.ridge[0] + horizon)
+        nothing = 0.0 * (rates.learning_rate[0, 0] + rates.ridge[0, 0] + horizon)
+        bends = bends + nothing
 
-        def table(values):
-            return Scaled(PiecewiseLinear(tuple(u), values + nothing), horizon)
+        def table(values, bends=None):
+            left, right = values + nothing
+            return Scaled(LinearPieces(edges + nothing, left, right, bends), horizon)
 
-        return Protocol(table(rates.learning_rate), table(rates.batch_size), table(rates.ridge))
+        return Protocol(table(rates.learning_rate, bends), table(rates.batch_size), table(rates.ridge))
 
     def __call__(self, problem, protocol, grid, key=None):
         return self.route(problem, protocol, grid)

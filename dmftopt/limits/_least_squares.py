@@ -19,21 +19,17 @@ from ..tasks import LeastSquares
 from ._result import (
     Groups,
     Limit,
-    Stepping,
     check_continuous,
     check_least_squares,
-    coefficients,
     ended,
     finish,
     in_domain,
-    integrate,
     positive_or_one,
     response_of,
-    stepping,
     symmetric,
-    trajectory,
 )
 from ._spectral import contour, ridge_shrinkage
+from ._trajectory import Stepping, stepping, survey, trajectory
 
 
 @front_door
@@ -66,7 +62,10 @@ def least_squares(
     Poisson() and Brownian() noise coincide under the squared loss; NoNoise() is gradient flow.
     `test_error` and `train_error` are None. At a learning rate above `critical_learning_rate` the loss grows without bound.
 
-    - `max_steps`: of the adaptive integration, at most.
+    - `max_steps`: of the adaptive integration, at most, from each time of the grid, knot of a schedule, or 32nd of what the
+      protocol does in all, to the next. Between its knots a schedule is looked at about 6000 times first: one that acts for a
+      shorter time is right if it has `knots` (see `dmftopt.schedules`), and otherwise the result is `RESULTS.inaccurate`, or, if
+      it acts between two looks only, as if it did not.
     - `adjoint`: diffrax's way to differentiate it. The default is reverse mode with checkpoints; `diffrax.ForwardMode()` is for
       `jax.jvp` and `jax.jacfwd`, `diffrax.DirectAdjoint()` for both.
     - `throw`: raise `SolveError` where the result is not successful. Inside jit, grad or vmap nothing can be raised: look
@@ -94,10 +93,6 @@ def _least_squares(
     delta, task = groups.delta, cast(LeastSquares, problem.task)
     sigma2 = jnp.asarray(task.label_noise, dtype) ** 2
 
-    def clocks(t, _):
-        eta, _, ridge = coefficients(protocol, noise, t)
-        return eta, eta * ridge
-
     def real(coefficients, values):
         """Contour integral of values (..., node)."""
         return 2 * jnp.sum(jnp.broadcast_to(coefficients, values.shape) * values, axis=-1).real
@@ -106,8 +101,8 @@ def _least_squares(
         return jnp.sum(values.astype(path.z.dtype)[:, None] * path.one, axis=0)
 
     zero = jnp.zeros((), dtype)
-    (clock, _), _ = integrate(clocks, (zero, zero), times[jnp.array([0, -1])], how._replace(tolerance=1e-5))
-    slowest = positive_or_one(jax.lax.stop_gradient(clock))
+    seen = survey(protocol, noise, grid)
+    slowest = positive_or_one(jax.lax.stop_gradient(seen.clock[-1]))
     path = contour(groups, slowest, nodes)
     z = path.z
     student, teacher, plain = (group_sum(a) for a in (groups.student, groups.teacher, jnp.ones_like(groups.weights)))
@@ -122,10 +117,9 @@ def _least_squares(
         residual = real(student, z * p**2) + real(teacher, z * (c * z - 1) ** 2) + real(label, (c * z) ** 2) + real(plain, z * v)
         return 0.5 * (residual - 2 * real(label, c * z) + sigma2)
 
-    def rates(t, state):
+    def rates(eta, temperature, ridge, state):
         A, R, c, v = state
         c, v = (jax.lax.complex(*a) for a in (c, v))
-        eta, temperature, ridge = coefficients(protocol, noise, t)
         decay = (eta * z.real + eta * ridge, eta * z.imag)
         decay = jax.lax.complex(*decay)
         dc = eta.astype(z.dtype) - decay * c
@@ -133,7 +127,7 @@ def _least_squares(
         return eta, eta * ridge, jnp.stack([dc.real, dc.imag]), jnp.stack([dv.real, dv.imag])
 
     still = jnp.zeros((2, nodes), dtype)
-    (A, R, c, v), integrated = trajectory(rates, (zero, zero, still, still), times, how)
+    (A, R, c, v), integrated = trajectory(rates, (zero, zero, still, still), protocol, noise, seen, how)
     c, v = (jax.lax.complex(a[:, 0], a[:, 1]) for a in (c, v))
     p = propagator(A, R)
 
@@ -153,7 +147,7 @@ def _least_squares(
     response = response_of(real(field, since))
     correlation, overlap, norm, rho, response = (as_column(a) for a in (correlation, overlap, norm, groups.rho, response))
     observables = from_kernel(problem, correlation, overlap, norm, loss(p, c, v), None, rho, response)
-    return ended(times, observables, in_domain(problem, protocol, grid, noise), path.good, integrated)
+    return ended(times, observables, in_domain(problem, grid) & seen.valid, path.good, integrated)
 
 
 @front_door

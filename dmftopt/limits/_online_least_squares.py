@@ -5,7 +5,6 @@ from typing import Any, cast
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array
 
 from .._checks import check_count, front_door, is_concrete, numbers_to_arrays
@@ -40,7 +39,7 @@ def online_least_squares(
 
     `throw`: as in `limits.least_squares`. Differentiable in everything real (batch size excepted), in reverse mode with memory of
     order horizon * dimension * groups. Raises TypeError for other tasks, ValueError for a batch size that is not a whole number
-    and other input outside its domain.
+    and other input outside its domain. Traced, those end as `RESULTS.invalid`.
     """
     check_inputs(problem, protocol)
     check_least_squares(problem, "online_least_squares")
@@ -50,9 +49,10 @@ def online_least_squares(
     at = record_steps(records, horizon, dimension)
     steps = jnp.arange(at[-1]) / dimension
     rates = read(protocol, steps)
-    batch_size = rates.batch_size
-    if is_concrete(batch_size) and not np.all(np.asarray(batch_size) == np.round(np.asarray(batch_size))):
+    whole = jnp.all(rates.batch_size == jnp.round(rates.batch_size))
+    if is_concrete(whole) and not whole:
         raise ValueError("batch_size must be a whole number at every step in this limit. Round it: lambda t: jnp.round(f(t)).")
+    rates = eqx.tree_at(lambda r: r.valid, rates, rates.valid & whole)
     limit = _recursion(numbers_to_arrays(problem), rates, jnp.asarray(at), dimension)
     return finish(limit, throw, "online_least_squares")
 

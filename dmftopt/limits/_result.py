@@ -1,22 +1,19 @@
 """What the limits return, and what they check."""
 
-from collections.abc import Callable
-from typing import Any, NamedTuple, cast
+from typing import Any
 
-import diffrax
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from .._checks import check_count, check_instance
+from .._checks import check_instance
 from .._register import register
 from ..problem import Problem, check_linear, check_problem, check_single
 from ..protocol import Protocol
 from ..protocol.grid import TimeGrid
 from ..protocol.noise import AbstractNoise
 from ..protocol.rates import check_protocol, read
-from ..results.codes import RESULTS, blank, finite_times, first_failure, name_of, raise_unless, until_failure
+from ..results.codes import RESULTS, blank, finite_times, name_of, raise_unless, until_failure
 from ..results.observables import AbstractResult, Observables
 from ..tasks import LeastSquares
 
@@ -35,20 +32,6 @@ class Limit(AbstractResult):
 
     def _attributes(self) -> dict[str, str | int]:
         return {"result": name_of(self.result), "message": RESULTS[self.result]}
-
-
-class Stepping(NamedTuple):
-    """How differential equations are stepped: relative error per step, most steps, and how derivatives pass through them."""
-
-    tolerance: float
-    max_steps: int
-    adjoint: diffrax.AbstractAdjoint
-
-
-def stepping(tolerance: float, max_steps: Any, adjoint: Any) -> Stepping:
-    check_count("max_steps", max_steps)
-    check_instance("adjoint", adjoint, diffrax.AbstractAdjoint, "Pass for example diffrax.ForwardMode().")
-    return Stepping(tolerance, max_steps, adjoint)
 
 
 def check_inputs(problem: Any, protocol: Any) -> None:
@@ -75,16 +58,9 @@ def check_least_squares(problem: Problem, limit: str) -> None:
         raise TypeError(f"problem.task must be a LeastSquares for limits.{limit}, got {type(problem.task).__name__}. Use solve.")
 
 
-def coefficients(protocol: Protocol, noise: AbstractNoise, t: Float[Array, ""]) -> tuple[Array, Array, Array]:
-    """Learning rate, temperature (eta² / B; 0 without gradient noise) and ridge at the time t."""
-    rates = read(protocol, t, batched=noise.batched)
-    temperature = noise.temperature(rates.learning_rate, rates.batch_size)
-    return rates.learning_rate, cast(Array, temperature), rates.ridge
-
-
-def in_domain(problem: Problem, protocol: Protocol, grid: TimeGrid, noise: AbstractNoise) -> Bool[Array, ""]:
+def in_domain(problem: Problem, grid: TimeGrid) -> Bool[Array, ""]:
     """The checks at the front doors again, for traced values."""
-    return problem.valid() & jnp.all(grid.step_sizes > 0) & read(protocol, grid.times, batched=noise.batched).valid
+    return problem.valid() & jnp.all(grid.step_sizes > 0)
 
 
 def ended(
@@ -125,43 +101,6 @@ class Groups:
         self.field_weights = self.weights * self.eigenvalues
         self.delta = positive_or_one(jnp.asarray(problem.delta, dtype))
         self.rho = jnp.sum(self.field_weights * self.teacher)
-
-
-def integrate(rates: Callable, state: Any, span: Array, how: Stepping) -> tuple[Any, RESULTS]:
-    """The state at `span[1]` of d state / dt = rates(t, state), from that at `span[0]`, NaN where the end was not reached, and
-    how it ended."""
-    # After a failure there is nothing left to step.
-    alive = jnp.all(jnp.stack([jnp.all(jnp.isfinite(a)) for a in jax.tree.leaves(state)]))
-    span = jnp.where(alive, span, span[0])
-    solution = diffrax.diffeqsolve(
-        diffrax.ODETerm(lambda t, y, _: rates(t, y)),
-        diffrax.Tsit5(),
-        span[0],
-        span[1],
-        None,
-        state,
-        # At the end only: checks of other times are host callbacks, which `jax.export` cannot write.
-        saveat=diffrax.SaveAt(t1=True),
-        stepsize_controller=diffrax.PIDController(rtol=how.tolerance, atol=0.01 * how.tolerance),
-        adjoint=how.adjoint,
-        max_steps=how.max_steps,
-        throw=False,
-    )
-    reached = solution.result == diffrax.RESULTS.successful
-    end = jax.tree.map(lambda y: jnp.where(reached, y[-1], jnp.nan), solution.ys)
-    return end, RESULTS.promote(solution.result)
-
-
-def trajectory(rates: Callable, state: Any, times: Float[Array, " time"], how: Stepping) -> tuple[Any, RESULTS]:
-    """States at `times` of d state / dt = rates(t, state), NaN from the first time that was not reached, and how it ended."""
-
-    def advance(state, span):
-        end, result = integrate(rates, state, span, how)
-        return end, (end, result)
-
-    _, (path, results) = jax.lax.scan(advance, state, jnp.stack([times[:-1], times[1:]], axis=1))
-    path = jax.tree.map(lambda first, rest: jnp.concatenate([first[None], rest]), state, path)
-    return path, first_failure(results)
 
 
 def response_of(factors: Float[Array, "time time"]) -> Float[Array, "time step"]:

@@ -17,6 +17,7 @@ from .._files import write_atomically
 from ..numerics.quadrature import GAUSS_NODES, GAUSS_WEIGHTS
 from ._protocol import Protocol, values_at
 from .rates import check_protocol, read
+from .schedules import knots_of
 
 _COLUMNS = ("learning_rate", "batch_size", "weight_decay", "momentum")
 
@@ -123,15 +124,18 @@ def recipe(protocol: Protocol, *, horizon: float, dimension: int, delta: float, 
     def per_step(values):
         return np.asarray(values, dtype=float)[:steps]
 
-    # Integrals over each step (three Gauss points), so that the sum is that of the schedule.
-    nodes = (np.arange(steps)[:, None] + np.asarray(GAUSS_NODES)) * horizon / steps
+    # Running integrals from step to step and knot to knot (three Gauss points in between), so that the sum is the schedule's.
+    ends = np.arange(steps + 1) * horizon / steps
+    edges = np.sort(np.append(ends, np.clip(np.asarray(knots_of(protocol.batch_size)), 0.0, ends[-1])))
+    nodes = edges[:-1, None] + np.diff(edges)[:, None] * np.asarray(GAUSS_NODES)
     batch_size = values_at("batch_size", protocol.batch_size, jnp.asarray(padded(nodes.ravel())))
     planned = np.maximum(np.asarray(batch_size, dtype=float)[: nodes.size], 1.0).reshape(nodes.shape) @ np.asarray(GAUSS_WEIGHTS)
-    spent = np.floor(np.cumsum(planned) * horizon * dimension / steps + 0.5)
+    seen = np.append(0.0, np.cumsum(np.diff(edges) * planned))[np.searchsorted(edges, ends)]
+    spent = np.floor(dimension * seen + 0.5)
     c = float(mean_square_norm)
     return Recipe(
         learning_rate=per_step(at_starts.learning_rate) / c,
-        batch_size=np.diff(spent, prepend=0.0).astype(int),
+        batch_size=np.diff(spent).astype(int),
         weight_decay=per_step(at_starts.ridge) * c / dimension,
         momentum=np.zeros(steps) if at_starts.momentum is None else per_step(at_starts.momentum.coefficient),
         dimension=dimension,

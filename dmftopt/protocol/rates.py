@@ -3,9 +3,8 @@
 from typing import Any
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from .._checks import check_instance
 from ..numerics.quadrature import safe_sqrt
@@ -74,9 +73,16 @@ def read(protocol: Protocol, times: Float[Array, "*time"], *, batched: bool = Tr
 def knots(protocol: Protocol, horizon: Any) -> Float[Array, " knot"]:
     """Increasing times from 0 to `horizon` between which the protocol is smooth, as far as its schedules say: those at which one
     of them jumps or has a kink (repeated, or at 0 or the horizon, where there are fewer). How many there are does not depend on
-    any number; they carry no derivative."""
+    any number. They have derivatives: an integral over what jumps changes as the jump moves."""
     horizon = jnp.asarray(horizon, dtype=float)
-    return jax.lax.stop_gradient(jnp.sort(jnp.clip(protocol.knots, 0.0, horizon)))
+    return jnp.sort(jnp.clip(protocol.knots, 0.0, horizon))
+
+
+def merged(times: Float[Array, " time"], others: Float[Array, " other"]) -> tuple[Int[Array, " time"], Float[Array, " edge"]]:
+    """All of these times, increasing, equal ones in the order given, and where the first ones are among them."""
+    together = jnp.concatenate([times, others.astype(times.dtype)])
+    order = jnp.argsort(together, stable=True)
+    return jnp.argsort(order)[: times.shape[0]], together[order]
 
 
 def averaged(

@@ -126,6 +126,23 @@ class Tabulated(eqx.Module):
         return jnp.where(same, self.values, jnp.nan)
 
 
+class LinearPieces(eqx.Module):
+    """On each piece between increasing `edges` linear from its `left` value to its `right` one: what was read once, jumps
+    included. `knots`: the edges at which what was read is not smooth; None: another schedule says it."""
+
+    edges: Float[Array, " edge"]
+    left: Float[Array, " piece"]
+    right: Float[Array, " piece"]
+    knots: Float[Array, " knot"] | None
+
+    def __call__(self, t: Any) -> Float[Array, "..."]:
+        t = jnp.asarray(t, dtype=self.edges.dtype)
+        at = jnp.clip(jnp.searchsorted(self.edges, t, side="right") - 1, 0, self.left.shape[0] - 1)
+        start, width = self.edges[at], jnp.diff(self.edges)[at]
+        share = jnp.clip((t - start) / jnp.where(width > 0, width, 1.0), 0.0, 1.0)
+        return self.left[at] + share * (self.right[at] - self.left[at])
+
+
 @register_part
 class Decay(eqx.Module):
     """s(t) = peak * (final + (1 - final) * shape(t / horizon)), shape falling from 1 at t = 0 to 0 at t = horizon."""

@@ -149,7 +149,7 @@ class AbstractTask(eqx.Module):
         self, Q: Float[Array, "m m"], O: Float[Array, "m m_star"], rho: Float[Array, "m_star m_star"]
     ) -> tuple[Array, Array, Array] | None:
         """E[dl / dw] (m, m), E[l w_star^T] (m, m_star) and E[l l^T] (m, m) on fresh samples, where the task knows better than
-        averages over them, or None."""
+        averages over them, or None. A single field is a column here."""
         return None
 
 

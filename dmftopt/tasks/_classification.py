@@ -3,11 +3,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.scipy.special import ndtr
+from jax.scipy.special import erf, ndtr
 from jaxtyping import Array, Float
 
 from .._checks import front_door
-from ..numerics.quadrature import beside, gaussian_mean, gaussian_nodes, safe_sqrt
+from ..numerics.quadrature import bent_mean, bent_nodes, beside, gaussian_nodes, safe_sqrt
 from . import labels as laws
 from . import losses
 from ._base import AbstractLossTask, AbstractTask
@@ -27,7 +27,7 @@ class AbstractClassification(AbstractTask):
     a teacher field from its law given y = 1, of density 2 p(w) N(w; 0, rho), through a map of uniforms that is smooth in the
     parameters. That is exact, and makes derivatives with respect to the label law exact too.
 
-    A new loss needs `loss` and `mean_gradient`, and `mean_loss` too where it has a kink.
+    A new loss needs `loss` and `mean_gradient`, and `bends` (see `losses.AbstractMarginLoss`) where it does not bend at 0.
     """
 
     labels: laws.AbstractLabels
@@ -44,9 +44,14 @@ class AbstractClassification(AbstractTask):
 
     mirrored = True
 
+    @property
+    def bends(self) -> tuple[Any, ...]:
+        """The margins at which the gradient jumps, has a kink, or changes over a distance of order 1."""
+        return (0.0,)
+
     def mean_loss(self, s: Float[Array, "..."]) -> Float[Array, "..."]:
-        """E[loss(s z, 1)], z ~ N(0, 1). The default is for smooth losses."""
-        return gaussian_mean(lambda r: self.loss(r, jnp.ones_like(r)), s)
+        """E[loss(s z, 1)], z ~ N(0, 1)."""
+        return bent_mean(lambda r: self.loss(r, jnp.ones_like(r)), s, self.bends)
 
     @abc.abstractmethod
     def mean_gradient(self, s: Float[Array, "..."]) -> Float[Array, "..."]:
@@ -112,6 +117,49 @@ class AbstractClassification(AbstractTask):
         error = jnp.arccos(jnp.clip(cosine, -limit, limit)) @ hidden.shares / jnp.pi
         return 0.5 + hidden.contrast * (error - 0.5)
 
+    def moments(self, Q, O, rho):
+        """With y = sign(h) as in `test_risk`, a mean over w alone, for which y = 1 has the probability Phi(O w / Q / deviation of
+        h given w), and Price's theorem at the jump of the label,
+
+            E[l(w, y) w] = Q E[dl / dw] + O E[dl / dh]          E[dl / dh] = sqrt(2 / (pi v)) E[l(sqrt(Q - O²/v) z, 1)].
+
+        For a law without `hidden_noise` means over w given w_star, at the nodes of `population`."""
+        hidden = self.labels.hidden_noise(Q.dtype)
+        if hidden is None:
+            return self._moments_given_teacher(Q[0, 0], O[0, 0], rho[0, 0])
+        q, o, rho = jnp.maximum(Q[0, 0], rho[0, 0] * jnp.finfo(Q.dtype).eps ** (2 / 3)), O[0, 0], rho[0, 0]
+        deviation, one = jnp.sqrt(q), jnp.ones((), Q.dtype)
+
+        def given(variance):
+            rest = q - o**2 / variance
+            # The odds of the label as a function of z = w / sqrt(Q).
+            slope = o / jnp.sqrt(variance * jnp.maximum(rest, 8 * jnp.finfo(Q.dtype).eps * q))
+            z, weights = bent_nodes(deviation, self.bends, slope)
+            weights = weights * (1 + hidden.contrast * erf(slope * z / 2**0.5))
+            # Subtracting a constant changes nothing but the rounding, which a small Q would magnify.
+            l, base = self.gradient(deviation * z, jnp.ones_like(z)), self.gradient(0 * one, one)
+            jump = hidden.contrast * jnp.sqrt(2 / (jnp.pi * variance))
+            by_h = self.mean_gradient(safe_sqrt(rest))
+            a = (weights @ ((l - base) * z) / deviation) - o * jump * (by_h - base) / q
+            return a, jump * by_h, weights @ l**2
+
+        a, b, power = (values @ hidden.shares for values in jax.vmap(given)(rho + hidden.variances))
+        return a.reshape(1, 1), (o * a + rho * b).reshape(1, 1), power.reshape(1, 1)
+
+    def _moments_given_teacher(self, q, o, rho):
+        scale = safe_sqrt(rho)
+        xi, _, shares = self.population(scale)
+        s = jnp.sqrt(jnp.maximum(q - o**2 / rho, rho * jnp.finfo(q.dtype).eps ** (2 / 3)))
+
+        def given(center):
+            z, weights = bent_nodes(s, [bend - center for bend in self.bends])
+            l, base = (self.gradient(center + s * x, jnp.ones_like(x)) for x in (z, jnp.zeros((), q.dtype)))
+            return weights @ l, weights @ ((l - base) * z) / s, weights @ l**2
+
+        mean, a, power = jax.vmap(given)(o / scale * xi)
+        a, with_teacher, power = (shares @ x for x in (a, scale * xi * mean, power))
+        return a.reshape(1, 1), with_teacher.reshape(1, 1), power.reshape(1, 1)
+
     def _lean(self, Q, O, rho):
         """E[E[y | w_star] loss(w, 1)]: panels over w_star > 0, of which the mean label is an odd function, times the trapezoidal
         rule over w given w_star."""
@@ -135,6 +183,10 @@ class AbstractMarginTask(AbstractClassification, AbstractLossTask):
     @property
     @abc.abstractmethod
     def loss_function(self) -> losses.AbstractMarginLoss: ...
+
+    @property
+    def bends(self):
+        return self.loss_function.bends
 
     def mean_loss(self, s):
         return self.loss_function.mean(s)

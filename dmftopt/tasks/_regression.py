@@ -2,12 +2,13 @@ import abc
 from typing import Any
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 from jax.scipy.special import ndtri
 from jaxtyping import Array, Float
 
 from .._checks import as_number, check_real, check_shape, front_door
-from ..numerics.quadrature import beside, gauss_hermite, gaussian_nodes, safe_sqrt
+from ..numerics.quadrature import bent_nodes, beside, gauss_hermite, gaussian_nodes, safe_sqrt
 from . import labels as laws
 from . import losses
 from ._base import AbstractLossTask, AbstractTask
@@ -105,7 +106,8 @@ class AbstractRobust(AbstractTask):
     - "laplace": of density exp(-|noise|) / 2 (standard deviation sqrt 2).
     - "student": Student t with `degrees_of_freedom` > 1, see `tasks.labels.Student`.
 
-    A new loss needs `loss` and `mean_loss`.
+    A new loss needs `loss` and `mean_loss`, and `bends` (see `losses.AbstractMarginLoss`; of the residual) where it does not bend
+    at 0.
     """
 
     label_noise: Any = eqx.field(converter=as_number)
@@ -125,6 +127,11 @@ class AbstractRobust(AbstractTask):
     def __check_init__(self):
         check_real("label_noise", self.label_noise, minimum=0.0, cure="It is the scale of the noise.")
         check_shape("label_noise", self.label_noise, ((),), "Use jax.vmap for a sweep.")
+
+    @property
+    def bends(self) -> tuple[Any, ...]:
+        """The residuals at which the gradient jumps, has a kink, or changes over a distance of order 1."""
+        return (0.0,)
 
     @abc.abstractmethod
     def mean_loss(self, s: Float[Array, "..."]) -> Float[Array, "..."]:
@@ -151,6 +158,21 @@ class AbstractRobust(AbstractTask):
         variances, shares = (jnp.asarray(a, Q.dtype) for a in self.noise_law.mixture())
         return self.mean_loss(safe_sqrt((Q - 2 * O + rho)[..., None] + self.label_noise**2 * beside(variances, Q))) @ shares
 
+    def moments(self, Q, O, rho):
+        """Means over the residual e, of covariance O - rho with the teacher's field, for each of the normal laws that mix to the
+        noise law; E[dl / dw] = E[l e] / E[e²]."""
+        variances, shares = (jnp.asarray(a, Q.dtype) for a in self.noise_law.mixture())
+        label_noise = jnp.asarray(self.label_noise, Q.dtype)
+        clean = jnp.maximum((Q - 2 * O + rho)[0, 0], rho[0, 0] * jnp.finfo(Q.dtype).eps ** (2 / 3))
+
+        def given(deviation):
+            z, weights = bent_nodes(deviation, self.bends)
+            l = self.gradient(deviation * z, jnp.zeros_like(z))
+            return weights @ (l * z) / deviation, weights @ l**2
+
+        a, power = (values @ shares for values in jax.vmap(given)(jnp.sqrt(clean + label_noise**2 * variances)))
+        return a.reshape(1, 1), a * (O - rho), power.reshape(1, 1)
+
 
 class AbstractResidualTask(AbstractRobust, AbstractLossTask):
     """A robust regression whose loss is an object of `tasks.losses`."""
@@ -158,6 +180,10 @@ class AbstractResidualTask(AbstractRobust, AbstractLossTask):
     @property
     @abc.abstractmethod
     def loss_function(self) -> losses.AbstractResidualLoss: ...
+
+    @property
+    def bends(self):
+        return self.loss_function.bends
 
     def mean_loss(self, s):
         return self.loss_function.mean(s)

@@ -17,7 +17,7 @@ from jax.scipy.stats import norm
 from jaxtyping import Array, Bool, Float
 
 from .._checks import as_number, check_real, check_shape
-from ..numerics.quadrature import beside, gaussian_mean, panels
+from ..numerics.quadrature import bent_mean, beside, panels
 from ._derivatives import curvature_of, gradient_of
 
 
@@ -54,15 +54,23 @@ class AbstractLoss(eqx.Module):
 
 
 class AbstractMarginLoss(AbstractLoss):
-    """A loss of the margin y r alone, for labels y = ±1."""
+    """A loss of the margin y r alone, for labels y = ±1.
+
+    `bends`: the margins at which its gradient jumps, has a kink, or changes over a distance of order 1; expectations are taken
+    from one to the next.
+    """
+
+    @property
+    def bends(self) -> tuple[Any, ...]:
+        return (0.0,)
 
     def mean(self, s: Float[Array, "..."]) -> Float[Array, "..."]:
-        """E[loss(s z, 1)], z ~ N(0, 1). The default is for smooth losses."""
-        return gaussian_mean(lambda r: self(r, jnp.ones_like(r)), s)
+        """E[loss(s z, 1)], z ~ N(0, 1)."""
+        return bent_mean(lambda r: self(r, jnp.ones_like(r)), s, self.bends)
 
     def mean_gradient(self, s: Float[Array, "..."]) -> Float[Array, "..."]:
-        """E[l(s z, 1)], z ~ N(0, 1). The default is for smooth losses."""
-        return gaussian_mean(lambda r: self.gradient(r, jnp.ones_like(r)), s)
+        """E[l(s z, 1)], z ~ N(0, 1)."""
+        return bent_mean(lambda r: self.gradient(r, jnp.ones_like(r)), s, self.bends)
 
 
 class Logistic(AbstractMarginLoss):
@@ -94,13 +102,13 @@ class Probit(AbstractMarginLoss):
         hazard = _hazard(y * r)
         return hazard * (hazard + y * r)
 
-    def mean_gradient(self, s):
-        # The hazard's nearest singularity is at a distance 2.8 from the real line: exact to 1e-8 up to s = 5.
-        return gaussian_mean(lambda r: -_hazard(r), s, spacing=0.2)
-
 
 class Hinge(AbstractMarginLoss):
     """max(0, 1 - y r)."""
+
+    @property
+    def bends(self):
+        return (1.0,)
 
     @property
     def kink_width(self):
@@ -122,6 +130,10 @@ class Hinge(AbstractMarginLoss):
 
 class SquaredHinge(AbstractMarginLoss):
     """max(0, 1 - y r)² / 2."""
+
+    @property
+    def bends(self):
+        return (1.0,)
 
     def __call__(self, r, y):
         return 0.5 * jnp.maximum(0.0, 1 - y * r) ** 2
@@ -162,7 +174,11 @@ class Perceptron(AbstractMarginLoss):
 
 
 class AbstractResidualLoss(AbstractLoss):
-    """A loss of the residual r - y alone."""
+    """A loss of the residual r - y alone. `bends`: as in `AbstractMarginLoss`, of the residual."""
+
+    @property
+    def bends(self) -> tuple[Any, ...]:
+        return (0.0,)
 
     @abc.abstractmethod
     def mean(self, s: Float[Array, "..."]) -> Float[Array, "..."]:
@@ -193,6 +209,10 @@ class Huber(AbstractResidualLoss):
     def __check_init__(self):
         check_real("threshold", self.threshold, minimum=0.0, exclusive=True, cure="LeastAbsolute is the limit of small ones.")
         check_shape("threshold", self.threshold, ((),), "Use jax.vmap for a sweep.")
+
+    @property
+    def bends(self):
+        return (-self.threshold, self.threshold)
 
     def valid(self):
         return jnp.asarray(self.threshold) > 0

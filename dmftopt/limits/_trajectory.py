@@ -1,0 +1,160 @@
+"""Differential equations driven by a protocol, stepped so that nothing it does is passed over."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, cast
+
+import diffrax
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from .._checks import check_count, check_instance
+from ..numerics.quadrature import GAUSS_NODES, GAUSS_WEIGHTS
+from ..protocol import Protocol
+from ..protocol.grid import TimeGrid
+from ..protocol.noise import AbstractNoise
+from ..protocol.rates import knots, merged, node_times, read
+from ..results.codes import RESULTS, first_failure
+
+# Equal panels in which a protocol is looked through before anything is integrated (and those between its knots): three times
+# as many values are read.
+_LOOKS = 2048
+# Panels of equal action in which the equations are stepped (and those between the knots, and between the times of the grid).
+_PANELS = 32
+# How far the integral of the learning rate that the equations took may be from what was seen in advance, of the whole.
+_AGREEMENT = 1e-3
+
+
+class Stepping(NamedTuple):
+    """How differential equations are stepped: relative error per step, most steps in a panel, and how derivatives pass through
+    them."""
+
+    tolerance: float
+    max_steps: int
+    adjoint: diffrax.AbstractAdjoint
+
+
+def stepping(tolerance: float, max_steps: Any, adjoint: Any) -> Stepping:
+    check_count("max_steps", max_steps)
+    check_instance("adjoint", adjoint, diffrax.AbstractAdjoint, "Pass for example diffrax.ForwardMode().")
+    return Stepping(tolerance, max_steps, adjoint)
+
+
+class Survey(NamedTuple):
+    """What a protocol does, seen in advance.
+
+    `edges`: increasing times from 0 to the horizon; between neighbors the protocol does no more than a `_PANELS`-th of all, and
+    is smooth as far as it says. `at`: the index there of each time of the grid. `clock`: the integral of the learning rate
+    until each time of the grid. `valid`: whether all that was read is in its domain.
+    """
+
+    edges: Float[Array, " edge"]
+    at: Int[Array, " time"]
+    clock: Float[Array, " time"]
+    valid: Bool[Array, ""]
+
+
+def survey(protocol: Protocol, noise: AbstractNoise, grid: TimeGrid) -> Survey:
+    """A step that is controlled by its error alone grows over quiet times, and from there past what is brief. So time is divided
+    at the quantiles of the mean of learning rate, temperature (each over its integral) and 1 / horizon."""
+    times = grid.times
+    bends = knots(protocol, times[-1])
+    found, looks = merged(times, jnp.concatenate([bends, times[-1] * jnp.linspace(0.0, 1.0, _LOOKS + 1)]))
+    eta, temperature, _, valid = coefficients(protocol, noise, node_times(looks, GAUSS_NODES))
+    widths, weights = jnp.diff(looks), jnp.asarray(GAUSS_WEIGHTS, times.dtype)
+    action, heat = ((values @ weights) * widths for values in (eta, temperature))
+    shares = jnp.stack([_share(part) for part in (action, heat, widths)])
+    total = jnp.append(0.0, jnp.cumsum(jnp.mean(shares, axis=0)))
+    quantiles = jnp.interp(jnp.arange(1, _PANELS) / _PANELS * total[-1], total, looks)
+    # Where the equations are cut changes nothing, but at a jump.
+    at, edges = merged(times, jnp.concatenate([jax.lax.stop_gradient(quantiles), bends]))
+    return Survey(edges, at, jnp.append(0.0, jnp.cumsum(action))[found], valid)
+
+
+def coefficients(protocol: Protocol, noise: AbstractNoise, t: Float[Array, "*time"]) -> tuple[Array, Array, Array, Array]:
+    """Learning rate, temperature (eta² / B; 0 without gradient noise) and ridge at the times t, and whether they may be so."""
+    rates = read(protocol, t, batched=noise.batched)
+    temperature = noise.temperature(rates.learning_rate, rates.batch_size)
+    return rates.learning_rate, cast(Array, temperature), rates.ridge, rates.valid
+
+
+def trajectory(
+    rates: Callable,
+    state: Any,
+    protocol: Protocol,
+    noise: AbstractNoise,
+    seen: Survey,
+    how: Stepping,
+    restarted: Callable = lambda state: state,
+) -> tuple[Any, RESULTS]:
+    """States at the times of the grid of d state / dt = rates(learning rate, temperature, ridge, state), NaN from the first that
+    was not reached, and how it ended.
+
+    The first entry of the state is the integral of the learning rate: where it is not what `seen` has, something was passed over.
+    `restarted`: what becomes of the state at the start of each step of the grid.
+    """
+
+    def advance(state, panel):
+        start, end, fresh = panel
+        state = jax.tree.map(lambda new, old: jnp.where(fresh, new, old), restarted(state), state)
+        width, rounding = end - start, 64 * jnp.finfo(end.dtype).eps * end
+
+        def change(t, state):
+            return jax.tree.map(lambda rate: width * rate, rates(*coefficients(protocol, noise, t)[:3], state))
+
+        def across(state):
+            # Schedules may jump at the ends, where they are read from within.
+            return _over_unit_time(
+                lambda u, y: change(jnp.clip(start + width * u, start + rounding, end - rounding), y), state, how
+            )
+
+        def beside(state):
+            # Edges that coincide: nothing happens, unless one of them moves, which is the knot, the last in order.
+            moved = jax.tree.map(jnp.add, state, change(jnp.maximum(start - rounding, 0.0), state))
+            return moved, RESULTS.successful
+
+        state, result = jax.lax.cond(width > 2 * rounding, across, beside, state)
+        return state, (state, result)
+
+    first = jnp.zeros(seen.edges.shape[0] - 1, bool).at[seen.at[:-1]].set(True)
+    _, (path, results) = jax.lax.scan(advance, state, (seen.edges[:-1], seen.edges[1:], first))
+    path = jax.tree.map(lambda first, rest: jnp.concatenate([first[None], rest[seen.at[1:] - 1]]), state, path)
+    # A clock that is NaN says nothing: that failure has another name.
+    missed = jnp.abs(path[0] - seen.clock) > _AGREEMENT * seen.clock[-1]
+    missed = jnp.cumsum(missed) > 0
+    path = jax.tree.map(lambda a: jnp.where(missed.reshape(-1, *[1] * (a.ndim - 1)), jnp.nan, a), path)
+    result = first_failure(results)
+    inaccurate = jnp.any(missed) & (result == RESULTS.successful)
+    return path, RESULTS.where(inaccurate, RESULTS.inaccurate, result)
+
+
+def _over_unit_time(change: Callable, state: Any, how: Stepping) -> tuple[Any, RESULTS]:
+    """The state at u = 1 of d state / du = change(u, state), from that at 0, NaN where it was not reached, and how it ended."""
+    # After a failure there is nothing left to step.
+    alive = jnp.all(jnp.stack([jnp.all(jnp.isfinite(a)) for a in jax.tree.leaves(state)]))
+    state = jax.tree.map(lambda a: jnp.where(alive, a, 0.0), state)
+    solution = diffrax.diffeqsolve(
+        diffrax.ODETerm(lambda u, y, _: jax.tree.map(lambda a: jnp.where(alive, a, 0.0), change(u, y))),
+        diffrax.Tsit5(),
+        0.0,
+        1.0,
+        # The whole panel first: the choice of a first step costs evaluations, and programs that are twice as large.
+        1.0,
+        state,
+        # At the end only: checks of other times are host callbacks, which `jax.export` cannot write.
+        saveat=diffrax.SaveAt(t1=True),
+        stepsize_controller=diffrax.PIDController(rtol=how.tolerance, atol=0.01 * how.tolerance),
+        adjoint=how.adjoint,
+        max_steps=how.max_steps,
+        throw=False,
+    )
+    reached = alive & (solution.result == diffrax.RESULTS.successful)
+    end = jax.tree.map(lambda y: jnp.where(reached, y[-1], jnp.nan), solution.ys)
+    return end, RESULTS.promote(solution.result)
+
+
+def _share(part: Float[Array, " panel"]) -> Float[Array, " panel"]:
+    """Of the whole, or none at all. What is no number is none: it is known to be invalid."""
+    part = jax.lax.stop_gradient(jnp.where(jnp.isfinite(part), jnp.maximum(part, 0.0), 0.0))
+    whole = jnp.sum(part)
+    return part / jnp.where(whole > 0, whole, 1.0)

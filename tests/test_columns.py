@@ -226,7 +226,7 @@ def test_identical_units_stay_identical_in_the_online_limit():
 def test_traced_correlations_outside_their_domain_end_in_a_result_code():
     def solve(correlation):
         p = problem(tasks.LeastSquares(), initial_correlation=correlation)
-        return dmftopt.solve(p, PROTOCOL, GRID, samples=16, key=jax.random.key(0))
+        return dmftopt.solve(p, PROTOCOL, GRID, samples=512, key=jax.random.key(0))
 
     solution = jax.jit(solve)(jnp.asarray(1.5))
     assert solution.result == dmftopt.RESULTS.invalid and np.isnan(solution.test_risk).all()

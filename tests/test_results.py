@@ -51,6 +51,10 @@ def random_solution(dtype=np.float64, **changes):
         "observables": random_observables(dtype=dtype),
         "replicated": random_observables(dtype=dtype, seed=1),
         "half_difference": None,
+        "bias_error": None,
+        "level_difference": random_observables(dtype=dtype, seed=2),
+        "stiffness": jnp.asarray([0.1, 0.2, 0.1, 0.4], dtype=dtype),
+        "stability": jnp.asarray([0.1, 0.2, 0.1, 0.4], dtype=dtype),
         "result": dmftopt.RESULTS.successful,
         "stats": Statistics(samples=64, replicates=4, steps=4, richardson=True),
     }

@@ -344,8 +344,8 @@ def test_counts_have_no_derivative(key):
     """A count that jumps moves expectations at a rate that is no mean of derivatives along the paths."""
     task = ALL["Poisson"]
     with pytest.raises(ValueError, match="no derivative"):
-        jax.grad(lambda scale: run(task, 0.5, teacher_scale=scale, samples=16, steps=2, key=key).test_risk[-1])(1.0)
-    rate = jax.jit(jax.grad(lambda rate: run(task, rate, samples=16, steps=2, key=key).test_risk[-1]))(0.5)
+        jax.grad(lambda scale: run(task, 0.5, teacher_scale=scale, samples=32, steps=2, key=key).test_risk[-1])(1.0)
+    rate = jax.jit(jax.grad(lambda rate: run(task, rate, samples=32, steps=2, key=key).test_risk[-1]))(0.5)
     assert np.isfinite(rate) and rate != 0
 
 
@@ -489,7 +489,7 @@ def test_moments_with_a_label_law_of_ones_own(Q, O, rho):
 
 @pytest.mark.parametrize("build", [lambda x: tasks.Huber(threshold=x), tasks.PhaseRetrieval], ids=["threshold", "noise"])
 def test_traced_parameters_outside_their_domain_end_in_a_result_code(key, build):
-    s = eqx.filter_jit(lambda x: run(build(x), 0.05, samples=16, key=key))(jnp.asarray(-1.0))
+    s = eqx.filter_jit(lambda x: run(build(x), 0.05, samples=128, key=key))(jnp.asarray(-1.0))
     assert s.result == dmftopt.RESULTS.invalid
     assert np.isnan(s.test_risk).all()
 

@@ -171,7 +171,7 @@ def test_momentum_of_small_batches(key):
 def test_a_traced_momentum_outside_its_domain_is_invalid(beta):
     def run(beta):
         protocol, grid = dmftopt.Protocol(0.5, momentum=beta), dmftopt.TimeGrid.uniform(1.0, 2)
-        return dmftopt.solve(problem(), protocol, grid, samples=16, key=jax.random.key(0)).result
+        return dmftopt.solve(problem(), protocol, grid, samples=128, key=jax.random.key(0)).result
 
     assert jax.jit(run)(jnp.asarray(beta)) == dmftopt.RESULTS.invalid
 
@@ -215,7 +215,7 @@ def test_gradient_equals_central_differences(key, task, step, parametrization):
         batch = dmftopt.schedules.PiecewiseLinear((0.0, 3.0), values["batch_size"])
         protocol = dmftopt.Protocol(rate, batch, values["ridge"], None if step is None else values["momentum"])
         s = dmftopt.solve(
-            p, protocol, dmftopt.TimeGrid.uniform(values["horizon"], 6), noise=noise.Brownian(), samples=128, step=step, key=key,
+            p, protocol, dmftopt.TimeGrid.uniform(values["horizon"], 6), noise=noise.Brownian(), samples=256, step=step, key=key,
             solver=dmftopt.CausalInnovations(particles=256),
         )  # fmt: skip
         return s.test_risk[-1] + 0.3 * s.train_loss[-1] + 0.1 * s.norm[-1, 0, 0] + 0.2 * s.correlation[3, 5, 0, 0]

@@ -23,7 +23,7 @@ from ..results.measure import Metrics
 from ..results.observables import sampling_error
 from ..tasks import columns as columns
 from ._accuracy import is_algorithm, order_of, relative_errors, stability, stiffness
-from ._causal import CausalInnovations
+from ._causal import SAMPLES_PER_DIRECTION, CausalInnovations
 from ._choice import Density, Numbers, inner_knots
 from ._motion import curvature_ratio
 from ._program import assembled, drawn, run_level
@@ -36,8 +36,6 @@ from ._solver import AbstractSolver, configured
 _FIRST_STEPS, _FIRST_SAMPLES, REPLICATES = 16, 1024, 4
 _MOST_FIRST, _MOST_STEPS, _MOST_SAMPLES, _MOST_WORK = 128, 2048, 2**16, 1e10
 _ROUNDS = 8
-# Of the directions of a run, one for each column and time, so many samples: fewer leave a bias of several percent.
-SAMPLES_PER_DIRECTION = 16
 
 
 class Request(NamedTuple):

@@ -30,13 +30,16 @@ from ._solver import AbstractSolver, Inputs, Outcome
 from ._step import AbstractStep, DiscreteStep, ExponentialStep
 from ._weights import Start
 
+# Every column gets a direction in each step, orthonormal in the sample: fewer samples for each leave a bias of several percent.
+SAMPLES_PER_DIRECTION = 16
+
 
 @front_door
 class CausalInnovations(AbstractSolver):
     """The default solver: one causal pass, O(samples * steps²) time, O(samples * steps) memory, no iteration, no kernel ever
     inverted.
 
-    - `samples`: population size of the field side, a power of two.
+    - `samples`: population size of the field side, a power of two, at least 16 for each column and step.
     - `step`: `ExponentialStep()` (continuous time, second order; the default), `DiscreteStep()` (one update of the algorithm per
       grid step; the default for noise that is discrete by nature), or your own.
     - `particles`: with the ridge the law of the weights is known exactly; with another regularizer or a parametrization it is
@@ -79,6 +82,12 @@ class CausalInnovations(AbstractSolver):
         dimensions = _points.dimensions(steps, noise, problem.m, problem.m_star)
         if dimensions > MAX_DIMENSION:
             raise ValueError(f"steps: {steps} need {dimensions} Sobol dimensions, of at most {MAX_DIMENSION}. Use fewer steps.")
+        needed = SAMPLES_PER_DIRECTION * problem.m * steps
+        if self.samples < needed:
+            raise ValueError(
+                f"samples must be at least {needed}, {SAMPLES_PER_DIRECTION} for each column and step, got {self.samples}: with "
+                f"fewer the bias is several percent. Pass samples={1 << (needed - 1).bit_length()}, or use fewer steps."
+            )
         needed = 8 * problem.m * _points.zeta_parts(noise) * (steps + 1)
         if 0 < self._particles(problem.linear_weights) < needed:
             raise ValueError(

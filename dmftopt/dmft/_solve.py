@@ -17,7 +17,7 @@ from ..results.codes import raise_unless
 from ..results.measure import Metrics, check_metrics
 from ..results.metrics import AbstractFieldMetric, AbstractWeightMetric
 from ._accuracy import is_algorithm, order_of
-from ._automatic import REPLICATES, SAMPLES_PER_DIRECTION, Request, check_horizon, check_times, observed, solve_to
+from ._automatic import REPLICATES, Request, check_horizon, check_times, observed, solve_to
 from ._causal import CausalInnovations
 from ._mesh import check_mesh, replicated
 from ._program import drawn, solved
@@ -178,10 +178,4 @@ def _check_levels(problem, protocol, grid, noise, solver, how: Settings) -> None
     if how.estimate_discretization and grid.steps % 2:
         raise ValueError(f"grid: estimate_discretization takes every second time, so steps must be even, got {grid.steps}.")
     steps = grid.steps * (2 if how.richardson else 1)
-    needed = SAMPLES_PER_DIRECTION * problem.m * steps
-    if solver.samples < needed:
-        raise ValueError(
-            f"samples must be at least {needed}, {SAMPLES_PER_DIRECTION} for each column and step, got {solver.samples}: with "
-            f"fewer the bias is several percent. Pass samples={1 << (needed - 1).bit_length()}, or use fewer steps."
-        )
     solver.check(problem, protocol, noise, steps)

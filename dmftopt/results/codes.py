@@ -47,10 +47,10 @@ with warnings.catch_warnings():
             "(`solution.stability` is their ratio to the critical one at each time)."
         )
         inaccurate = (
-            "The total error is larger than the accuracy asked for. Give `solve` a horizon in place of the grid and it "
-            "chooses steps and samples; or pass more of them. (`print(solution)` tells which of the errors it is.) In a limit: the "
-            "learning rate acts in times too short for the integration to see all of it. Say where by an attribute `knots` of the "
-            "schedule, or use one of dmftopt.schedules, which have it."
+            "The total error is larger than the accuracy asked for. Give `solve` a horizon in place of the grid and it chooses "
+            "steps and samples; or pass more of them. (`print(solution)` tells which of the errors it is.) In a limit: the "
+            "learning rate acts in times too short for the integration to see all of it. Say where by an attribute `knots` of "
+            "the schedule, or use one of dmftopt.schedules, which have it."
         )
         invalid = (
             "The protocol or the problem left its domain: learning rate and ridge must be >= 0, batch size >= 1, momentum in "

@@ -71,6 +71,7 @@ def optimize(
     refresh: bool = False,
     stop: bool = True,
     starts: int | Sequence[Any] = 1,
+    also: Sequence[Any] = (),
     spread: float = 0.5,
     baselines: Mapping[str, Any] | None = None,
     trainable: Callable[[Any], bool] = eqx.is_inexact_array,
@@ -89,7 +90,7 @@ def optimize(
       is scored on `fresh` independent keys, which is what `report` shows.
     - `stop`: end once the gradient is smaller than its own standard error (looked at every 10 steps).
     - `starts`: how many starting points (the others have normal deviates times `spread` added to what is tuned), or more
-      protocols to start from. The best end is the result.
+      protocols to start from. `also`: such protocols beside so many. The best end is the result.
     - `baselines`: protocols to tune in the same way and score beside it, for example `dmftopt.baselines(...)`.
     - `progress`: show a progress bar (on a terminal).
 
@@ -117,12 +118,12 @@ def optimize(
         raise ValueError("baselines are scored on fresh random numbers: give a key and an objective(protocol, key).")
     settings = Settings(optax.adam(0.1) if optimizer is None else optimizer, steps, train_key, refresh, stop, trainable, progress)
 
-    def tune(start: Any, name: str, more: int | Sequence[Any]) -> tuple[Descent, np.ndarray]:
-        points = [start, *_starting_points(start, more, spread, trainable, start_key)]
+    def tune(start: Any, name: str, more: int | Sequence[Any], also: Sequence[Any] = ()) -> tuple[Descent, np.ndarray]:
+        points = [start, *_starting_points(start, more, spread, trainable, start_key), *also]
         ends = [descend(function, point, settings, name + (f" {i}" if i else "")) for i, point in enumerate(points)]
         return min(ends, key=lambda end: end.value), np.asarray([end.value for end in ends])
 
-    found, ends = tune(protocol, "optimize", starts)
+    found, ends = tune(protocol, "optimize", starts, also)
     if key is None:
         return Optimized(*found, None, {}, ends)
     compared = {"optimized": found.protocol, "initial": protocol}

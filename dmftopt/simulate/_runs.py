@@ -78,9 +78,10 @@ def sgf(
 ) -> Simulation:
     """Stochastic gradient flow, the Itô SDE
 
-        d theta = -eta ridge h(theta) dt - (eta / delta) X^T l dt + (eta / sqrt(B delta)) sum_i x_i l_i dW_i
+        d theta = -eta ridge h(theta) dt - (eta d/n) X^T l dt + eta sqrt(d / (B n)) sum_i x_i l_i dW_i
 
-    with one Brownian motion per training sample, in `substeps` equal steps within each step of `grid`, observed at the grid's
+    with one Brownian motion for each of the n = delta * d training samples (rounded, and it is the rounded n that counts, as in
+    SGD), in `substeps` equal steps within each step of `grid`, observed at the grid's
     times. Each is one of `flows.Splitting`, with the protocol averaged over it. Returns means and standard errors over `runs`.
 
     For least squares the time step's error is of second order: at learning rate 1 with eigenvalues up to 4, 0.05% in 40 steps to
@@ -114,11 +115,11 @@ def gradient_descent(
 ) -> Simulation:
     """Gradient descent with one update per step D of `grid`, exactly as `solve` with `DiscreteStep`:
 
-        theta <- theta - D eta ridge h(theta) - X^T (l * M) / delta
+        theta <- theta - D eta ridge h(theta) - (d/n) X^T (l * M)
 
-    with M = eta D for `noise.NoNoise()` (full batch), and M = (eta D / b) s, s ~ Bernoulli(b) for `noise.Bernoulli(b)`, and the
-    protocol's momentum if it has one. It is read at the start of each step. Returns means and standard errors over `runs`.
-    `metrics` and `throw` as in `sgd`.
+    on n = delta * d training samples (rounded, and it is the rounded n that counts), with M = eta D for `noise.NoNoise()` (full
+    batch), and M = (eta D / b) s, s ~ Bernoulli(b) for `noise.Bernoulli(b)`, and the protocol's momentum if it has one. It is
+    read at the start of each step. Returns means and standard errors over `runs`. `metrics` and `throw` as in `sgd`.
     """
     check_instance("grid", grid, TimeGrid, "Build it with dmftopt.TimeGrid.uniform(horizon, steps).")
     if not isinstance(noise, (NoNoise, Bernoulli)):

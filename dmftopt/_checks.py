@@ -73,8 +73,17 @@ def without_derivative(value: Any, message: str) -> Any:
     return identity(value)
 
 
-def check_real(name: str, value: Any, *, minimum: float | None = None, exclusive: bool = False, cure: str = "") -> None:
-    """Raise a ValueError naming `name` unless every entry of a concrete `value` is a finite real number within bounds."""
+def check_real(
+    name: str,
+    value: Any,
+    *,
+    minimum: float | None = None,
+    exclusive: bool = False,
+    maximum: float | None = None,
+    cure: str = "",
+) -> None:
+    """Raise a ValueError naming `name` unless every entry of a concrete `value` is a finite real number within bounds; `exclusive`:
+    not equal to the minimum."""
     if not is_concrete(value):
         return
     try:
@@ -90,6 +99,22 @@ def check_real(name: str, value: Any, *, minimum: float | None = None, exclusive
         if bad:
             sign = ">" if exclusive else ">="
             raise ValueError(f"{name} must be {sign} {minimum:g}, got {value!r}. {cure}".strip())
+    if maximum is not None and np.any(array > maximum):
+        raise ValueError(f"{name} must be at most {maximum:g}, got {value!r}. {cure}".strip())
+
+
+def check_duration(name: str, value: Any, cure: str = "") -> None:
+    """Raise a ValueError unless a concrete `value` is positive, and such that its square and the inverse of that are numbers too:
+    times are multiplied by times and divided by them."""
+    check_real(name, value, minimum=0.0, exclusive=True, cure=cure)
+    if not is_concrete(value):
+        return
+    limits = jnp.finfo(jnp.zeros(()).dtype)
+    low, high = float(limits.tiny) ** 0.5, float(limits.max) ** 0.5
+    if not np.all((np.asarray(value) >= low) & (np.asarray(value) <= high)):
+        raise ValueError(
+            f"{name} must be between {low:.1g} and {high:.1g} in {limits.dtype}, got {value!r}. Time is SGD steps / dimension."
+        )
 
 
 def check_shape(name: str, value: Any, shapes: tuple[tuple[int, ...], ...], cure: str = "") -> None:

@@ -54,7 +54,7 @@ class Certificate(eqx.Module):
 
     @property
     def possible_gain(self) -> float:
-        """How much lower the minimum of the quadratic model is, g^T H^-1 g / 2 over the directions that are not flat (the gradient's
+        """How much lower the minimum of the quadratic model is, g^T H^-1 g / 2 over directions that are not flat (the gradient's
         noise included). Infinite where some curve downward: the model has no minimum."""
         if self.downward:
             return float("inf")

@@ -12,7 +12,7 @@ import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 
-from .._checks import check_count, check_real, front_door, padded
+from .._checks import check_count, check_duration, check_real, front_door, padded
 from .._files import write_atomically
 from ..numerics.quadrature import GAUSS_NODES, GAUSS_WEIGHTS
 from ._protocol import Protocol, values_at
@@ -109,7 +109,7 @@ def recipe(protocol: Protocol, *, horizon: float, dimension: int, delta: float, 
     (whose centers are to be subtracted first). Batch sizes below 1 and other values outside their domain raise ValueError.
     """
     check_protocol(protocol)
-    check_real("horizon", horizon, minimum=0.0, exclusive=True, cure="It is the final time, SGD steps / dimension.")
+    check_duration("horizon", horizon, "It is the final time, SGD steps / dimension.")
     check_count("dimension", dimension)
     check_real("delta", delta, minimum=0.0, exclusive=True, cure="It is training samples / dimension.")
     check_real("mean_square_norm", mean_square_norm, minimum=0.0, exclusive=True)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from .._checks import check_count, check_real, check_shape, front_door, is_concrete
+from .._checks import check_count, check_duration, check_real, check_shape, front_door, is_concrete
 
 
 class TimeGrid(eqx.Module):
@@ -23,6 +23,7 @@ class TimeGrid(eqx.Module):
         if self.times.ndim != 1 or self.times.shape[0] < 2:
             raise ValueError(f"times must be one-dimensional with at least two entries, got shape {self.times.shape}.")
         check_real("times", self.times)
+        check_duration("times", jnp.abs(self.times[-1]))
         if is_concrete(self.times):
             times = np.asarray(self.times)
             if times[0] != 0.0:
@@ -78,7 +79,7 @@ class TimeGrid(eqx.Module):
 def record_steps(records: Any, horizon: Any, dimension: Any) -> np.ndarray:
     """The SGD steps at which a run of round(horizon * dimension) steps is observed: at `records` + 1 equally spaced times, or
     at the increasing times `records` from 0 to the horizon, each rounded to a step. Raises ValueError where two coincide."""
-    check_real("horizon", horizon, minimum=0.0, exclusive=True, cure="It is the final time, SGD steps / dimension.")
+    check_duration("horizon", horizon, "It is the final time, SGD steps / dimension.")
     total = round(float(horizon) * dimension)
     if np.ndim(records) == 0:
         check_count("records", records)
@@ -94,6 +95,6 @@ def record_steps(records: Any, horizon: Any, dimension: Any) -> np.ndarray:
 
 
 def _check_horizon(horizon: Any, steps: Any) -> None:
-    check_real("horizon", horizon, minimum=0.0, exclusive=True, cure="It is the final time, SGD steps / d.")
+    check_duration("horizon", horizon, "It is the final time, SGD steps / d.")
     check_shape("horizon", horizon, ((),), "Use jax.vmap for a sweep.")
     check_count("steps", steps)

@@ -82,8 +82,8 @@ def check_real(
     maximum: float | None = None,
     cure: str = "",
 ) -> None:
-    """Raise a ValueError naming `name` unless every entry of a concrete `value` is a finite real number within bounds; `exclusive`:
-    not equal to the minimum."""
+    """Raise a ValueError naming `name` unless every entry of a concrete `value` is a finite real number within bounds; with
+    `exclusive` the minimum is none of them."""
     if not is_concrete(value):
         return
     try:

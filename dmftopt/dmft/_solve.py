@@ -7,6 +7,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array
 
 from .._checks import check_count, check_instance, check_key, front_door, numbers_to_arrays
+from .._memory import check_memory
 from ..problem import Problem, check_problem
 from ..protocol import Protocol
 from ..protocol.grid import TimeGrid
@@ -90,6 +91,7 @@ def solve(
     mesh = check_mesh(mesh, solver.samples, replicates)
     asked = check_metrics(metrics, problem)
     problem, noise, solver, grid, asked = numbers_to_arrays((problem, noise, solver, grid, asked))
+    _check_memory(problem, grid, noise, solver, replicates, richardson, mesh)
     grids = (grid, grid.refined()) if richardson else (grid,)
     values = tuple(averaged(protocol, g, step.nodes, step.node_weights, batched=noise.batched) for g in grids)
     settings = Statistics(solver.samples, replicates, grid.steps, richardson)
@@ -102,6 +104,19 @@ def solve(
     solution = _solve(problem, noise, solver, grids, values, asked, keys, drawn, settings, estimate_bias, mesh)
     raise_unless(solution.result, throw, "solve failed", solution.times, solution.test_risk)
     return solution
+
+
+def _check_memory(problem, grid, noise, solver, replicates, richardson, mesh) -> None:
+    steps = grid.steps * (2 if richardson else 1)
+    # Five arrays over the nodes of the test risk; correlations, responses and their standard errors.
+    risk = 2.5 * (problem.m + problem.m_star) * problem.task.risk_nodes
+    results = (replicates + 2) * 2 * (problem.m * (grid.steps + 1)) ** 2
+    check_memory(
+        f"samples = {solver.samples} on grid.steps = {steps} with {problem.m} student columns and {problem.features.groups} "
+        f"eigenvalue groups, replicates = {replicates}",
+        max(solver.memory(problem, noise, steps) / axis_size(mesh, SAMPLES), risk) + results,
+        "Lower one of them; steps count twice with richardson.",
+    )
 
 
 def _drawn(problem, noise, solver, grid, value, key, mesh) -> Randomness:

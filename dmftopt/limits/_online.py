@@ -26,6 +26,7 @@ from ._result import (
     Limit,
     Stepping,
     check_continuous,
+    check_grid,
     coefficients,
     ended,
     finish,
@@ -83,6 +84,8 @@ def online(
     if tolerance is None:
         tolerance = 1e-6 if grid.times.dtype == jnp.float64 else 1e-5
     asked = check_metrics(metrics, problem)
+    # Propagators between all times, and products of them.
+    check_grid(grid, (2 + 3 * problem.features.groups) * problem.m**2, f"{problem.features.groups} eigenvalue groups")
     problem, protocol, asked = numbers_to_arrays((problem, protocol, asked))
     how = stepping(tolerance, max_steps, adjoint)
     return finish(_online(problem, protocol, grid, noise, how, asked), throw, "online")

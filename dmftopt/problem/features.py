@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from .._checks import as_number, check_count, check_real, check_shape, front_door, is_concrete
+from .._memory import check_memory
 
 
 @front_door
@@ -63,6 +64,7 @@ def power_law(exponent: float, *, dimension: int = 1000, groups: int = 32) -> Fe
     check_real("exponent", exponent, minimum=0.0, cure="Pass the decay rate as a positive number.")
     check_count("dimension", dimension)
     check_count("groups", groups)
+    check_memory(f"dimension = {dimension}", 6 * dimension, "Lower it.")
     eigenvalues = np.arange(1, dimension + 1) ** -float(exponent)
     means, counts, _ = group_eigenvalues(eigenvalues, groups)
     return spectrum(means, counts)

@@ -14,6 +14,7 @@ import numpy as np
 
 from .._checks import check_count, check_duration, check_real, front_door, padded
 from .._files import write_atomically
+from .._memory import check_memory
 from ..numerics.quadrature import GAUSS_NODES, GAUSS_WEIGHTS
 from ._protocol import Protocol, values_at
 from .rates import check_protocol, read
@@ -117,6 +118,7 @@ def recipe(protocol: Protocol, *, horizon: float, dimension: int, delta: float, 
     steps, samples = round(horizon * dimension), round(float(delta) * dimension)
     if steps < 1 or samples < 1:
         raise ValueError(f"dimension {dimension} leaves {steps} steps and {samples} samples. Raise dimension.")
+    check_memory(f"horizon * dimension = {steps} steps", 16 * steps, "Shorten the run, or make recipes of its parts.")
     starts = np.arange(steps) / dimension
     at_starts = read(protocol, jnp.asarray(padded(starts)), batched=False)
 

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from .._checks import check_count, check_duration, check_real, check_shape, front_door, is_concrete
+from .._memory import check_memory
 
 
 class TimeGrid(eqx.Module):
@@ -83,6 +84,7 @@ def record_steps(records: Any, horizon: Any, dimension: Any) -> np.ndarray:
     total = round(float(horizon) * dimension)
     if np.ndim(records) == 0:
         check_count("records", records)
+        check_memory(f"records = {records}", 4 * records, "Ask for fewer.")
         records = np.linspace(0.0, float(horizon), records + 1)
     check_real("records", records, minimum=0.0, cure="They are times of observation.")
     at = np.round(np.asarray(records, dtype=float) * dimension).astype(int)
@@ -98,3 +100,4 @@ def _check_horizon(horizon: Any, steps: Any) -> None:
     check_duration("horizon", horizon, "It is the final time, SGD steps / d.")
     check_shape("horizon", horizon, ((),), "Use jax.vmap for a sweep.")
     check_count("steps", steps)
+    check_memory(f"steps = {steps}", 6 * steps, "Use fewer.")

@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from .._checks import check_count, check_duration, check_real, check_shape, front_door, is_concrete
+from .._memory import check_memory
 from .._register import register_part
 from .variables import AbstractVariable, Between, above, as_variable, number, within
 
@@ -178,7 +179,9 @@ class WarmupStableDecay(eqx.Module):
             return
         warmup, decay, horizon = map(float, longest)
         if warmup + decay > horizon:
-            raise ValueError(f"warmup + decay must be at most the horizon {horizon}, got {warmup} + {decay}. Shorten one of them.")
+            raise ValueError(
+                f"warmup + decay must be at most the horizon {horizon}, got {warmup} + {decay}. Shorten one of them."
+            )
 
     def __call__(self, t: Any) -> Float[Array, "..."]:
         t = jnp.asarray(t, dtype=float)
@@ -248,6 +251,7 @@ def piecewise_linear(
     """
     check_count("knots", knots, minimum=2, cure="Use dmftopt.schedules.constant for a single value.")
     check_duration("horizon", horizon)
+    check_memory(f"knots = {knots}", 4 * knots, "Use fewer.")
     times = np.linspace(0.0, float(horizon), knots)
     return PiecewiseLinear(times, _values(times, initial, log, bounds), log)
 
@@ -260,6 +264,7 @@ def piecewise_constant(
     step. `initial`, `log` and `bounds` as in `piecewise_linear` (a schedule is read in the middle of each piece)."""
     check_count("pieces", pieces)
     check_duration("horizon", horizon)
+    check_memory(f"pieces = {pieces}", 4 * pieces, "Use fewer.")
     middle = (np.arange(pieces) + 0.5) / pieces * float(horizon)
     return PiecewiseConstant(_values(middle, initial, log, bounds), float(horizon), log)
 

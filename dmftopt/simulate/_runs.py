@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Array, Int
 
 from .._checks import check_count, check_instance, check_key, front_door, is_concrete, numbers_to_arrays, padded
+from .._memory import check_memory
 from ..numerics.quadrature import GAUSS_NODES, GAUSS_WEIGHTS
 from ..problem import Problem
 from ..protocol import Protocol
@@ -90,7 +91,7 @@ def sgf(
     """
     check_instance("grid", grid, TimeGrid, "Build it with dmftopt.TimeGrid.uniform(horizon, steps).")
     check_count("substeps", substeps)
-    setup = _setup(problem, protocol, dimension, runs, key)
+    setup = _setup(problem, protocol, dimension, runs, key, grid.steps + 1, grid.steps * substeps)
     times = grid.times[:-1, None] + grid.step_sizes[:, None] * jnp.linspace(0, 1, substeps, endpoint=False)[None]
     fine = TimeGrid(jnp.append(times.ravel(), grid.times[-1]))
     rates = averaged(protocol.in_continuous_time(), fine, GAUSS_NODES, GAUSS_WEIGHTS)
@@ -124,7 +125,7 @@ def gradient_descent(
     check_instance("grid", grid, TimeGrid, "Build it with dmftopt.TimeGrid.uniform(horizon, steps).")
     if not isinstance(noise, (NoNoise, Bernoulli)):
         raise TypeError(f"noise must be NoNoise() or Bernoulli(fraction), got {noise!r}. Use sgd or sgf for small batches.")
-    setup = _setup(problem, protocol, dimension, runs, key)
+    setup = _setup(problem, protocol, dimension, runs, key, grid.steps + 1, grid.steps)
     rates = read(protocol, grid.times[:-1], batched=False)
     fraction = jnp.asarray(noise.fraction if isinstance(noise, Bernoulli) else 1.0, dtype=float)
     arguments = (rates, grid.step_sizes, fraction)
@@ -133,8 +134,9 @@ def gradient_descent(
 
 def recorded(problem, protocol, horizon, dimension, runs, key, records) -> tuple[Setup, Rates, np.ndarray]:
     """Checked arguments of SGD, the protocol at each step, and after how many steps to observe."""
-    setup = _setup(problem, protocol, dimension, runs, key)
+    check_count("dimension", dimension, minimum=2)
     at = record_steps(records, horizon, dimension)
+    setup = _setup(problem, protocol, dimension, runs, key, at.size, int(at[-1]))
     return setup, read(protocol, jnp.asarray(padded(np.arange(at[-1]) / dimension))), at
 
 
@@ -169,12 +171,17 @@ def _compiled(setup: Setup, arguments, algorithm: Callable, measure: Callable):
         instance = draw(problem, jnp.asarray(member), samples, key_data)
         return measure(problem, instance, algorithm(problem, instance, key_run, *arguments))
 
-    # As many runs side by side as keep their data within about a gigabyte.
-    together = max(1, int(2**27 // (samples * member.size)))
-    return mean_and_error(jax.lax.map(run, keys, batch_size=min(together, keys.shape[0])))
+    together = _together(samples * member.size, keys.shape[0])
+    return mean_and_error(jax.lax.map(run, keys, batch_size=together))
 
 
-def _setup(problem, protocol, dimension, runs, key) -> Setup:
+def _together(data: int, runs: int) -> int:
+    """As many runs side by side as keep their data, so many numbers each, within about a gigabyte."""
+    return min(max(1, 2**27 // data), runs)
+
+
+def _setup(problem, protocol, dimension, runs, key, times: int, steps: int) -> Setup:
+    """`times` of observation, and `steps` at which the protocol is read."""
     check_instance("problem", problem, Problem, "Build it with dmftopt.Problem(...).")
     check_protocol(protocol)
     check_count("dimension", dimension, minimum=2)
@@ -185,5 +192,15 @@ def _setup(problem, protocol, dimension, runs, key) -> Setup:
     samples = round(float(problem.delta) * dimension)
     if samples < 1:
         raise ValueError(f"dimension {dimension} leaves no training sample at delta = {problem.delta}. Raise dimension.")
+    # Features and what they are made of; weights and fields at all times; correlations of times; the protocol.
+    own = 2 * samples * dimension + times * problem.m * (dimension + samples)
+    kernel = (times * problem.m) ** 2
+    together = _together(samples * dimension, runs)
+    check_memory(
+        f"dimension = {dimension} with n = delta * dimension = {samples} samples, {problem.m} student columns, runs = {runs}, "
+        f"{times} records of {steps} steps",
+        together * own + (runs + together) * kernel + 6 * steps,
+        "Lower the dimension, runs, records or the horizon.",
+    )
     sizes = group_sizes(problem, dimension)
     return Setup(problem, np.repeat(np.arange(sizes.size), sizes), samples, jax.random.split(key, runs))

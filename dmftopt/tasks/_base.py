@@ -64,6 +64,11 @@ class AbstractTask(eqx.Module):
         then of first order only."""
         return self.kink_width > 0
 
+    @property
+    def risk_nodes(self) -> int:
+        """At about how many nodes `test_risk` evaluates the loss at once, for estimates of memory."""
+        return 2**13
+
     @abc.abstractmethod
     def loss(self, r: Float[Array, "..."], y: Float[Array, "..."]) -> Float[Array, "..."]:
         """Loss of the prediction r for the label y, elementwise."""

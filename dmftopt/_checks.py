@@ -1,5 +1,6 @@
 """Checks of concrete input at the front doors. Traced values pass through: their errors become result codes."""
 
+from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
 import equinox as eqx
@@ -48,6 +49,14 @@ def as_number(value: Any) -> Any:
     if isinstance(value, (int, np.number)) and not isinstance(value, bool):
         return float(value)
     return value
+
+
+def as_numbers(name: str, value: Any) -> jax.Array:
+    """As a float array, also of lists of traced numbers. Raises TypeError naming `name` for what is none."""
+    try:
+        return jnp.asarray(value, dtype=float)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"{name} must be real numbers, got {value!r}.") from error
 
 
 def padded(times: np.ndarray) -> np.ndarray:
@@ -117,6 +126,15 @@ def check_duration(name: str, value: Any, cure: str = "") -> None:
         )
 
 
+def check_fixed(name: str, value: Any) -> None:
+    """Raise unless `value` is a single number that is known: the size of an array depends on it."""
+    if not is_concrete(value):
+        raise TypeError(
+            f"{name} fixes the number of steps, so it cannot be traced. Pass a Python number, outside of jit and vmap."
+        )
+    check_shape(name, value, ((),), "Give one number.")
+
+
 def check_shape(name: str, value: Any, shapes: tuple[tuple[int, ...], ...], cure: str = "") -> None:
     shape = np.shape(value)
     if shape not in shapes:
@@ -133,7 +151,24 @@ def check_count(name: str, value: Any, *, minimum: int = 1, cure: str = "") -> N
 
 def check_instance(name: str, value: Any, kind: type, cure: str) -> None:
     if not isinstance(value, kind):
-        raise TypeError(f"{name} must be a {kind.__name__}, got {type(value).__name__}. {cure}")
+        article = "an" if kind.__name__[0] in "AEIOU" else "a"
+        raise TypeError(f"{name} must be {article} {kind.__name__}, got {type(value).__name__}. {cure}")
+
+
+def check_function(name: str, value: Any, of: str) -> None:
+    if not callable(value):
+        raise TypeError(f"{name} must be a function of {of}, got {value!r}.")
+
+
+def check_named(name: str, value: Any) -> None:
+    """Raise a TypeError unless `value` says what each of its entries is called."""
+    if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
+        raise TypeError(f'{name} must be a dict, {{"name": ...}}, got {type(value).__name__}. Give each a name.')
+
+
+def check_member(name: str, value: Any, known: Iterable[Any]) -> None:
+    if value not in (known := list(known)):
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, known))}, got {value!r}.")
 
 
 def check_key(key: Any) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
-from .._checks import check_count, check_key, check_real, front_door
+from .._checks import check_count, check_function, check_key, check_real, front_door
 from .._register import register
 from ._staged import AbstractObjective, Gradient, staged
 
@@ -107,6 +107,7 @@ def differentiated(
     """`along`: from the parameters to a mask of those of which second derivatives are wanted; the rest of the Hessian is 0."""
     check_count("keys", keys, minimum=2, cure="A standard error needs two.")
     check_count("hessian_keys", hessian_keys)
+    check_function("trainable", trainable, "a leaf")
     check_real("spacing", spacing, minimum=0.0, exclusive=True)
     if key is not None:
         check_key(key)

@@ -10,7 +10,7 @@ import optax
 import optimistix
 from jaxtyping import Array
 
-from .._checks import check_count, check_key, check_real, front_door
+from .._checks import check_count, check_function, check_key, check_named, check_real, front_door
 from .._register import register, register_part
 from ._descend import Descent, Settings, descend
 from ._staged import AbstractObjective, Gradient, staged
@@ -98,17 +98,23 @@ def optimize(
     update, again until it is finite. The best iterate is what is returned. Raises ValueError when a start itself is not
     finite, when nothing is trainable, or when the objective is not a real scalar.
     """
-    if not callable(objective):
-        raise TypeError(f"objective must be a function of the protocol, got {objective!r}.")
+    function = staged(objective)
+    check_function("trainable", trainable, "a leaf")
     check_count("steps", steps, minimum=0)
     check_count("fresh", fresh, minimum=2, cure="A standard error needs two.")
     check_real("spread", spread, minimum=0.0)
     quasi_newton = isinstance(optimizer, optimistix.AbstractMinimiser)
+    if optimizer is not None and not quasi_newton and not isinstance(optimizer, optax.GradientTransformation):
+        raise TypeError(f"optimizer must be one of optax or optimistix, got {optimizer!r}. Call it: optax.sgd(0.1), say.")
     if quasi_newton and not isinstance(optimizer, (optimistix.AbstractBFGS, optimistix.AbstractLBFGS)):
         raise TypeError(f"optimizer: of optimistix pass BFGS or LBFGS, got {type(optimizer).__name__}.")
     if refresh and (key is None or quasi_newton):
         raise ValueError("refresh draws new random numbers at every step: it needs a key, and an optax optimizer.")
-    function = staged(objective)
+    if baselines is not None:
+        check_named("baselines", baselines)
+    _check_starts("also", also)
+    if not isinstance(starts, (int, np.integer)):
+        _check_starts("starts", starts)
     train_key, fresh_keys, start_key = None, [], jax.random.key(0)
     if key is not None:
         check_key(key)
@@ -160,3 +166,8 @@ def _starting_points(
         moved = [leaf + spread * jax.random.normal(k, leaf.shape, leaf.dtype) for leaf, k in zip(leaves, keys, strict=True)]
         points.append(eqx.combine(jax.tree.unflatten(structure, moved), fixed))
     return points
+
+
+def _check_starts(name: str, value: Any) -> None:
+    if not isinstance(value, Sequence) or isinstance(value, str):
+        raise TypeError(f"{name} must be a sequence of protocols, got {type(value).__name__}. Put a single one in a list.")

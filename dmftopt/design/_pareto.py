@@ -23,6 +23,7 @@ def pareto(
     serve every budget.
     """
     check_instance("objective", objective, Objective, "Build it with dmftopt.Objective(problem, budget).")
+    check_instance("budgets", budgets, Sequence, "Put a single one in a list.")
     if not budgets:
         raise ValueError("budgets: give at least one.")
     front: list[Optimized] = []

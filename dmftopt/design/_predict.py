@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from .._checks import check_count, check_instance, front_door
+from .._checks import check_count, check_function, check_instance, front_door
 from ..dmft import AbstractSolver, AbstractStep, CausalInnovations, configured, solve
 from ..problem import Problem
 from ..protocol import Protocol, Recipe
@@ -86,6 +86,7 @@ class Solve(AbstractPrediction):
 
     def __check_init__(self):
         check_count("samples", self.solver.samples, minimum=4)
+        check_count("replicates", self.replicates)
 
     def tabulated(self, protocol, grid):
         # At the times at which `solve` reads it.
@@ -142,6 +143,7 @@ class Exact(AbstractPrediction):
     reads: int = eqx.field(static=True, default=481)
 
     def __check_init__(self):
+        check_function("route", self.route, "(problem, protocol, grid)")
         check_count("reads", self.reads, minimum=2)
 
     def tabulated(self, protocol, grid):

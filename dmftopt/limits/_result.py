@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from .._checks import check_count, check_instance
+from .._checks import check_count, check_instance, check_real
 from .._memory import check_memory
 from .._register import register
 from ..problem import Problem, check_linear, check_problem, check_single
@@ -47,6 +47,7 @@ class Stepping(NamedTuple):
 
 
 def stepping(tolerance: float, max_steps: Any, adjoint: Any) -> Stepping:
+    check_real("tolerance", tolerance, minimum=0.0, exclusive=True, cure="It is the relative error of a step.")
     check_count("max_steps", max_steps)
     check_instance("adjoint", adjoint, diffrax.AbstractAdjoint, "Pass for example diffrax.ForwardMode().")
     return Stepping(tolerance, max_steps, adjoint)

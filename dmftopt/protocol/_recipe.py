@@ -12,7 +12,7 @@ import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 
-from .._checks import check_count, check_duration, check_real, front_door, padded
+from .._checks import check_count, check_duration, check_fixed, check_real, front_door, padded
 from .._files import write_atomically
 from .._memory import check_memory
 from ..numerics.quadrature import GAUSS_NODES, GAUSS_WEIGHTS
@@ -114,6 +114,8 @@ def recipe(protocol: Protocol, *, horizon: float, dimension: int, delta: float, 
     check_count("dimension", dimension)
     check_real("delta", delta, minimum=0.0, exclusive=True, cure="It is training samples / dimension.")
     check_real("mean_square_norm", mean_square_norm, minimum=0.0, exclusive=True)
+    for name, value in (("horizon", horizon), ("delta", delta), ("mean_square_norm", mean_square_norm)):
+        check_fixed(name, value)
     horizon = float(horizon)
     steps, samples = round(horizon * dimension), round(float(delta) * dimension)
     if steps < 1 or samples < 1:

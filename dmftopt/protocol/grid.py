@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from .._checks import check_count, check_duration, check_real, check_shape, front_door, is_concrete
+from .._checks import as_numbers, check_count, check_duration, check_fixed, check_real, check_shape, front_door, is_concrete
 from .._memory import check_memory
 
 
@@ -18,7 +18,7 @@ class TimeGrid(eqx.Module):
     times: Float[Array, " time"]
 
     def __init__(self, times: Any):
-        self.times = jnp.asarray(times, dtype=float)
+        self.times = as_numbers("times", times)
 
     def __check_init__(self):
         if self.times.ndim != 1 or self.times.shape[0] < 2:
@@ -81,6 +81,7 @@ def record_steps(records: Any, horizon: Any, dimension: Any) -> np.ndarray:
     """The SGD steps at which a run of round(horizon * dimension) steps is observed: at `records` + 1 equally spaced times, or
     at the increasing times `records` from 0 to the horizon, each rounded to a step. Raises ValueError where two coincide."""
     check_duration("horizon", horizon, "It is the final time, SGD steps / dimension.")
+    check_fixed("horizon", horizon)
     total = round(float(horizon) * dimension)
     if np.ndim(records) == 0:
         check_count("records", records)
@@ -88,7 +89,7 @@ def record_steps(records: Any, horizon: Any, dimension: Any) -> np.ndarray:
         records = np.linspace(0.0, float(horizon), records + 1)
     check_real("records", records, minimum=0.0, cure="They are times of observation.")
     at = np.round(np.asarray(records, dtype=float) * dimension).astype(int)
-    if at.ndim != 1 or at[0] != 0 or at[-1] != total or np.any(np.diff(at) <= 0):
+    if at.ndim != 1 or at.size < 2 or at[0] != 0 or at[-1] != total or np.any(np.diff(at) <= 0):
         raise ValueError(
             f"records must be increasing times from 0 to the horizon, at least one SGD step (1/{dimension}) apart, or at most "
             f"{total}, the number of steps. Ask for fewer, or raise dimension."

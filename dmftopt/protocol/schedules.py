@@ -13,10 +13,17 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from .._checks import check_count, check_duration, check_real, check_shape, front_door, is_concrete
+from .._checks import as_numbers, check_count, check_duration, check_real, check_shape, front_door, is_concrete
 from .._memory import check_memory
 from .._register import register_part
 from .variables import AbstractVariable, Between, above, as_variable, number, within
+
+
+def _fixed_times(times: Any) -> tuple[float, ...]:
+    try:
+        return tuple(float(t) for t in times)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"times must be a sequence of fixed numbers, got {times!r}. Tune the values at them instead.") from error
 
 
 @register_part
@@ -37,7 +44,7 @@ class Constant(eqx.Module):
 class PiecewiseLinear(eqx.Module):
     """Linear interpolation between `values` at `times`, constant outside; of exp(values) in log value with `log`."""
 
-    times: tuple[float, ...] = eqx.field(static=True, converter=lambda times: tuple(float(t) for t in times))
+    times: tuple[float, ...] = eqx.field(static=True, converter=_fixed_times)
     values: Any = eqx.field(converter=as_variable)
     log: bool = eqx.field(static=True, default=False)
 
@@ -319,7 +326,7 @@ def to_optax(schedule: Callable, dimension: int, scale: float = 1.0) -> Callable
 
 def _values(times: np.ndarray, initial: Any, log: bool, bounds: Any) -> Any:
     """Values at these times, or their logarithms, as an array or within bounds."""
-    values = jnp.asarray(initial(jnp.asarray(times)) if callable(initial) else initial, dtype=float)
+    values = as_numbers("initial", initial(jnp.asarray(times)) if callable(initial) else initial)
     check_shape("initial", values, ((), times.shape), "Give one number, or one per knot.")
     check_real("initial", values, minimum=0.0 if log else None, exclusive=True, cure="A logarithm needs positive values.")
     values = jnp.broadcast_to(values, times.shape)

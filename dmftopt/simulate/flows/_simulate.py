@@ -61,7 +61,13 @@ def simulate(
         raise ValueError(
             f"initial must have a first axis of initial points, got shape {initial.shape}. Use initial[None] for one."
         )
-    check_shape("velocity", jax.eval_shape(model.mean, initial[0]), (initial.shape[1:],), "It moves the state.")
+    try:
+        velocity = jax.eval_shape(model.mean, initial[0])
+    except Exception as error:
+        raise ValueError(
+            f"initial: the model does not take states of shape {initial.shape[1:]} ({error}). Give (point, ...), states that do."
+        ) from error
+    check_shape("velocity", velocity, (initial.shape[1:],), "It moves the state.")
     at = record_steps(records, steps, 1)
     request = f"runs = {runs} times {at.size} records of initial points of shape {initial.shape}"
     check_memory(request, 2.0 * runs * at.size * initial.size, "Lower one of them.")

@@ -6,13 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from ._checks import front_door
 
-
-@front_door
-def write_atomically(path: str | os.PathLike, write: Callable[[BinaryIO], Any]) -> None:
-    """Let `write` fill a temporary file in the folder of `path` (made if missing), which then takes the place of `path` at once.
-    A write that fails or is killed leaves what was there before."""
+def write_atomically(path: Any, write: Callable[[BinaryIO], Any]) -> None:
+    """Let `write` fill a temporary file in the folder of `path` (a str or PathLike; folders are made), which then takes the place of
+    `path` at once. A write that fails or is killed leaves what was there before."""
     if not isinstance(path, (str, os.PathLike)):
         raise TypeError(f"path must be the name of a file, got {path!r}.")
     path = Path(os.path.realpath(path))  # a symbolic link stays one

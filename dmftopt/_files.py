@@ -8,7 +8,7 @@ from typing import Any, BinaryIO
 
 
 def write_atomically(path: Any, write: Callable[[BinaryIO], Any]) -> None:
-    """Let `write` fill a temporary file in the folder of `path` (str or PathLike; folders are made), which then takes the place of
+    """Let `write` fill a temporary file in the folder of `path` (a name; folders are made), which then takes the place of
     `path` at once. A write that fails or is killed leaves what was there before."""
     if not isinstance(path, (str, os.PathLike)):
         raise TypeError(f"path must be the name of a file, got {path!r}.")

@@ -1,5 +1,6 @@
 """Checks of concrete input at the front doors. Traced values pass through: their errors become result codes."""
 
+from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
 import equinox as eqx
@@ -50,6 +51,14 @@ def as_number(value: Any) -> Any:
     return value
 
 
+def as_numbers(name: str, value: Any) -> jax.Array:
+    """As a float array, also of lists of traced numbers. Raises TypeError naming `name` for what is none."""
+    try:
+        return jnp.asarray(value, dtype=float)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"{name} must be real numbers, got {value!r}.") from error
+
+
 def padded(times: np.ndarray) -> np.ndarray:
     """With the last one repeated up to the next power of two: what is compiled for one length then serves others too."""
     return np.pad(times, (0, (1 << (times.size - 1).bit_length()) - times.size), mode="edge")
@@ -73,8 +82,17 @@ def without_derivative(value: Any, message: str) -> Any:
     return identity(value)
 
 
-def check_real(name: str, value: Any, *, minimum: float | None = None, exclusive: bool = False, cure: str = "") -> None:
-    """Raise a ValueError naming `name` unless every entry of a concrete `value` is a finite real number within bounds."""
+def check_real(
+    name: str,
+    value: Any,
+    *,
+    minimum: float | None = None,
+    exclusive: bool = False,
+    maximum: float | None = None,
+    cure: str = "",
+) -> None:
+    """Raise a ValueError naming `name` unless every entry of a concrete `value` is a finite real number within bounds; with
+    `exclusive` the minimum is none of them."""
     if not is_concrete(value):
         return
     try:
@@ -90,6 +108,31 @@ def check_real(name: str, value: Any, *, minimum: float | None = None, exclusive
         if bad:
             sign = ">" if exclusive else ">="
             raise ValueError(f"{name} must be {sign} {minimum:g}, got {value!r}. {cure}".strip())
+    if maximum is not None and np.any(array > maximum):
+        raise ValueError(f"{name} must be at most {maximum:g}, got {value!r}. {cure}".strip())
+
+
+def check_duration(name: str, value: Any, cure: str = "") -> None:
+    """Raise a ValueError unless a concrete `value` is positive, and such that its square and the inverse of that are numbers too:
+    times are multiplied by times and divided by them."""
+    check_real(name, value, minimum=0.0, exclusive=True, cure=cure)
+    if not is_concrete(value):
+        return
+    limits = jnp.finfo(jnp.zeros(()).dtype)
+    low, high = float(limits.tiny) ** 0.5, float(limits.max) ** 0.5
+    if not np.all((np.asarray(value) >= low) & (np.asarray(value) <= high)):
+        raise ValueError(
+            f"{name} must be between {low:.1g} and {high:.1g} in {limits.dtype}, got {value!r}. Time is SGD steps / dimension."
+        )
+
+
+def check_fixed(name: str, value: Any) -> None:
+    """Raise unless `value` is a single number that is known: the size of an array depends on it."""
+    if not is_concrete(value):
+        raise TypeError(
+            f"{name} fixes the number of steps, so it cannot be traced. Pass a Python number, outside of jit and vmap."
+        )
+    check_shape(name, value, ((),), "Give one number.")
 
 
 def check_shape(name: str, value: Any, shapes: tuple[tuple[int, ...], ...], cure: str = "") -> None:
@@ -108,7 +151,24 @@ def check_count(name: str, value: Any, *, minimum: int = 1, cure: str = "") -> N
 
 def check_instance(name: str, value: Any, kind: type, cure: str) -> None:
     if not isinstance(value, kind):
-        raise TypeError(f"{name} must be a {kind.__name__}, got {type(value).__name__}. {cure}")
+        article = "an" if kind.__name__[0] in "AEIOU" else "a"
+        raise TypeError(f"{name} must be {article} {kind.__name__}, got {type(value).__name__}. {cure}")
+
+
+def check_function(name: str, value: Any, of: str) -> None:
+    if not callable(value):
+        raise TypeError(f"{name} must be a function of {of}, got {value!r}.")
+
+
+def check_named(name: str, value: Any) -> None:
+    """Raise a TypeError unless `value` says what each of its entries is called."""
+    if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
+        raise TypeError(f'{name} must be a dict, {{"name": ...}}, got {type(value).__name__}. Give each a name.')
+
+
+def check_member(name: str, value: Any, known: Iterable[Any]) -> None:
+    if value not in (known := list(known)):
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, known))}, got {value!r}.")
 
 
 def check_key(key: Any) -> None:

@@ -7,10 +7,14 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 
-def write_atomically(path: str | os.PathLike, write: Callable[[BinaryIO], Any]) -> None:
-    """Let `write` fill a temporary file in the folder of `path` (made if missing), which then takes the place of `path` at once.
-    A write that fails or is killed leaves what was there before."""
+def write_atomically(path: Any, write: Callable[[BinaryIO], Any]) -> None:
+    """Let `write` fill a temporary file in the folder of `path` (a name; folders are made), which then takes the place of
+    `path` at once. A write that fails or is killed leaves what was there before."""
+    if not isinstance(path, (str, os.PathLike)):
+        raise TypeError(f"path must be the name of a file, got {path!r}.")
     path = Path(os.path.realpath(path))  # a symbolic link stays one
+    if path.is_dir():
+        raise IsADirectoryError(f"path must be the name of a file, but {path} is a folder. Add a name to it.")
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:

@@ -148,6 +148,15 @@ def test_certificate(key):
     at_best = dmftopt.certify(lambda p: jnp.sum((p.learning_rate.values - 1) ** 2), protocol(np.e))
     assert at_best.gradient_norm < 1e-9 and at_best.gradient_norm_error == 0 and "possible gain" in str(at_best)
     np.testing.assert_allclose(at_best.curvatures[-5:], 2.0, rtol=1e-6)
+    assert at_best.downward == 0 and "minimum" not in str(at_best)
+
+
+@pytest.mark.parametrize("signs, downward", [((1, 1, -1, 1, -1), 2), ((-1,) * 5, 5)], ids=["saddle", "maximum"])
+def test_what_curves_downward_is_no_minimum(signs, downward):
+    """Where the gradient vanishes too."""
+    found = dmftopt.certify(lambda p: jnp.asarray(signs, float) @ (p.learning_rate.values - 1) ** 2, protocol(np.e))
+    assert found.gradient_norm < 1e-9 and found.downward == downward and found.possible_gain == np.inf
+    assert f"not a minimum: {downward} of " in str(found) and "gain unknown" in str(found)
 
 
 def test_sensitivity_is_the_derivative_in_relative_changes():
@@ -178,6 +187,10 @@ def test_more_budget_is_never_worse():
     front = dmftopt.pareto(CLOSED, protocol(), budgets, steps=60, progress=False)
     assert front[0].value > front[1].value > front[2].value > 0.5 * SIGMA2
     assert len(front[0].ends) == 1 and len(front[1].ends) == 2
+    # Starts of one's own serve every budget, and so do so many of them.
+    for starts in ([protocol(2.0), protocol(0.5)], 3):
+        front = dmftopt.pareto(CLOSED, protocol(), budgets, steps=0, starts=starts, progress=False)
+        assert [len(found.ends) for found in front] == [3, 4, 4]
 
 
 SMALL = {"samples": 64, "noise": dmftopt.noise.Brownian()}

@@ -9,6 +9,7 @@ import pytest
 
 import dmftopt
 from dmftopt import features, noise, schedules, simulate, tasks
+from dmftopt.design import Estimate, Report, Row
 
 KEY = jax.random.key(0)
 PROBLEM = dmftopt.Problem(tasks.LeastSquares(), features.isotropic(), delta=2.0)
@@ -16,6 +17,10 @@ PROTOCOL = dmftopt.Protocol(0.5)
 GRID = dmftopt.TimeGrid.uniform(2.0, 4)
 NAN = float("nan")
 MINUS_ONE_AT_END = dmftopt.Protocol(lambda t: 1.0 - t)
+FLOW = dmftopt.flows.Model(lambda x, s: jnp.sum((x - s) ** 2), jnp.ones((3, 2)))
+OBJECTIVE = dmftopt.Objective(PROBLEM, dmftopt.Budget(steps=1.0))
+_ROW = Row(Estimate(1.0, 0.1), None, None, 1.0, 1.0)
+REPORT = Report({"mine": [_ROW]}, {"mine": [np.zeros(0)]})
 SPIKY = dmftopt.Problem(tasks.LeastSquares(), features.spectrum([100.0, 1.0], [0.01, 0.99]), delta=2.0)
 
 
@@ -74,6 +79,8 @@ PROBLEMS = {
     "weight zero": (lambda: features.Features(jnp.ones(2), jnp.arange(2.0)), ValueError, "weights must be > 0"),
     "spectrum's weights": (lambda: features.spectrum([1.0, 2.0], [1.0]), ValueError, "weights must have shape"),
     "power-law exponent": (lambda: features.power_law(-1.0), ValueError, "exponent must be >= 0"),
+    "no eigenvalues": (lambda: features.spectrum([]), ValueError, "eigenvalues must be one-dim"),
+    "power-law underflows": (lambda: features.power_law(1e4), ValueError, "exponent must leave eigenvalues above 0"),
     "power-law dimension": (lambda: features.power_law(1.0, dimension=0), ValueError, "dimension must be at least 1"),
 }  # fmt: skip
 
@@ -93,6 +100,12 @@ PROTOCOLS = {
         lambda: solve(protocol=dmftopt.Protocol(lambda t: NAN * t)), ValueError, "learning_rate must be finite"),
     "schedule of wrong shape": (
         lambda: solve(protocol=dmftopt.Protocol(lambda t: jnp.ones(3))), ValueError, "learning_rate must return one value"),
+    "schedule of nothing": (
+        lambda: solve(protocol=dmftopt.Protocol(lambda t: None)), TypeError, "learning_rate must return .* got NoneType"),
+    "schedule a class": (
+        lambda: solve(protocol=dmftopt.Protocol(schedules.Constant)), TypeError, "learning_rate must return .* got Constant"),
+    "schedule complex": (
+        lambda: solve(protocol=dmftopt.Protocol(lambda t: t.astype(complex))), TypeError, "learning_rate must return .* complex"),
     "learning_rate dips in a simulation": (
         lambda: simulate.sgd(PROBLEM, MINUS_ONE_AT_END, horizon=2.0, dimension=20, runs=1, key=KEY),
         ValueError, "learning_rate must be >= 0"),
@@ -114,6 +127,30 @@ SCHEDULES = {
     "warmup zero": (lambda: schedules.warmup_stable_decay(1.0, 1.0, 0.0, 0.5), ValueError, "warmup must be > 0"),
     "from_optax of a number": (lambda: schedules.from_optax(0.1, 100), TypeError, "schedule must be a callable"),
     "from_optax dimension": (lambda: schedules.from_optax(optax.constant_schedule(0.1), 0), ValueError, "dimension must be"),
+    "final above the peak": (lambda: schedules.linear_decay(1.0, 1.0, 2.0), ValueError, "final must be at most 1"),
+    "to_optax scale zero": (lambda: schedules.to_optax(PROTOCOL.learning_rate, 10, 0.0), ValueError, "scale must be > 0"),
+    "initial None": (lambda: schedules.piecewise_linear(1.0, 3, None), TypeError, "initial must be real numbers"),
+    "Constant negative": (lambda: schedules.Constant(-1.0), ValueError, "value must be >= 0"),
+    "PiecewiseLinear empty": (lambda: schedules.PiecewiseLinear([], jnp.ones(0)), ValueError, "times must have at least one"),
+    "PiecewiseLinear of a number": (lambda: schedules.PiecewiseLinear(1.0, jnp.ones(1)), TypeError, "times must be a sequence"),
+    "PiecewiseLinear negative": (
+        lambda: schedules.PiecewiseLinear([0.0, 1.0], jnp.array([1.0, -1.0])), ValueError, "values must be >= 0"),
+    "PiecewiseConstant horizon": (lambda: schedules.PiecewiseConstant(jnp.ones(3), 0.0), ValueError, "horizon must be > 0"),
+    "PiecewiseConstant empty": (lambda: schedules.PiecewiseConstant(jnp.ones(0), 1.0), ValueError, "values must be one-dim"),
+    "PiecewiseConstant negative": (
+        lambda: schedules.PiecewiseConstant(jnp.array([-1.0]), 1.0), ValueError, "values must be >= 0"),
+    "PerStep dimension": (lambda: schedules.PerStep(jnp.ones(3), 0), ValueError, "dimension must be at least 1"),
+    "PerStep scalar": (lambda: schedules.PerStep(1.0, 3), ValueError, "values must be one-dimensional"),
+    "Decay peak": (lambda: schedules.Decay(-1.0, 1.0, 0.0, "linear"), ValueError, "peak must be > 0"),
+    "Decay horizon": (lambda: schedules.Decay(1.0, 0.0, 0.0, "linear"), ValueError, "horizon must be > 0"),
+    "Decay shape": (lambda: schedules.Decay(1.0, 1.0, 0.0, "square"), ValueError, "shape must be"),
+    "PowerLaw timescale": (lambda: schedules.PowerLaw(1.0, 1.0, 0.0), ValueError, "timescale must be > 0"),
+    "WarmupStableDecay": (
+        lambda: schedules.WarmupStableDecay(1.0, 1.0, 0.6, 0.6, 0.0), ValueError, r"warmup \+ decay"),
+    "FromOptax scale": (
+        lambda: schedules.FromOptax(optax.constant_schedule(0.1), 10, -1.0), ValueError, "scale must be > 0"),
+    "Scaled of a number": (lambda: schedules.Scaled(1.0), TypeError, "schedule must be a callable"),
+    "horizon whose square overflows": (lambda: schedules.cosine(1.0, 1e200), ValueError, "horizon must be between"),
     "to_optax of a number": (lambda: schedules.to_optax(0.1, 100), TypeError, "schedule must be a callable"),
 }  # fmt: skip
 
@@ -128,6 +165,9 @@ GRIDS = {
     "horizon array": (lambda: dmftopt.TimeGrid.uniform(jnp.ones(2), 4), ValueError, "horizon must"),
     "steps fractional": (lambda: dmftopt.TimeGrid.uniform(1.0, 4.0), TypeError, "steps must be a Python integer"),
     "steps zero": (lambda: dmftopt.TimeGrid.uniform(1.0, 0), ValueError, "steps must be at least 1"),
+    "nothing": (lambda: dmftopt.TimeGrid(None), TypeError, "times must be real numbers"),
+    "text": (lambda: dmftopt.TimeGrid(["a", "b"]), TypeError, "times must be real numbers"),
+    "times whose squares overflow": (lambda: dmftopt.TimeGrid([0.0, 1e200]), ValueError, "times must be between"),
     "ratio zero": (lambda: dmftopt.TimeGrid.geometric(1.0, 4, 0.0), ValueError, "ratio must be > 0"),
 }  # fmt: skip
 
@@ -170,6 +210,21 @@ SIMULATE = {
     "Poisson gradient descent": (
         lambda: simulate.gradient_descent(PROBLEM, PROTOCOL, GRID, dimension=20, runs=1, key=KEY, noise=noise.Poisson()),
         TypeError, "noise must be NoNoise"),
+    "no records": (lambda: sgd(records=[]), ValueError, "records must be increasing times"),
+    "horizons": (lambda: sgd(horizon=jnp.ones(2)), ValueError, r"horizon must have shape \(\)"),
+    "horizon traced": (lambda: jax.jit(lambda t: sgd(horizon=t).test_risk)(2.0), TypeError, "horizon .* cannot be traced"),
+    "kick times": (
+        lambda: simulate.response(
+            PROBLEM, PROTOCOL, horizon=2.0, dimension=20, runs=1, key=KEY, kick_time=jnp.ones(2), records=4
+        ),
+        ValueError, "kick_time must have shape"),
+    "recipe traced": (
+        lambda: jax.jit(lambda t: dmftopt.recipe(PROTOCOL, horizon=t, dimension=9, delta=1.0).batch_size)(1.0),
+        TypeError, "horizon .* cannot be traced"),
+    "states of another dimension": (
+        lambda: dmftopt.flows.simulate(FLOW, dmftopt.flows.SGD(), 0.1, jnp.ones((1, 4)), 3, key=KEY),
+        ValueError, r"initial: the model does not take states of shape \(4,\)"),
+    "tolerance": (lambda: dmftopt.limits.online(PROBLEM, PROTOCOL, GRID, tolerance=-1.0), ValueError, "tolerance must be > 0"),
     "substeps zero": (
         lambda: simulate.sgf(PROBLEM, PROTOCOL, GRID, dimension=20, runs=1, key=KEY, substeps=0),
         ValueError, "substeps must be at least 1"),
@@ -204,12 +259,39 @@ OPTIMIZE = {
     "fresh alone": (lambda: optimize(fresh=1), ValueError, "fresh must be at least 2"),
     "key a number": (lambda: optimize(lambda p, key: p.learning_rate(0.0), key=0), TypeError, "key must be a JAX random key"),
     "report without key": (lambda: optimize().report, ValueError, "report needs .* a key"),
+    "optimizer not called": (lambda: optimize(optimizer=optax.sgd), TypeError, "optimizer must be .* Call it"),
+    "baselines in a list": (
+        lambda: optimize(lambda p, key: p.learning_rate(0.0), key=KEY, baselines=[PROTOCOL]),
+        TypeError, "baselines must be a dict"),
+    "a single start": (lambda: optimize(starts=PROTOCOL), TypeError, "starts must be a sequence"),
+    "a single start beside others": (lambda: optimize(also=PROTOCOL), TypeError, "also must be a sequence"),
+    "trainable a boolean": (lambda: optimize(trainable=True), TypeError, "trainable must be a function"),
+    "certify a number": (lambda: dmftopt.certify(3.0, PROTOCOL), TypeError, "objective must be a function"),
+    "report on a list": (lambda: dmftopt.report(OBJECTIVE, [PROTOCOL], key=KEY), TypeError, "protocols must be a dict"),
+    "report on nothing": (lambda: dmftopt.report(OBJECTIVE, {}, key=KEY), ValueError, "protocols: give at least one"),
+    "gain of an unknown name": (lambda: REPORT.gain("other", "mine"), ValueError, "name must be one of 'mine', got 'other'"),
+    "gain over an unknown name": (lambda: REPORT.gain("mine", "other"), ValueError, "over must be one of"),
+    "gain of an unknown problem": (lambda: REPORT.gain("mine", "mine", 1), ValueError, "which must be one of 0"),
+    "realized of an unknown name": (lambda: REPORT.realized("other"), ValueError, "name must be one of"),
+    "run of an unknown problem": (lambda: OBJECTIVE.run(PROTOCOL, 1), ValueError, "which must be one of 0"),
+    "problem a number": (lambda: dmftopt.Objective(3.0), TypeError, "problem must be a Problem"),
+    "noise by name": (lambda: dmftopt.Solve(noise="poisson"), TypeError, "noise must be an AbstractNoise"),
+    "replicates fractional": (lambda: dmftopt.Solve(replicates=1.5), TypeError, "replicates must be a Python integer"),
+    "route by name": (lambda: dmftopt.Exact("online"), TypeError, "route must be a function"),
+    "observable a number": (lambda: dmftopt.objectives.final(3), TypeError, "of must be a function"),
+    "budgets": (lambda: dmftopt.Budget(steps=jnp.ones(2)), ValueError, "steps must have shape"),
+    "a single budget": (
+        lambda: dmftopt.pareto(OBJECTIVE, PROTOCOL, dmftopt.Budget(steps=1.0)), TypeError, "budgets must be a Sequence"),
+    "sensitivity of a number": (lambda: dmftopt.sensitivity(OBJECTIVE, 3.0), TypeError, "protocol must be a Protocol"),
+    "baselines of a number": (lambda: dmftopt.baselines(0.3, peak=1.0), TypeError, "protocol must be a Protocol"),
     "baselines' peak": (lambda: dmftopt.baselines(PROTOCOL, horizon=1.0, peak=0.0), ValueError, "peak must be > 0"),
 }  # fmt: skip
 
 RESULTS = {
     "standard_error of one replicate": (lambda: solve().standard_error, ValueError, "standard_error needs"),
     "bias not asked for": (lambda: solve().bias, ValueError, "bias was not estimated"),
+    "save to a folder": (lambda: dmftopt.save("/", solve()), IsADirectoryError, "path must be the name of a file"),
+    "save to a number": (lambda: dmftopt.save(3, solve()), TypeError, "path must be the name of a file"),
     "compare with a number": (lambda: dmftopt.compare(solve(), 1.0), TypeError, "second must be a"),
     "compare beyond the horizon": (
         lambda: dmftopt.compare(solve(), solve(grid=dmftopt.TimeGrid.uniform(3.0, 4))), ValueError, "second runs to t = 3"),

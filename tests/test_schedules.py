@@ -89,13 +89,13 @@ def test_trained_leaves_and_their_gradients(make, closed_form, trained):
 SHAPED = {
     "linear, horizon": lambda x: schedules.linear_decay(0.8, x, 0.1),
     "cosine, horizon": lambda x: schedules.cosine(0.8, x, 0.1),
-    "cosine, final": lambda x: schedules.cosine(0.8, 3.0, x),
+    "cosine, final": lambda x: schedules.cosine(0.8, 3.0, x / 4),
     "power law, exponent": lambda x: schedules.power_law(0.8, x, 0.5),
     "power law, timescale": lambda x: schedules.power_law(0.8, 0.6, x),
     "warmup": lambda x: schedules.warmup_stable_decay(0.8, 5.0, x, 1.0),
     "decay": lambda x: schedules.warmup_stable_decay(0.8, 3.0, 0.5, x),
     "decay, horizon": lambda x: schedules.warmup_stable_decay(0.8, x, 0.5, 0.25, 0.1),
-    "decay, final": lambda x: schedules.warmup_stable_decay(0.8, 2.5, 0.5, 1.0, x),
+    "decay, final": lambda x: schedules.warmup_stable_decay(0.8, 2.5, 0.5, 1.0, x / 4),
 }
 
 

@@ -300,21 +300,12 @@ def run(task, rate, *, samples=256, steps=8, key, **changes):
     return dmftopt.solve(p, dmftopt.Protocol(rate, 1.0, 0.1), grid, samples=samples, key=key)
 
 
-@pytest.mark.parametrize(
-    "build",
-    [
-        lambda noise: tasks.SquaredHinge("probit"),
-        lambda noise: tasks.Huber(noise, "student", 2.0),
-        lambda noise: tasks.PhaseRetrieval(noise),
-    ],
-    ids=["squared hinge", "huber", "phase retrieval"],
-)
 @pytest.mark.slow
-def test_gradient_of_the_solver_equals_central_differences(key, build):
+def test_gradient_of_the_solver_equals_central_differences(key):
     """In the learning rate, the teacher's scale and the label noise."""
 
     def objective(x):
-        s = run(build(x[2]), x[0], teacher_scale=x[1], key=key)
+        s = run(tasks.PhaseRetrieval(x[2]), x[0], teacher_scale=x[1], key=key)
         return s.test_risk[-1] + 0.3 * s.train_loss[-1] + 0.1 * s.norm[-1, 0, 0]
 
     f, x = jax.jit(jax.value_and_grad(objective)), jnp.array([0.05, 1.1, 0.3])
@@ -359,6 +350,20 @@ def test_kinks_of_the_gradient_are_differentiated_right(key):
 
     slope = (risk(0.55)[0] - risk(0.45)[0]) / 0.1
     np.testing.assert_allclose(risk(0.5)[1], slope, rtol=0.04)
+
+
+@pytest.mark.parametrize("task", [tasks.SquaredHinge(), tasks.Huber(0.3, threshold=0.5)], ids=["squared hinge", "huber"])
+def test_bends_of_the_loss_are_differentiated_right(key, task):
+    """The curvature jumps, and steps this long depend on its mean: without the jumps slopes are 1.3% and 2.1% off. Differences
+    of fourth order, so large that hundreds of samples cross: with 8192 samples that noise, and the width's bias, came to 0.4%."""
+
+    @jax.jit
+    @jax.value_and_grad
+    def risk(rate):
+        return run(task, rate, samples=2**15, steps=8, key=key).student_overlap[-1, 0, 0]
+
+    slope = central_difference(lambda h: risk(1.5 + h)[0], 0.03)
+    np.testing.assert_allclose(risk(1.5)[1], slope, rtol=5e-3)
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@ from typing import Any
 
 import equinox as eqx
 
-from .._checks import check_real, front_door
+from .._checks import check_instance, check_real, front_door
 from ..protocol import Protocol, schedules
 from ..protocol.variables import above, between, number
 
@@ -15,6 +15,7 @@ def baselines(protocol: Protocol, *, horizon: float = 1.0, peak: Any) -> dict[st
     as `between(1.0, 0.0, 4.0)`. `horizon`: 1 for a `Budget`, in relative time. Batch size, ridge and momentum stay as in
     `protocol`: fixed if they are Python numbers, tuned along if they are trainable there.
     """
+    check_instance("protocol", protocol, Protocol, "Build it with dmftopt.Protocol(learning_rate=...).")
     check_real("peak", number(peak), minimum=0.0, exclusive=True)
     rates = {
         "constant": schedules.constant(peak, log=True),

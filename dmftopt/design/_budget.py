@@ -5,7 +5,7 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from .._checks import as_number, check_count, check_instance, check_real, front_door, is_concrete
+from .._checks import as_number, check_count, check_instance, check_real, check_shape, front_door, is_concrete
 from .._register import register_part
 from ..numerics.quadrature import GAUSS_NODES, GAUSS_WEIGHTS
 from ..protocol import Protocol, Recipe, recipe, values_at
@@ -91,6 +91,7 @@ class Budget(eqx.Module):
         for name, value, a, b in (("steps", steps, 1.0, 0.0), ("samples", samples, 0.0, 1.0), ("epochs", epochs, 0.0, 1.0)):
             if value is not None:
                 check_real(name, value, minimum=0.0, exclusive=True)
+                check_shape(name, value, ((),), "Use jax.vmap for a sweep.")
                 rows.append((a, b, as_number(value) / (1 if name == "epochs" else dimension), name == "epochs"))
         if (seconds is None) != (seconds_per_step is None) or (seconds is None) != (seconds_per_sample is None):
             raise ValueError("seconds goes with seconds_per_step and seconds_per_sample. Give all three, or none.")

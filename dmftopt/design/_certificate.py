@@ -8,9 +8,12 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
-from .._checks import check_count, check_key, check_real, front_door
+from .._checks import check_count, check_function, check_key, check_real, front_door
 from .._register import register
 from ._staged import AbstractObjective, Gradient, staged
+
+# Curvatures smaller than this, relative to the strongest, are not told from noise.
+_FLAT = 1e-3
 
 
 @register
@@ -43,19 +46,31 @@ class Certificate(eqx.Module):
         return np.linalg.eigvalsh(self.hessian)
 
     @property
+    def downward(self) -> int:
+        """How many directions curve downward, by more than 1e-3 of the strongest curvature: none at a minimum, all at a maximum.
+        What curves less, either way, is taken to be flat."""
+        values = self.curvatures
+        return int(np.sum(values < -_FLAT * np.max(np.abs(values))))
+
+    @property
     def possible_gain(self) -> float:
-        """How much lower the minimum of the quadratic model is, g^T H^-1 g / 2 over the directions that curve upward by more than
-        1e-3 of the strongest (noise of the gradient included)."""
+        """How much lower the minimum of the quadratic model is, g^T H^-1 g / 2 over directions that are not flat (the gradient's
+        noise included). Infinite where some curve downward: the model has no minimum."""
+        if self.downward:
+            return float("inf")
         values, vectors = np.linalg.eigh(self.hessian)
-        used = values > 1e-3 * max(float(values[-1]), 0.0)
+        used = values > _FLAT * np.max(np.abs(values))
         along = vectors.T @ self.gradient
         return float(0.5 * np.sum(along[used] ** 2 / values[used]))
 
     def __str__(self) -> str:
         low, high = self.curvatures[[0, -1]]
+        known = f"possible gain {self.possible_gain:.2g}"
+        if self.downward:
+            known = f"not a minimum: {self.downward} of {self.point.size} directions curve downward, possible gain unknown"
         return (
             f"gradient {self.gradient_norm:.2g} (standard error {self.gradient_norm_error:.2g}), "
-            f"curvatures {low:.2g} to {high:.2g}, possible gain {self.possible_gain:.2g}"
+            f"curvatures {low:.2g} to {high:.2g}, {known}"
         )
 
 
@@ -92,6 +107,7 @@ def differentiated(
     """`along`: from the parameters to a mask of those of which second derivatives are wanted; the rest of the Hessian is 0."""
     check_count("keys", keys, minimum=2, cure="A standard error needs two.")
     check_count("hessian_keys", hessian_keys)
+    check_function("trainable", trainable, "a leaf")
     check_real("spacing", spacing, minimum=0.0, exclusive=True)
     if key is not None:
         check_key(key)

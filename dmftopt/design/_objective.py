@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from .._checks import check_instance, check_real, check_shape, front_door, numbers_to_arrays
+from .._checks import check_instance, check_member, check_real, check_shape, front_door, numbers_to_arrays
 from ..problem import Problem, check_problem
 from ..protocol import Protocol
 from ..protocol.grid import TimeGrid
@@ -61,7 +61,7 @@ class Objective(AbstractObjective):
         weights: Any = 1.0,
         offsets: Any = 0.0,
     ):
-        problems = (problem,) if isinstance(problem, Problem) else tuple(problem)
+        problems = tuple(problem) if isinstance(problem, Sequence) else (problem,)
         if not problems:
             raise ValueError("problem: give at least one.")
         for one in problems:
@@ -91,6 +91,7 @@ class Objective(AbstractObjective):
 
     def run(self, protocol: Protocol | Plan, which: int = 0) -> Run:
         """The run of this protocol that spends the budget: a protocol in time t, and its horizon."""
+        check_member("which", which, range(len(self.problems)))
         if self.budget is not None:
             return self.budget.run(protocol, self.problems[which].delta)
         if not isinstance(protocol, Plan) or protocol.horizon is None:

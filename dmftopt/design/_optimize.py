@@ -10,7 +10,7 @@ import optax
 import optimistix
 from jaxtyping import Array
 
-from .._checks import check_count, check_key, check_real, front_door
+from .._checks import check_count, check_function, check_key, check_named, check_real, front_door
 from .._register import register, register_part
 from ._descend import Descent, Settings, descend
 from ._staged import AbstractObjective, Gradient, staged
@@ -101,6 +101,7 @@ def optimize(
     refresh: bool = False,
     stop: bool = True,
     starts: int | Sequence[Any] = 1,
+    also: Sequence[Any] = (),
     spread: float = 0.5,
     baselines: Mapping[str, Any] | None = None,
     trainable: Callable[[Any], bool] = eqx.is_inexact_array,
@@ -120,7 +121,7 @@ def optimize(
       is scored on `fresh` independent keys, which is what `report` shows.
     - `stop`: end once the gradient is smaller than its own standard error (looked at every 10 steps).
     - `starts`: how many starting points (the others have normal deviates times `spread` added to what is tuned), or more
-      protocols to start from. The best end is the result.
+      protocols to start from. `also`: such protocols beside so many. The best end is the result.
     - `baselines`: protocols to tune in the same way and score beside it, for example `dmftopt.baselines(...)`.
     - `refinements`: with a key and an `Objective` that solves, gains are looked at again at twice the steps and samples. Where
       one has moved by more than its error and a tenth, the search goes on from what was found at these, half as many steps of it,
@@ -131,18 +132,24 @@ def optimize(
     update, again until it is finite. The best iterate is what is returned. Raises ValueError when a start itself is not
     finite, when nothing is trainable, or when the objective is not a real scalar.
     """
-    if not callable(objective):
-        raise TypeError(f"objective must be a function of the protocol, got {objective!r}.")
+    function = staged(objective)
+    check_function("trainable", trainable, "a leaf")
     check_count("steps", steps, minimum=0)
     check_count("fresh", fresh, minimum=2, cure="A standard error needs two.")
     check_count("refinements", refinements, minimum=0)
     check_real("spread", spread, minimum=0.0)
     quasi_newton = isinstance(optimizer, optimistix.AbstractMinimiser)
+    if optimizer is not None and not quasi_newton and not isinstance(optimizer, optax.GradientTransformation):
+        raise TypeError(f"optimizer must be one of optax or optimistix, got {optimizer!r}. Call it: optax.sgd(0.1), say.")
     if quasi_newton and not isinstance(optimizer, (optimistix.AbstractBFGS, optimistix.AbstractLBFGS)):
         raise TypeError(f"optimizer: of optimistix pass BFGS or LBFGS, got {type(optimizer).__name__}.")
     if refresh and (key is None or quasi_newton):
         raise ValueError("refresh draws new random numbers at every step: it needs a key, and an optax optimizer.")
-    function = staged(objective)
+    if baselines is not None:
+        check_named("baselines", baselines)
+    _check_starts("also", also)
+    if not isinstance(starts, (int, np.integer)):
+        _check_starts("starts", starts)
     train_key, fresh_keys, start_key = None, [], jax.random.key(0)
     if key is not None:
         check_key(key)
@@ -152,12 +159,12 @@ def optimize(
         raise ValueError("baselines are scored on fresh random numbers: give a key and an objective(protocol, key).")
     settings = Settings(optax.adam(0.1) if optimizer is None else optimizer, steps, train_key, refresh, stop, trainable, progress)
 
-    def tune(start: Any, name: str, more: int | Sequence[Any]) -> tuple[Descent, np.ndarray]:
-        points = [start, *_starting_points(start, more, spread, trainable, start_key)]
+    def tune(start: Any, name: str, more: int | Sequence[Any], also: Sequence[Any] = ()) -> tuple[Descent, np.ndarray]:
+        points = [start, *_starting_points(start, more, spread, trainable, start_key), *also]
         ends = [descend(function, point, settings, name + (f" {i}" if i else "")) for i, point in enumerate(points)]
         return min(ends, key=lambda end: end.value), np.asarray([end.value for end in ends])
 
-    found, ends = tune(protocol, "optimize", starts)
+    found, ends = tune(protocol, "optimize", starts, also)
     if key is None:
         return Optimized(*found, None, {}, ends)
     tuned = {}
@@ -224,3 +231,8 @@ def _starting_points(
         moved = [leaf + spread * jax.random.normal(k, leaf.shape, leaf.dtype) for leaf, k in zip(leaves, keys, strict=True)]
         points.append(eqx.combine(jax.tree.unflatten(structure, moved), fixed))
     return points
+
+
+def _check_starts(name: str, value: Any) -> None:
+    if not isinstance(value, Sequence) or isinstance(value, str):
+        raise TypeError(f"{name} must be a sequence of protocols, got {type(value).__name__}. Put a single one in a list.")

@@ -19,16 +19,17 @@ def pareto(
     """The optimum for each of several budgets: the Pareto front of the objective against what is spent.
 
     All but the first are also started from the optimum before (give them in order), so that the front does not rise for want of a
-    good start. Budgets that constrain the same things share compiled programs. `options` as in `dmftopt.optimize`.
+    good start. Budgets that constrain the same things share compiled programs. `options` as in `dmftopt.optimize`; its `starts`
+    serve every budget.
     """
     check_instance("objective", objective, Objective, "Build it with dmftopt.Objective(problem, budget).")
+    check_instance("budgets", budgets, Sequence, "Put a single one in a list.")
     if not budgets:
         raise ValueError("budgets: give at least one.")
     front: list[Optimized] = []
     for i, budget in enumerate(budgets):
         check_instance(f"budgets[{i}]", budget, Budget, "Build it with dmftopt.Budget(samples=...).")
         at = eqx.tree_at(lambda o: o.budget, objective, budget, is_leaf=lambda x: x is None)
-        if front:
-            options["starts"] = [front[-1].protocol]
-        front.append(optimize(at, protocol, key=None if key is None else jax.random.fold_in(key, i), **options))
+        before = [front[-1].protocol] if front else []
+        front.append(optimize(at, protocol, key=None if key is None else jax.random.fold_in(key, i), also=before, **options))
     return front

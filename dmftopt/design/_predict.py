@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from .._checks import check_count, check_instance, front_door
+from .._checks import check_count, check_function, check_instance, front_door
 from ..dmft import AbstractSolver, AbstractStep, CausalInnovations, configured, solve
 from ..problem import Problem
 from ..protocol import Protocol, Recipe
@@ -91,6 +91,7 @@ class Solve(AbstractPrediction):
 
     def __check_init__(self):
         check_count("samples", self.solver.samples, minimum=4)
+        check_count("replicates", self.replicates)
 
     def tabulated(self, protocol, grid):
         # At the times at which `solve` reads it.
@@ -153,6 +154,7 @@ class Exact(AbstractPrediction):
     panels: int = eqx.field(static=True, default=480)
 
     def __check_init__(self):
+        check_function("route", self.route, "(problem, protocol, grid)")
         check_count("panels", self.panels)
         try:
             inspect.signature(self.route).bind(None, None, None)

@@ -11,7 +11,7 @@ from jaxtyping import Array
 from tqdm.auto import tqdm
 
 from .. import simulate
-from .._checks import check_count, check_instance, check_key, front_door
+from .._checks import check_count, check_instance, check_key, check_member, check_named, front_door
 from .._register import register, register_part
 from ..protocol import Protocol, Recipe
 from ..protocol.schedules import PerStep
@@ -54,6 +54,7 @@ class Report(eqx.Module):
 
     def realized(self, name: str, which: int = 0) -> Estimate:
         """Mean of the SGD runs; raises ValueError where there were none."""
+        self._check(which, name=name)
         values = self.batches[name][which]
         if not values.size:
             raise ValueError("nothing was simulated: give report a dimension.")
@@ -62,6 +63,7 @@ class Report(eqx.Module):
     def gain(self, name: str, over: str, which: int = 0) -> dict[str, Estimate]:
         """By how much the objective is lower than that of the protocol `over`: "predicted", and if simulated "rounded" and
         "realized". Simulations share training sets and random numbers, and so their difference is known better than each."""
+        self._check(which, name=name, over=over)
         mine, other = self.rows[name][which], self.rows[over][which]
         gains = {"predicted": _difference(other.predicted, mine.predicted)}
         if mine.rounded is not None and other.rounded is not None:
@@ -70,6 +72,11 @@ class Report(eqx.Module):
         if a.size and b.size:
             gains["realized"] = _estimate(b - a)
         return gains
+
+    def _check(self, which: int, **names: str) -> None:
+        for argument, name in names.items():
+            check_member(argument, name, self.rows)
+            check_member("which", which, range(len(self.rows[name])))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers, for JSON."""
@@ -112,6 +119,9 @@ def report(
     The measure must be one that simulations have too. Raises ValueError where a prediction is not finite.
     """
     check_instance("objective", objective, Objective, "Build it with dmftopt.Objective(problem, budget).")
+    check_named("protocols", protocols)
+    if not protocols:
+        raise ValueError("protocols: give at least one.")
     check_key(key)
     check_count("fresh", fresh, minimum=2, cure="A standard error needs two.")
     if dimension is not None:

@@ -50,6 +50,7 @@ def sensitivity(
     check_instance("objective", objective, Objective, "Build it with dmftopt.Objective(problem, budget).")
     check_count("knots", knots, minimum=2)
     inner = protocol.protocol if isinstance(protocol, Plan) else protocol
+    check_instance("protocol", inner, Protocol, "Build it with dmftopt.Protocol(learning_rate=...).")
     u = jnp.linspace(0.0, 1.0, 64)
     shapes: dict[str, tuple[int, ...]] = {"learning_rate": (knots,), "batch_size": (knots,)}
     for name in ("ridge", "momentum"):

@@ -10,6 +10,8 @@ import jax.numpy as jnp
 from jax.extend.core import Literal
 from jaxtyping import Array, PyTree
 
+from .._checks import check_function, front_door
+
 
 class AbstractObjective(eqx.Module):
     """objective(protocol, key) = evaluate(prepare(protocol), key): `prepare` is cheap, `evaluate` depends on the protocol through
@@ -52,7 +54,9 @@ class Plain(AbstractObjective):
         pass
 
 
+@front_door
 def staged(objective: Callable) -> AbstractObjective:
+    check_function("objective", objective, "the protocol")
     return objective if isinstance(objective, AbstractObjective) else Plain(objective)
 
 

@@ -12,11 +12,16 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from .._checks import as_number, check_real
+from .._checks import as_number, check_function, check_real, front_door
 
 
+@front_door
 class _Measure(eqx.Module):
     of: str | Callable = eqx.field(static=True, default="test_risk")
+
+    def __check_init__(self):
+        if not isinstance(self.of, str):
+            check_function("of", self.of, "the result, or the name of an observable")
 
     def series(self, result: Any) -> Float[Array, " time"]:
         if callable(self.of):

@@ -26,7 +26,7 @@ from ._accuracy import is_algorithm, order_of, relative_errors, stability, stiff
 from ._causal import SAMPLES_PER_DIRECTION, CausalInnovations
 from ._choice import Density, Numbers, inner_knots
 from ._motion import curvature_ratio
-from ._program import assembled, drawn, run_level
+from ._program import assembled, check_fits, drawn, run_level
 from ._replicate import Level, Replicate, error_of_fine, on_fine
 from ._solution import Solution, Statistics
 from ._solver import AbstractSolver, configured
@@ -251,6 +251,7 @@ def _sized(request: Request, sizes: Sizes) -> AbstractSolver:
         needed = _power_of_two(16 * request.problem.m * (sizes.steps + 1))
         solver = dataclasses.replace(solver, particles=max(solver.particles, sizes.samples, needed))
     solver.check(request.problem, request.protocol, request.noise, sizes.steps)
+    check_fits(request.problem, solver, request.noise, sizes.steps, request.replicates, 1)
     return solver
 
 

@@ -95,6 +95,19 @@ class CausalInnovations(AbstractSolver):
                 f"solver=CausalInnovations(particles={1 << (needed - 1).bit_length()}), or use fewer steps."
             )
 
+    def memory(self, problem, noise, steps):
+        m, m_star, times = problem.m, problem.m_star, steps + 1
+        parts, random = _points.zeta_parts(noise), 0 if noise.deterministic else 1
+        innovations = (m + random) * times
+        drawing = innovations + _points.dimensions(steps, noise, m, m_star) + noise.workspace * times
+        # The history, and the curvatures of all samples with what they are made of.
+        running = innovations + parts * m * times + (2 * m**2 if m > 1 else 8)
+        particles = self._particles(problem.linear_weights)
+        sampled = particles * m * (4 * parts * times + problem.features.groups * times)
+        # L, phi and correlation; with noise the response, that is what the zetas of each step reach in each group.
+        two_times = (12 if random else 4) * problem.features.groups * (m * times) ** 2
+        return self.samples * max(drawing, running) + sampled + two_times
+
     def draw(self, key, sizes, grid, noise, visits):
         particles = self._particles(sizes.linear_weights)
         return _points.draw(key, self.samples, grid, noise, visits, sizes.shards, sizes.m, sizes.m_star, particles)

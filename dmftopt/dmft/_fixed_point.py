@@ -141,6 +141,12 @@ class FixedPoint(AbstractSolver):
         check_single(problem, "solver: FixedPoint()")
         check_linear(problem, "solver: FixedPoint()")
 
+    def memory(self, problem, noise, steps):
+        times = steps + 1
+        # Normals and multipliers; tangents of one batch (at most 2e8 bytes, at least one sample); kernels, per group and in all.
+        tangents = times**2 * max(1, min(self.samples, 1e7 // times**2))
+        return 2 * times * self.samples + 2 * tangents + (10 + 4 * problem.features.groups) * times**2
+
     def draw(self, key, sizes, grid, noise, visits):
         dtype = grid.times.dtype
         edge = float(jnp.finfo(dtype).eps)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float
 
+from .._memory import check_memory
 from ..problem import Problem
 from ..protocol.noise import AbstractNoise
 from ..results.codes import RESULTS, blank
@@ -29,6 +30,19 @@ def drawn(problem, noise, solver, level: Level, key, mesh: Mesh | None = None) -
     """The random numbers of one replicate, by a program of its own, which other tasks and gradients share."""
     sizes = Sizes(problem.m, problem.m_star, problem.linear_weights, axis_size(mesh, SAMPLES))
     return _draw(solver, key, sizes, level.grid, noise, level.average.batch_size, problem.delta, mesh)
+
+
+def check_fits(problem: Problem, solver: AbstractSolver, noise: AbstractNoise, steps: int, replicates: int, shards: int) -> None:
+    """Raise ValueError where a solve on so many steps does not fit into memory."""
+    # Five arrays over the nodes of the test risk; correlations, responses and their errors.
+    risk = 2.5 * (problem.m + problem.m_star) * problem.task.risk_nodes
+    results = (replicates + 2) * 2 * (problem.m * (steps + 1)) ** 2
+    check_memory(
+        f"samples = {solver.samples} on grid.steps = {steps} with {problem.m} student columns and {problem.features.groups} "
+        f"eigenvalue groups, replicates = {replicates}",
+        max(solver.memory(problem, noise, steps) / shards, risk) + results,
+        "Lower one of them; steps count twice with richardson.",
+    )
 
 
 @eqx.filter_jit

@@ -19,8 +19,8 @@ from ..results.metrics import AbstractFieldMetric, AbstractWeightMetric
 from ._accuracy import is_algorithm, order_of
 from ._automatic import REPLICATES, Request, check_horizon, check_times, observed, solve_to
 from ._causal import CausalInnovations
-from ._mesh import check_mesh, replicated
-from ._program import drawn, solved
+from ._mesh import SAMPLES, axis_size, check_mesh, replicated
+from ._program import check_fits, drawn, solved
 from ._replicate import Level
 from ._solution import Solution, Statistics
 from ._solver import AbstractSolver, configured
@@ -137,6 +137,8 @@ def _on_grid(problem, protocol, grid, key, noise, solver, how: Settings, asked, 
     _check_levels(problem, protocol, grid, noise, solver, how)
     protocol = protocol.in_continuous_time() if step.continuous else protocol
     mesh = check_mesh(mesh, solver.samples, how.replicates)
+    steps = grid.steps * (2 if how.richardson else 1)
+    check_fits(numbers_to_arrays(problem), solver, noise, steps, how.replicates, axis_size(mesh, SAMPLES))
     algorithm = is_algorithm(noise, step, protocol.momentum is not None)
     two = how.richardson or how.estimate_discretization
     known = "none" if algorithm else "measured" if two else "rough"

@@ -90,6 +90,10 @@ class AbstractSolver(eqx.Module):
     def check(self, problem: Problem, protocol: Protocol, noise: AbstractNoise, steps: int) -> None:
         """Raise ValueError, naming the argument and the cure, for what this solver cannot take; `steps` on its finest grid."""
 
+    def memory(self, problem: Problem, noise: AbstractNoise, steps: int) -> float:
+        """How many real numbers one replicate holds at once, on `steps` of its finest grid; 0 where that is not known."""
+        return 0.0
+
     @abc.abstractmethod
     def draw(self, key: Array, sizes: Sizes, grid: TimeGrid, noise: AbstractNoise, visits: Float[Array, " step"]) -> Randomness:
         """The random numbers of one replicate. `visits` = B D / delta: mean visits of a sample in each step."""

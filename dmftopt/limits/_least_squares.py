@@ -20,6 +20,7 @@ from ._result import (
     Groups,
     Limit,
     check_continuous,
+    check_grid,
     check_least_squares,
     ended,
     finish,
@@ -78,6 +79,8 @@ def least_squares(
     protocol = check_continuous(problem, protocol, grid, noise)
     check_least_squares(problem, "least_squares")
     check_count("nodes", nodes, minimum=8)
+    # Complex propagators between all times.
+    check_grid(grid, 6 * nodes, f"nodes = {nodes}")
     problem, protocol = numbers_to_arrays((problem, protocol))
     how = stepping(1e-8 if grid.times.dtype == jnp.float64 else 1e-5, max_steps, adjoint)
     return finish(_least_squares(problem, protocol, grid, noise, nodes, how), throw, "least_squares")

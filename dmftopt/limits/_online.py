@@ -21,7 +21,7 @@ from ..results.metrics import AbstractFieldMetric, AbstractWeightMetric
 from ..results.observables import from_kernel
 from ..tasks import AbstractTask
 from ..tasks import columns as columns
-from ._result import Limit, check_continuous, ended, finish, in_domain, positive_or_one
+from ._result import Limit, check_continuous, check_grid, ended, finish, in_domain, positive_or_one
 from ._trajectory import Stepping, stepping, survey, trajectory
 
 
@@ -74,6 +74,8 @@ def online(
     if tolerance is None:
         tolerance = 1e-6 if grid.times.dtype == jnp.float64 else 1e-5
     asked = check_metrics(metrics, problem)
+    # Propagators between all times, and products of them.
+    check_grid(grid, (2 + 3 * problem.features.groups) * problem.m**2, f"{problem.features.groups} eigenvalue groups")
     problem, protocol, asked = numbers_to_arrays((problem, protocol, asked))
     how = stepping(tolerance, max_steps, adjoint)
     return finish(_online(problem, protocol, grid, noise, how, asked), throw, "online")

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from .._checks import check_count, front_door, is_concrete, numbers_to_arrays
+from .._memory import check_memory
 from ..problem import Problem
 from ..protocol import Protocol
 from ..protocol.grid import record_steps
@@ -47,6 +48,12 @@ def online_least_squares(
         raise ValueError("momentum: limits.online_least_squares is exact at finite steps, and takes none. Use limits.online.")
     check_count("dimension", dimension)
     at = record_steps(records, horizon, dimension)
+    groups = problem.features.groups
+    check_memory(
+        f"horizon * dimension = {at[-1]} steps with {at.size} records and {groups} eigenvalue groups",
+        at[-1] * (8.0 + 4 * groups) + 3.0 * at.size**2,
+        "Shorten the run, or ask for fewer records.",
+    )
     steps = jnp.arange(at[-1]) / dimension
     rates = read(protocol, steps)
     whole = jnp.all(rates.batch_size == jnp.round(rates.batch_size))

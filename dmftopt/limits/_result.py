@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from .._checks import check_instance
+from .._memory import check_memory
 from .._register import register
 from ..problem import Problem, check_linear, check_problem, check_single
 from ..protocol import Protocol
@@ -50,6 +51,12 @@ def check_continuous(problem: Any, protocol: Any, grid: Any, noise: Any) -> Prot
     protocol = protocol.in_continuous_time()
     read(protocol, grid.times, batched=noise.batched)
     return protocol
+
+
+def check_grid(grid: TimeGrid, each: float, factors: str) -> None:
+    """Whether there is memory for so many numbers for each pair of times. `factors`: what else they count."""
+    request = f"grid.steps = {grid.steps}, squared, times {factors}"
+    check_memory(request, each * (grid.steps + 1) ** 2, "Use fewer.")
 
 
 def check_least_squares(problem: Problem, limit: str) -> None:

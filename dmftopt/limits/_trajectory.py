@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from .._checks import check_count, check_instance
+from .._checks import check_count, check_instance, check_real
 from ..numerics.quadrature import GAUSS_NODES, GAUSS_WEIGHTS
 from ..protocol import Protocol
 from ..protocol.grid import TimeGrid
@@ -35,6 +35,7 @@ class Stepping(NamedTuple):
 
 
 def stepping(tolerance: float, max_steps: Any, adjoint: Any) -> Stepping:
+    check_real("tolerance", tolerance, minimum=0.0, exclusive=True, cure="It is the relative error of a step.")
     check_count("max_steps", max_steps)
     check_instance("adjoint", adjoint, diffrax.AbstractAdjoint, "Pass for example diffrax.ForwardMode().")
     return Stepping(tolerance, max_steps, adjoint)

@@ -7,6 +7,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
+# Of so many columns at most, loops are written out: more would take minutes to compile (a hundred: 20 seconds).
+_UNROLLED = 8
+
 
 def of_symmetric(
     function: Callable[[Float[Array, " m"]], PyTree[Float[Array, "... m"]]], matrix: Float[Array, "m m"], order: int = 1
@@ -127,13 +130,21 @@ def triangular_root(
     """Lower triangular L with L L^T = matrix, and T with T L = 1: T v is orthonormal when v has this Gram matrix. Where a
     column's variance beyond those before it is below `drop` times its `own`, it gets no direction: row and column are 0."""
     m = matrix.shape[0]
-    L, T = jnp.zeros_like(matrix), jnp.zeros_like(matrix)
-    for c in range(m):
+    columns = jnp.arange(m)
+
+    def column(c, roots):
+        L, T = roots
         rest = matrix[:, c] - L @ L[c]
         keep = rest[c] > drop * own[c]
         length = jnp.sqrt(jnp.where(keep, rest[c], 1.0))
-        L = L.at[c:, c].set(jnp.where(keep, rest[c:] / length, 0.0))
+        L = L.at[:, c].set(jnp.where(keep & (columns >= c), rest / length, 0.0))
         # The new direction is what the earlier ones leave of column c, over its length.
-        left = jnp.zeros(m, matrix.dtype).at[c].set(1.0) - L[c].at[c].set(0.0) @ T
-        T = T.at[c].set(jnp.where(keep, left / length, 0.0))
-    return L, T
+        left = jnp.where(columns == c, 1.0, 0.0).astype(matrix.dtype) - L[c].at[c].set(0.0) @ T
+        return L, T.at[c].set(jnp.where(keep, left / length, 0.0))
+
+    roots = jnp.zeros_like(matrix), jnp.zeros_like(matrix)
+    if m > _UNROLLED:
+        return jax.lax.fori_loop(0, m, column, roots)
+    for c in range(m):
+        roots = column(c, roots)
+    return roots

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from .._checks import as_number, check_instance, check_real, check_shape, front_door, is_concrete
+from .._memory import check_memory
 from ..numerics.matrices import square_root
 from ..tasks import AbstractTask, LeastSquares
 from ._data import DataMap, describe
@@ -21,6 +22,9 @@ from .regularizers import AbstractRegularizer, Ridge
 def check_problem(problem: Any) -> None:
     """What every route asks of its problem at the front door."""
     check_instance("problem", problem, Problem, "Build it with dmftopt.Problem(...).")
+    columns, groups = problem.m + problem.m_star, problem.features.groups
+    request = f"problem with {columns} columns of student and teacher and {groups} eigenvalue groups"
+    check_memory(request, 4 * groups * columns**2, "Use fewer classes, hidden units or groups.")
     if is_concrete(problem.rho) and not jnp.trace(problem.rho) > 0:
         raise ValueError("teacher_scale must be > 0 in some group: there is no teacher. Give it a positive scale.")
 

@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from .._checks import as_number, check_count, check_real, check_shape, front_door, is_concrete
+from .._memory import check_memory
 
 
 @front_door
@@ -27,8 +28,9 @@ class Features(eqx.Module):
     def __check_init__(self):
         check_real("eigenvalues", self.eigenvalues, minimum=0.0, exclusive=True, cure="Drop directions of zero variance.")
         check_real("weights", self.weights, minimum=0.0, exclusive=True, cure="Drop empty groups.")
-        if np.ndim(self.eigenvalues) != 1:
-            raise ValueError(f"eigenvalues must be one-dimensional, got shape {np.shape(self.eigenvalues)}.")
+        if np.ndim(self.eigenvalues) != 1 or np.size(self.eigenvalues) == 0:
+            shape = np.shape(self.eigenvalues)
+            raise ValueError(f"eigenvalues must be one-dimensional with at least one entry, got shape {shape}.")
         check_shape("weights", self.weights, (np.shape(self.eigenvalues),), "Give one weight per eigenvalue.")
         if is_concrete(self.weights) and abs(float(np.sum(np.asarray(self.weights))) - 1.0) > 1e-4:
             raise ValueError(f"weights must sum to 1, got {float(np.sum(np.asarray(self.weights)))}. Divide by their sum.")
@@ -63,6 +65,11 @@ def power_law(exponent: float, *, dimension: int = 1000, groups: int = 32) -> Fe
     check_real("exponent", exponent, minimum=0.0, cure="Pass the decay rate as a positive number.")
     check_count("dimension", dimension)
     check_count("groups", groups)
+    check_memory(f"dimension = {dimension}", 6 * dimension, "Lower it.")
+    if dimension ** -float(exponent) < np.finfo(float).tiny:
+        raise ValueError(
+            f"exponent must leave eigenvalues above 0, got {exponent} with dimension = {dimension}. Lower one of them."
+        )
     eigenvalues = np.arange(1, dimension + 1) ** -float(exponent)
     means, counts, _ = group_eigenvalues(eigenvalues, groups)
     return spectrum(means, counts)

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
@@ -112,7 +113,11 @@ class _Amplified(eqx.Module):
 
 def values_at(name: str, schedule: Callable, times: Float[Array, "*time"]) -> Float[Array, "*time"]:
     """The values of a protocol's field `name`. Raises ValueError for another shape and for concrete values outside the domain."""
-    values = jnp.asarray(schedule(times if times.ndim < 2 else times.ravel()), dtype=times.dtype)
+    values = schedule(times if times.ndim < 2 else times.ravel())
+    if not isinstance(values, (jax.Array, np.ndarray, np.number, float, int)) or np.iscomplexobj(values):
+        kind = "complex numbers" if np.iscomplexobj(values) else type(values).__name__
+        raise TypeError(f"{name} must return one real value per time, got {kind}. Pass a schedule, a function of t.")
+    values = jnp.asarray(values, dtype=times.dtype)
     if values.shape not in ((), (times.size,), times.shape):
         raise ValueError(
             f"{name} must return one value per time, shape {(times.size,)} or (), got {values.shape}. "

@@ -12,8 +12,9 @@ import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 
-from .._checks import check_count, check_real, front_door, padded
+from .._checks import check_count, check_duration, check_fixed, check_real, front_door, padded
 from .._files import write_atomically
+from .._memory import check_memory
 from ..numerics.quadrature import GAUSS_NODES, GAUSS_WEIGHTS
 from ._protocol import Protocol, values_at
 from .rates import check_protocol, read
@@ -110,14 +111,17 @@ def recipe(protocol: Protocol, *, horizon: float, dimension: int, delta: float, 
     (whose centers are to be subtracted first). Batch sizes below 1 and other values outside their domain raise ValueError.
     """
     check_protocol(protocol)
-    check_real("horizon", horizon, minimum=0.0, exclusive=True, cure="It is the final time, SGD steps / dimension.")
+    check_duration("horizon", horizon, "It is the final time, SGD steps / dimension.")
     check_count("dimension", dimension)
     check_real("delta", delta, minimum=0.0, exclusive=True, cure="It is training samples / dimension.")
     check_real("mean_square_norm", mean_square_norm, minimum=0.0, exclusive=True)
+    for name, value in (("horizon", horizon), ("delta", delta), ("mean_square_norm", mean_square_norm)):
+        check_fixed(name, value)
     horizon = float(horizon)
     steps, samples = round(horizon * dimension), round(float(delta) * dimension)
     if steps < 1 or samples < 1:
         raise ValueError(f"dimension {dimension} leaves {steps} steps and {samples} samples. Raise dimension.")
+    check_memory(f"horizon * dimension = {steps} steps", 16 * steps, "Shorten the run, or make recipes of its parts.")
     starts = np.arange(steps) / dimension
     at_starts = read(protocol, jnp.asarray(padded(starts)), batched=False)
 

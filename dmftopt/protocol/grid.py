@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from .._checks import check_count, check_real, check_shape, front_door, is_concrete
+from .._checks import as_numbers, check_count, check_duration, check_fixed, check_real, check_shape, front_door, is_concrete
+from .._memory import check_memory
 
 
 class TimeGrid(eqx.Module):
@@ -17,12 +18,13 @@ class TimeGrid(eqx.Module):
     times: Float[Array, " time"]
 
     def __init__(self, times: Any):
-        self.times = jnp.asarray(times, dtype=float)
+        self.times = as_numbers("times", times)
 
     def __check_init__(self):
         if self.times.ndim != 1 or self.times.shape[0] < 2:
             raise ValueError(f"times must be one-dimensional with at least two entries, got shape {self.times.shape}.")
         check_real("times", self.times)
+        check_duration("times", jnp.abs(self.times[-1]))
         if is_concrete(self.times):
             times = np.asarray(self.times)
             if times[0] != 0.0:
@@ -90,14 +92,16 @@ class TimeGrid(eqx.Module):
 def record_steps(records: Any, horizon: Any, dimension: Any) -> np.ndarray:
     """The SGD steps at which a run of round(horizon * dimension) steps is observed: at `records` + 1 equally spaced times, or
     at the increasing times `records` from 0 to the horizon, each rounded to a step. Raises ValueError where two coincide."""
-    check_real("horizon", horizon, minimum=0.0, exclusive=True, cure="It is the final time, SGD steps / dimension.")
+    check_duration("horizon", horizon, "It is the final time, SGD steps / dimension.")
+    check_fixed("horizon", horizon)
     total = round(float(horizon) * dimension)
     if np.ndim(records) == 0:
         check_count("records", records)
+        check_memory(f"records = {records}", 4 * records, "Ask for fewer.")
         records = np.linspace(0.0, float(horizon), records + 1)
     check_real("records", records, minimum=0.0, cure="They are times of observation.")
     at = np.round(np.asarray(records, dtype=float) * dimension).astype(int)
-    if at.ndim != 1 or at[0] != 0 or at[-1] != total or np.any(np.diff(at) <= 0):
+    if at.ndim != 1 or at.size < 2 or at[0] != 0 or at[-1] != total or np.any(np.diff(at) <= 0):
         raise ValueError(
             f"records must be increasing times from 0 to the horizon, at least one SGD step (1/{dimension}) apart, or at most "
             f"{total}, the number of steps. Ask for fewer, or raise dimension."
@@ -106,6 +110,7 @@ def record_steps(records: Any, horizon: Any, dimension: Any) -> np.ndarray:
 
 
 def _check_horizon(horizon: Any, steps: Any) -> None:
-    check_real("horizon", horizon, minimum=0.0, exclusive=True, cure="It is the final time, SGD steps / d.")
+    check_duration("horizon", horizon, "It is the final time, SGD steps / d.")
     check_shape("horizon", horizon, ((),), "Use jax.vmap for a sweep.")
     check_count("steps", steps)
+    check_memory(f"steps = {steps}", 6 * steps, "Use fewer.")

@@ -22,12 +22,14 @@ class AbstractNoise(eqx.Module):
     """A law of gradient noise.
 
     `deterministic`: no multipliers are random. `discrete`: the step is the algorithm, not an approximation to continuous
-    time. `batched`: the law depends on the protocol's batch size.
+    time. `batched`: the law depends on the protocol's batch size. `workspace`: how many numbers for each multiplier drawing it
+    takes, about, for estimates of memory.
     """
 
     deterministic: ClassVar[bool] = False
     discrete: ClassVar[bool] = False
     batched: ClassVar[bool] = True
+    workspace: ClassVar[int] = 1
 
     @abc.abstractmethod
     def deviation(self, learning_rate: Array, step_size: Array, visits: Array) -> Array:
@@ -95,6 +97,8 @@ class Poisson(AbstractNoise):
     """
 
     limit: ClassVar[float] = 1e5
+
+    workspace: ClassVar[int] = 9
 
     def deviation(self, learning_rate, step_size, visits):
         return learning_rate * step_size / jnp.sqrt(visits)

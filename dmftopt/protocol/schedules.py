@@ -16,7 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from .._checks import check_count, check_real, check_shape, front_door, is_concrete
+from .._checks import as_numbers, check_count, check_duration, check_real, check_shape, front_door, is_concrete
+from .._memory import check_memory
 from .._register import register_part
 from .variables import AbstractVariable, Between, above, as_variable, number, within
 
@@ -36,27 +37,42 @@ def knots_of(schedule: Callable) -> Float[Array, " knot"]:
     return jnp.asarray(times, dtype=float)
 
 
+def _fixed_times(times: Any) -> tuple[float, ...]:
+    try:
+        return tuple(float(t) for t in times)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"times must be a sequence of fixed numbers, got {times!r}. Tune the values at them instead.") from error
+
+
 @register_part
 class Constant(eqx.Module):
     """s(t) = value."""
 
     value: Any = eqx.field(converter=as_variable)
 
+    def __check_init__(self):
+        _check_values("value", self.value)
+
     def __call__(self, t: Any) -> Float[Array, "..."]:
         return jnp.broadcast_to(jnp.asarray(number(self.value), dtype=float), jnp.shape(t))
 
 
 @register_part
+@front_door
 class PiecewiseLinear(eqx.Module):
     """Linear interpolation between `values` at `times`, constant outside; of exp(values) in log value with `log`."""
 
-    times: tuple[float, ...] = eqx.field(static=True, converter=lambda times: tuple(float(t) for t in times))
+    times: tuple[float, ...] = eqx.field(static=True, converter=_fixed_times)
     values: Any = eqx.field(converter=as_variable)
     log: bool = eqx.field(static=True, default=False)
 
     def __check_init__(self):
+        if not self.times:
+            raise ValueError("times must have at least one entry, got none. Give the times of the knots.")
         check_real("times", self.times)
-        check_real("values", number(self.values))
+        if self.times[-1] != 0:
+            check_duration("times", abs(self.times[-1]))
+        _check_values("values", self.values, self.log)
         check_shape("values", number(self.values), ((len(self.times),),), "Give one value per knot time.")
         if np.any(np.diff(self.times) <= 0):
             raise ValueError(f"times must be increasing, got {self.times}. Sort the knots.")
@@ -80,6 +96,11 @@ class PiecewiseConstant(eqx.Module):
     horizon: float
     log: bool = eqx.field(static=True, default=False)
 
+    def __check_init__(self):
+        check_duration("horizon", self.horizon)
+        _check_values("values", self.values, self.log)
+        _check_row("values", self.values, "Give one value per piece.")
+
     def __call__(self, t: Any) -> Float[Array, "..."]:
         values = number(self.values)
         pieces = values.shape[0]
@@ -93,11 +114,17 @@ class PiecewiseConstant(eqx.Module):
 
 
 @register_part
+@front_door
 class PerStep(eqx.Module):
     """`values` of the steps k = 0, 1, ... of a run, each from t = k / `dimension` until the next; the last one beyond."""
 
     values: Any = eqx.field(converter=as_variable)
     dimension: int = eqx.field(static=True)
+
+    def __check_init__(self):
+        check_count("dimension", self.dimension)
+        _check_values("values", self.values)
+        _check_row("values", self.values, "Give one value per step.")
 
     def __call__(self, t: Any) -> Float[Array, "..."]:
         values = number(self.values)
@@ -144,6 +171,7 @@ class LinearPieces(eqx.Module):
 
 
 @register_part
+@front_door
 class Decay(eqx.Module):
     """s(t) = peak * (final + (1 - final) * shape(t / horizon)), shape falling from 1 at t = 0 to 0 at t = horizon."""
 
@@ -151,6 +179,13 @@ class Decay(eqx.Module):
     horizon: Any = eqx.field(converter=as_variable)
     final: Any = eqx.field(converter=as_variable)
     shape: str = eqx.field(static=True)
+
+    def __check_init__(self):
+        _check_positive("peak", self.peak)
+        check_duration("horizon", number(self.horizon))
+        _check_final(self.final)
+        if self.shape not in ("linear", "cosine"):
+            raise ValueError(f'shape must be "linear" or "cosine", got {self.shape!r}.')
 
     def __call__(self, t: Any) -> Float[Array, "..."]:
         u = jnp.minimum(jnp.asarray(t, dtype=float) / number(self.horizon), 1.0)
@@ -171,6 +206,11 @@ class PowerLaw(eqx.Module):
     exponent: Any = eqx.field(converter=as_variable)
     timescale: Any = eqx.field(converter=as_variable)
 
+    def __check_init__(self):
+        _check_positive("peak", self.peak)
+        check_real("exponent", number(self.exponent))
+        check_duration("timescale", number(self.timescale))
+
     def __call__(self, t: Any) -> Float[Array, "..."]:
         return number(self.peak) * (1.0 + jnp.asarray(t, dtype=float) / number(self.timescale)) ** (-number(self.exponent))
 
@@ -184,6 +224,21 @@ class WarmupStableDecay(eqx.Module):
     warmup: Any = eqx.field(converter=as_variable)
     decay: Any = eqx.field(converter=as_variable)
     final: Any = eqx.field(converter=as_variable)
+
+    def __check_init__(self):
+        _check_positive("peak", self.peak)
+        for name in ("horizon", "warmup", "decay"):
+            check_duration(name, number(getattr(self, name)))
+        _check_final(self.final)
+        # Of what is tuned within bounds, the longest.
+        longest = [v.high if isinstance(v, Between) else v for v in (self.warmup, self.decay, self.horizon)]
+        if any(isinstance(v, AbstractVariable) or not is_concrete(v) for v in longest):
+            return
+        warmup, decay, horizon = map(float, longest)
+        if warmup + decay > horizon:
+            raise ValueError(
+                f"warmup + decay must be at most the horizon {horizon}, got {warmup} + {decay}. Shorten one of them."
+            )
 
     def __call__(self, t: Any) -> Float[Array, "..."]:
         t = jnp.asarray(t, dtype=float)
@@ -199,6 +254,7 @@ class WarmupStableDecay(eqx.Module):
 
 
 @register_part
+@front_door
 class Scaled(eqx.Module):
     """s(t) = offset + scale * schedule(t / horizon)."""
 
@@ -206,6 +262,12 @@ class Scaled(eqx.Module):
     horizon: Any = 1.0
     scale: Any = 1.0
     offset: Any = 0.0
+
+    def __check_init__(self):
+        _check_callable(self.schedule, "t")
+        _check_positive("horizon", self.horizon)
+        check_real("scale", self.scale)
+        check_real("offset", self.offset)
 
     def __call__(self, t: Any) -> Float[Array, "..."]:
         return self.offset + self.scale * self.schedule(jnp.asarray(t, dtype=float) / self.horizon)
@@ -215,12 +277,18 @@ class Scaled(eqx.Module):
         return self.horizon * knots_of(self.schedule)
 
 
+@front_door
 class FromOptax(eqx.Module):
     """s(t) = scale * schedule(t * dimension). An optax schedule has no trainable leaves; the scale may be one."""
 
     schedule: Callable = eqx.field(static=True)
     dimension: int = eqx.field(static=True)
     scale: Any = eqx.field(converter=as_variable)
+
+    def __check_init__(self):
+        _check_callable(self.schedule, "the step count")
+        check_count("dimension", self.dimension)
+        _check_positive("scale", self.scale)
 
     def __call__(self, t: Any) -> Float[Array, "..."]:
         return number(self.scale) * jnp.asarray(self.schedule(jnp.asarray(t, dtype=float) * self.dimension), dtype=float)
@@ -252,7 +320,8 @@ def piecewise_linear(
     the start, strictly), and so does the whole schedule.
     """
     check_count("knots", knots, minimum=2, cure="Use dmftopt.schedules.constant for a single value.")
-    _check_positive("horizon", horizon)
+    check_duration("horizon", horizon)
+    check_memory(f"knots = {knots}", 4 * knots, "Use fewer.")
     times = np.linspace(0.0, float(horizon), knots)
     return PiecewiseLinear(times, _values(times, initial, log, bounds), log)
 
@@ -264,7 +333,8 @@ def piecewise_constant(
     """A free value on each of `pieces` equal pieces of [0, `horizon`); with as many pieces as a uniform grid has steps, one per
     step. `initial`, `log` and `bounds` as in `piecewise_linear` (a schedule is read in the middle of each piece)."""
     check_count("pieces", pieces)
-    _check_positive("horizon", horizon)
+    check_duration("horizon", horizon)
+    check_memory(f"pieces = {pieces}", 4 * pieces, "Use fewer.")
     middle = (np.arange(pieces) + 0.5) / pieces * float(horizon)
     return PiecewiseConstant(_values(middle, initial, log, bounds), float(horizon), log)
 
@@ -272,34 +342,24 @@ def piecewise_constant(
 @front_door
 def linear_decay(peak: Any, horizon: float, final: Any = 0.0) -> Decay:
     """Linear from `peak` at 0 to `final * peak` at `horizon`, constant beyond."""
-    return _decay(peak, horizon, final, "linear")
+    return Decay(_peak(peak), horizon, final, "linear")
 
 
 @front_door
 def cosine(peak: Any, horizon: float, final: Any = 0.0) -> Decay:
     """Half a cosine from `peak` at 0 to `final * peak` at `horizon`, constant beyond."""
-    return _decay(peak, horizon, final, "cosine")
+    return Decay(_peak(peak), horizon, final, "cosine")
 
 
 @front_door
 def power_law(peak: Any, exponent: Any, timescale: Any = 1.0) -> PowerLaw:
     """peak * (1 + t / timescale)^-exponent."""
-    check_real("exponent", number(exponent))
-    _check_positive("timescale", timescale)
     return PowerLaw(_peak(peak), exponent, timescale)
 
 
 @front_door
 def warmup_stable_decay(peak: Any, horizon: float, warmup: Any, decay: Any, final: Any = 0.0) -> WarmupStableDecay:
     """Linear warmup over `warmup`, then `peak`, then linear decay over the last `decay` units of time to `final * peak`."""
-    for name, value in (("horizon", horizon), ("warmup", warmup), ("decay", decay)):
-        _check_positive(name, value)
-    check_real("final", number(final), minimum=0.0)
-    longest = [v.high if isinstance(v, Between) else v for v in (warmup, decay)]
-    if all(is_concrete(v) and not isinstance(v, AbstractVariable) for v in (*longest, horizon)) and sum(longest) > horizon:
-        raise ValueError(
-            f"warmup + decay must be at most the horizon {horizon}, got {longest[0]} + {longest[1]}. Shorten one of them."
-        )
     return WarmupStableDecay(_peak(peak), horizon, warmup, decay, final)
 
 
@@ -311,9 +371,6 @@ def from_optax(schedule: Callable, dimension: int, scale: Any = 1.0) -> FromOpta
     steps, stretched to whatever number of steps the budget leaves. With an optax schedule of peak 1, `scale` is the peak: a
     number, or a variable such as `above(0.5)` to tune it.
     """
-    if not callable(schedule):
-        raise TypeError(f"schedule must be a callable of the step count, got {schedule!r}. Pass an optax schedule.")
-    check_count("dimension", dimension)
     return FromOptax(schedule, dimension, scale)
 
 
@@ -324,9 +381,9 @@ def to_optax(schedule: Callable, dimension: int, scale: float = 1.0) -> Callable
     `scale` is 1 / (mean square norm of the raw features): 1 for features of unit mean square norm, and
     `1 / problem.data.mean_square_norm` for a problem made by `Problem.from_data`.
     """
-    if not callable(schedule):
-        raise TypeError(f"schedule must be a callable of t, got {schedule!r}. Pass protocol.learning_rate or the like.")
+    _check_callable(schedule, "t")
     check_count("dimension", dimension)
+    _check_positive("scale", scale)
     return lambda step: scale * schedule(jnp.asarray(step, dtype=float) / dimension)
 
 
@@ -340,7 +397,7 @@ def _piece(t: Any, position: Callable, count: int) -> Int[Array, "..."]:
 
 def _values(times: np.ndarray, initial: Any, log: bool, bounds: Any) -> Any:
     """Values at these times, or their logarithms, as an array or within bounds."""
-    values = jnp.asarray(initial(jnp.asarray(times)) if callable(initial) else initial, dtype=float)
+    values = as_numbers("initial", initial(jnp.asarray(times)) if callable(initial) else initial)
     check_shape("initial", values, ((), times.shape), "Give one number, or one per knot.")
     check_real("initial", values, minimum=0.0 if log else None, exclusive=True, cure="A logarithm needs positive values.")
     values = jnp.broadcast_to(values, times.shape)
@@ -354,12 +411,6 @@ def _values(times: np.ndarray, initial: Any, log: bool, bounds: Any) -> Any:
     return within("logarithms of initial", jnp.log(values), (np.log(low), None if high is None else np.log(high)))
 
 
-def _decay(peak: Any, horizon: Any, final: Any, shape: str) -> Decay:
-    _check_positive("horizon", horizon)
-    check_real("final", number(final), minimum=0.0, cure="It is a fraction of the peak.")
-    return Decay(_peak(peak), horizon, final, shape)
-
-
 def _peak(peak: Any) -> AbstractVariable:
     _check_positive("peak", peak)
     return peak if isinstance(peak, AbstractVariable) else above(peak)
@@ -367,3 +418,24 @@ def _peak(peak: Any) -> AbstractVariable:
 
 def _check_positive(name: str, value: Any) -> None:
     check_real(name, number(value), minimum=0.0, exclusive=True)
+
+
+def _check_values(name: str, value: Any, log: bool = False) -> None:
+    """Hyperparameters are not negative; their logarithms may be."""
+    check_real(name, number(value), minimum=None if log else 0.0, cure="No hyperparameter is negative.")
+
+
+def _check_row(name: str, values: Any, cure: str) -> None:
+    shape = np.shape(number(values))
+    if len(shape) != 1 or shape[0] == 0:
+        raise ValueError(f"{name} must be one-dimensional with at least one entry, got shape {shape}. {cure}")
+
+
+def _check_final(final: Any) -> None:
+    check_real("final", number(final), minimum=0.0, maximum=1.0, cure="It is a fraction of the peak.")
+
+
+def _check_callable(schedule: Any, of: str) -> None:
+    if not callable(schedule):
+        cure = "Pass protocol.learning_rate or the like." if of == "t" else "Pass an optax schedule."
+        raise TypeError(f"schedule must be a callable of {of}, got {schedule!r}. {cure}")

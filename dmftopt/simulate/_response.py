@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from .._checks import check_real, front_door
+from .._checks import check_fixed, check_real, front_door
 from ..problem import Problem, check_direct
 from ..protocol import Protocol
 from ..results.codes import RESULTS, raise_unless
@@ -42,6 +42,7 @@ def response(
     `records` and `throw` as in `sgd`.
     """
     check_real("kick_time", kick_time, minimum=0.0, cure="It is SGD steps / dimension.")
+    check_fixed("kick_time", kick_time)
     check_real("size", size, minimum=0.0, exclusive=True, cure="It is the standard deviation of the kick's entries.")
     setup, rates, at = recorded(problem, protocol, horizon, dimension, runs, key, records)
     check_direct(problem, "simulate.response")

@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Array, Int
 
 from .._checks import check_count, check_instance, check_key, front_door, is_concrete, numbers_to_arrays, padded
+from .._memory import check_memory
 from ..numerics.quadrature import GAUSS_NODES, GAUSS_WEIGHTS
 from ..problem import Problem
 from ..protocol import Protocol
@@ -78,9 +79,10 @@ def sgf(
 ) -> Simulation:
     """Stochastic gradient flow, the Itô SDE
 
-        d theta = -eta ridge h(theta) dt - (eta / delta) X^T l dt + (eta / sqrt(B delta)) sum_i x_i l_i dW_i
+        d theta = -eta ridge h(theta) dt - (eta d/n) X^T l dt + eta sqrt(d / (B n)) sum_i x_i l_i dW_i
 
-    with one Brownian motion per training sample, in `substeps` equal steps within each step of `grid`, observed at the grid's
+    with one Brownian motion for each of the n = delta * d training samples (rounded, and it is the rounded n that counts, as in
+    SGD), in `substeps` equal steps within each step of `grid`, observed at the grid's
     times. Each is one of `flows.Splitting`, with the protocol averaged over it. Returns means and standard errors over `runs`.
 
     For least squares the time step's error is of second order: at learning rate 1 with eigenvalues up to 4, 0.05% in 40 steps to
@@ -89,7 +91,7 @@ def sgf(
     """
     check_instance("grid", grid, TimeGrid, "Build it with dmftopt.TimeGrid.uniform(horizon, steps).")
     check_count("substeps", substeps)
-    setup = _setup(problem, protocol, dimension, runs, key)
+    setup = _setup(problem, protocol, dimension, runs, key, grid.steps + 1, grid.steps * substeps)
     times = grid.times[:-1, None] + grid.step_sizes[:, None] * jnp.linspace(0, 1, substeps, endpoint=False)[None]
     fine = TimeGrid(jnp.append(times.ravel(), grid.times[-1]))
     rates = averaged(protocol.in_continuous_time(), fine, GAUSS_NODES, GAUSS_WEIGHTS)
@@ -114,16 +116,16 @@ def gradient_descent(
 ) -> Simulation:
     """Gradient descent with one update per step D of `grid`, exactly as `solve` with `DiscreteStep`:
 
-        theta <- theta - D eta ridge h(theta) - X^T (l * M) / delta
+        theta <- theta - D eta ridge h(theta) - (d/n) X^T (l * M)
 
-    with M = eta D for `noise.NoNoise()` (full batch), and M = (eta D / b) s, s ~ Bernoulli(b) for `noise.Bernoulli(b)`, and the
-    protocol's momentum if it has one. It is read at the start of each step. Returns means and standard errors over `runs`.
-    `metrics` and `throw` as in `sgd`.
+    on n = delta * d training samples (rounded, and it is the rounded n that counts), with M = eta D for `noise.NoNoise()` (full
+    batch), and M = (eta D / b) s, s ~ Bernoulli(b) for `noise.Bernoulli(b)`, and the protocol's momentum if it has one. It is
+    read at the start of each step. Returns means and standard errors over `runs`. `metrics` and `throw` as in `sgd`.
     """
     check_instance("grid", grid, TimeGrid, "Build it with dmftopt.TimeGrid.uniform(horizon, steps).")
     if not isinstance(noise, (NoNoise, Bernoulli)):
         raise TypeError(f"noise must be NoNoise() or Bernoulli(fraction), got {noise!r}. Use sgd or sgf for small batches.")
-    setup = _setup(problem, protocol, dimension, runs, key)
+    setup = _setup(problem, protocol, dimension, runs, key, grid.steps + 1, grid.steps)
     rates = read(protocol, grid.times[:-1], batched=False)
     fraction = jnp.asarray(noise.fraction if isinstance(noise, Bernoulli) else 1.0, dtype=float)
     arguments = (rates, grid.step_sizes, fraction)
@@ -132,8 +134,9 @@ def gradient_descent(
 
 def recorded(problem, protocol, horizon, dimension, runs, key, records) -> tuple[Setup, Rates, np.ndarray]:
     """Checked arguments of SGD, the protocol at each step, and after how many steps to observe."""
-    setup = _setup(problem, protocol, dimension, runs, key)
+    check_count("dimension", dimension, minimum=2)
     at = record_steps(records, horizon, dimension)
+    setup = _setup(problem, protocol, dimension, runs, key, at.size, int(at[-1]))
     return setup, read(protocol, jnp.asarray(padded(np.arange(at[-1]) / dimension))), at
 
 
@@ -168,12 +171,17 @@ def _compiled(setup: Setup, arguments, algorithm: Callable, measure: Callable):
         instance = draw(problem, jnp.asarray(member), samples, key_data)
         return measure(problem, instance, algorithm(problem, instance, key_run, *arguments))
 
-    # As many runs side by side as keep their data within about a gigabyte.
-    together = max(1, int(2**27 // (samples * member.size)))
-    return mean_and_error(jax.lax.map(run, keys, batch_size=min(together, keys.shape[0])))
+    together = _together(samples * member.size, keys.shape[0])
+    return mean_and_error(jax.lax.map(run, keys, batch_size=together))
 
 
-def _setup(problem, protocol, dimension, runs, key) -> Setup:
+def _together(data: int, runs: int) -> int:
+    """As many runs side by side as keep their data, so many numbers each, within about a gigabyte."""
+    return min(max(1, 2**27 // data), runs)
+
+
+def _setup(problem, protocol, dimension, runs, key, times: int, steps: int) -> Setup:
+    """`times` of observation, and `steps` at which the protocol is read."""
     check_instance("problem", problem, Problem, "Build it with dmftopt.Problem(...).")
     check_protocol(protocol)
     check_count("dimension", dimension, minimum=2)
@@ -184,5 +192,15 @@ def _setup(problem, protocol, dimension, runs, key) -> Setup:
     samples = round(float(problem.delta) * dimension)
     if samples < 1:
         raise ValueError(f"dimension {dimension} leaves no training sample at delta = {problem.delta}. Raise dimension.")
+    # Features and what they are made of; weights and fields at all times; correlations of times; the protocol.
+    own = 2 * samples * dimension + times * problem.m * (dimension + samples)
+    kernel = (times * problem.m) ** 2
+    together = _together(samples * dimension, runs)
+    check_memory(
+        f"dimension = {dimension} with n = delta * dimension = {samples} samples, {problem.m} student columns, runs = {runs}, "
+        f"{times} records of {steps} steps",
+        together * own + (runs + together) * kernel + 6 * steps,
+        "Lower the dimension, runs, records or the horizon.",
+    )
     sizes = group_sizes(problem, dimension)
     return Setup(problem, np.repeat(np.arange(sizes.size), sizes), samples, jax.random.split(key, runs))

@@ -59,10 +59,21 @@ class AbstractTask(eqx.Module):
         return 0.0
 
     @property
+    def bend_width(self) -> float:
+        """The same for the curvature: positive where that jumps, as where Huber's loss bends. Steps of the solver
+        depend on its mean, and that on the parameters."""
+        return self.kink_width
+
+    @property
     def jumps(self) -> bool:
         """Whether a kick of the field can turn a whole gradient on or off, as beyond a kink. With gradient noise the time step is
         then of first order only."""
         return self.kink_width > 0
+
+    @property
+    def risk_nodes(self) -> int:
+        """At about how many nodes `test_risk` evaluates the loss at once, for estimates of memory."""
+        return 2**13
 
     @abc.abstractmethod
     def loss(self, r: Float[Array, "..."], y: Float[Array, "..."]) -> Float[Array, "..."]:
@@ -163,6 +174,10 @@ class AbstractLossTask(AbstractTask):
     @property
     def kink_width(self):
         return self.loss_function.kink_width
+
+    @property
+    def bend_width(self):
+        return self.loss_function.bend_width
 
     def loss(self, r, y):
         return self.loss_function(r, y)

@@ -1,7 +1,10 @@
+from typing import Any
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax.scipy.special import ndtri
+from jaxtyping import Array, Float
 
 from .._checks import check_count, front_door
 from ..numerics.matrices import rank_floor, square_root
@@ -46,6 +49,10 @@ class Softmax(AbstractLossTask):
         return self.classes
 
     @property
+    def risk_nodes(self):
+        return 2**16
+
+    @property
     def loss_function(self):
         return losses.CrossEntropy()
 
@@ -63,7 +70,7 @@ class Softmax(AbstractLossTask):
     def _nodes(self, Q, O, rho, log_nodes):
         """Over a fresh sample: the student's fields, (m, node), and P(class | teacher's fields). Labels are averaged, and every
         node has a twin whose student differs from its mean to the other side."""
-        known, z = jnp.split(ndtri(jnp.asarray(uniform_points(2 * self.classes, log_nodes), Q.dtype)), 2)
+        known, z = jnp.split(_normals(2 * self.classes, log_nodes, Q.dtype), 2)
         to_known, rest = student_fields(self, Q, O, rho)
         center, swing = to_known @ known, rest @ z
         _, shares = self._teacher(known, rho)
@@ -88,5 +95,10 @@ class Softmax(AbstractLossTask):
         p, count = jax.nn.softmax(w, axis=0), w.shape[1]
         cross = p @ shares.T
         power = (p @ p.T - cross - cross.T) / count + jnp.diag(jnp.mean(shares, axis=1))
-        w_star, shares = self._teacher(ndtri(jnp.asarray(uniform_points(self.classes, 16), Q.dtype)), rho)
+        w_star, shares = self._teacher(_normals(self.classes, 16, Q.dtype), rho)
         return curvature, curvature @ O - shares @ w_star.T / w_star.shape[1], power
+
+
+def _normals(dimension: int, log_nodes: int, dtype: Any) -> Float[Array, "dimension node"]:
+    # The barrier keeps XLA from working out what follows from constants at compile time, which takes a minute for 100 classes.
+    return ndtri(jax.lax.optimization_barrier(jnp.asarray(uniform_points(dimension, log_nodes), dtype)))

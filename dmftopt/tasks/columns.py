@@ -89,7 +89,17 @@ def _in_parameter(function: Callable, index: int, parameters: Any, r: Array, y: 
 
 
 def curvature(task: AbstractTask, r: Float[Array, "m ..."], y: Float[Array, "..."]) -> Float[Array, "m m ..."]:
-    return task.curvature(r[0], y)[None, None] if task.columns is None else _each(task.curvature, r, y, 2)
+    """With derivatives that see where it jumps, over the width of that."""
+    m = r.shape[0]
+    flat = _curvature(task, r, y) if task.bend_width == 0 else _over_kinks(_curvature, task.bend_width, task, r, y)
+    return flat.reshape(m, m, *flat.shape[1:])
+
+
+def _curvature(task: AbstractTask, r: Float[Array, "m ..."], y: Float[Array, "..."]) -> Float[Array, "m*m ..."]:
+    if task.columns is None:
+        return task.curvature(r[0], y)[None]
+    each = _each(task.curvature, r, y, 2)
+    return each.reshape(-1, *each.shape[2:])
 
 
 def error(task: AbstractTask, r: Float[Array, "m ..."], y: Float[Array, "..."]) -> Float[Array, "..."] | None:

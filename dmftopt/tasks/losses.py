@@ -37,6 +37,11 @@ class AbstractLoss(eqx.Module):
         """As `AbstractTask.kink_width`: positive where the gradient jumps."""
         return 0.0
 
+    @property
+    def bend_width(self) -> float:
+        """As `AbstractTask.bend_width`: positive where the curvature jumps."""
+        return self.kink_width
+
     @abc.abstractmethod
     def __call__(self, r: Float[Array, "..."], y: Float[Array, "..."]) -> Float[Array, "..."]: ...
 
@@ -135,6 +140,10 @@ class SquaredHinge(AbstractMarginLoss):
     def bends(self):
         return (1.0,)
 
+    @property
+    def bend_width(self):
+        return 0.1
+
     def __call__(self, r, y):
         return 0.5 * jnp.maximum(0.0, 1 - y * r) ** 2
 
@@ -205,6 +214,10 @@ class Huber(AbstractResidualLoss):
     """e²/2 where |e| <= threshold, threshold (|e| - threshold/2) beyond, of the residual e = r - y."""
 
     threshold: Any = eqx.field(converter=as_number, default=1.0)
+
+    @property
+    def bend_width(self):
+        return 0.1
 
     def __check_init__(self):
         check_real("threshold", self.threshold, minimum=0.0, exclusive=True, cure="LeastAbsolute is the limit of small ones.")
@@ -296,6 +309,10 @@ class OfColumn(AbstractLoss):
     @property
     def kink_width(self):
         return self.loss.kink_width
+
+    @property
+    def bend_width(self):
+        return self.loss.bend_width
 
     def valid(self):
         return self.loss.valid()

@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from ..._checks import check_count, check_instance, check_key, check_real, check_shape, front_door, is_concrete, numbers_to_arrays
+from ..._memory import check_memory
 from ...protocol import in_domain
 from ...protocol.grid import record_steps
 from ...results.codes import RESULTS, raise_unless
@@ -55,12 +56,21 @@ def simulate(
     check_key(key)
     check_real("initial", initial)
     initial = jnp.asarray(initial, dtype=float)
+    check_memory(f"steps = {steps}", 8 * steps, "Use fewer.")
     if initial.ndim == 0 or initial.shape[0] == 0:
         raise ValueError(
             f"initial must have a first axis of initial points, got shape {initial.shape}. Use initial[None] for one."
         )
-    check_shape("velocity", jax.eval_shape(model.mean, initial[0]), (initial.shape[1:],), "It moves the state.")
+    try:
+        velocity = jax.eval_shape(model.mean, initial[0])
+    except Exception as error:
+        raise ValueError(
+            f"initial: the model does not take states of shape {initial.shape[1:]} ({error}). Give (point, ...), states that do."
+        ) from error
+    check_shape("velocity", velocity, (initial.shape[1:],), "It moves the state.")
     at = record_steps(records, steps, 1)
+    request = f"runs = {runs} times {at.size} records of initial points of shape {initial.shape}"
+    check_memory(request, 2.0 * runs * at.size * initial.size, "Lower one of them.")
     rates = _per_step("learning_rate", learning_rate, steps, 0.0)
     batches = _per_step("batch_size", batch_size, steps, 1.0)
     largest = _largest_batch(batches) if dynamics.discrete else 1

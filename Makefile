@@ -5,7 +5,7 @@ LOWEST := .venv-lowest
 # A file's tests share compiled programs, so they stay together; the longest files start first (tests/conftest.py).
 TWO := -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test test-slow test-lowest smoke lint format clean
+.PHONY: demo test test-slow test-lowest fuzz smoke lint format clean
 
 demo: $(VENV)/.ready
 	$(BIN)/python -m experiments.01_digits.run
@@ -22,6 +22,11 @@ test-slow: $(VENV)/.ready
 test-lowest: $(LOWEST)/.ready
 	$(LOWEST)/bin/python -m pytest $(TWO) -W ignore::DeprecationWarning \
 		--deselect tests/test_gradients.py::test_memory_of_the_gradient_is_linear_in_steps
+
+# Random problems against independent routes, for so many minutes; goes on with what is in results/fuzz.jsonl.
+MINUTES ?= 10
+fuzz: $(VENV)/.ready
+	$(BIN)/python tests/fuzz.py --minutes $(MINUTES)
 
 # Every experiment at a toy size; results go to results/*_smoke.
 smoke: $(VENV)/.ready

@@ -312,7 +312,7 @@ def test_responses_are_those_of_kicked_sgd():
 
 def test_the_response_is_refused_where_noise_does_not_tell():
     """Equal units: the noise never separates them, the loss would. In a step with the classes' shift it is told."""
-    options = {"grid": dmftopt.TimeGrid.uniform(2.0, 4), "samples": 64, "key": jax.random.key(0)}
+    options = {"grid": dmftopt.TimeGrid.uniform(2.0, 4), "samples": 256, "key": jax.random.key(0)}
     equal = problem(tasks.Committee(2, 1, "erf"), initial_correlation=np.ones((3, 3)))
     solution = dmftopt.solve(equal, PROTOCOL, **options)
     assert np.isfinite(solution.test_risk).all() and "response" not in dmftopt.compare(solution, solution).differences
@@ -354,7 +354,7 @@ def test_gradients_equal_central_differences(p):
 
     def risk(rate, ridge, delta):
         q = dataclasses.replace(p, delta=delta)
-        s = dmftopt.solve(q, dmftopt.Protocol(rate, 1.0, ridge), grid, noise=dmftopt.noise.Brownian(), samples=256,
+        s = dmftopt.solve(q, dmftopt.Protocol(rate, 1.0, ridge), grid, noise=dmftopt.noise.Brownian(), samples=512,
                           key=jax.random.key(0), throw=False)  # fmt: skip
         return s.test_risk[-1] + s.train_loss[3]
 

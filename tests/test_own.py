@@ -15,7 +15,7 @@ from dmftopt.dmft import AbstractAdjoint, AbstractSolver, AbstractStep, Factors
 KEY = jax.random.key(3)
 GRID = dmftopt.TimeGrid.uniform(1.5, 3)
 PROTOCOL = dmftopt.Protocol(0.8, batch_size=2.0, ridge=0.1)
-SAMPLES = 64
+SAMPLES = 128
 
 
 def solve(solver, noise, p=None, protocol=PROTOCOL, **options):
@@ -56,8 +56,8 @@ class Mirrored(AbstractSolver):
         return self.solver.draw(key, sizes, grid, noise, visits)
 
     def run(self, problem, noise, inputs, randomness, metrics):
-        observables, converged = self.solver.run(problem, noise, inputs, randomness, metrics)
-        return eqx.tree_at(lambda o: o.norm, observables, 2 * observables.norm), converged
+        outcome = self.solver.run(problem, noise, inputs, randomness, metrics)
+        return eqx.tree_at(lambda o: o.observables.norm, outcome, 2 * outcome.observables.norm)
 
 
 class Recomputing(AbstractAdjoint):

@@ -70,7 +70,9 @@ def test_learning_curve_draws_values_and_a_band_of_standard_errors():
     for k, t in enumerate(TIMES):
         ys = vertices[vertices[:, 0] == t, 1]
         value, error = float(solution.test_risk[k]), float(solution.standard_error.test_risk[k])
-        np.testing.assert_allclose([ys.min(), ys.max()], [value - 3 * error, value + 3 * error])
+        # Half the total errors: by Student's t for four replicates, as the time step has none here.
+        width = 3 * 3.182446305284263 / 2 * error
+        np.testing.assert_allclose([ys.min(), ys.max()], [value - width, value + width])
     np.testing.assert_array_equal(band.get_facecolor()[0, :3], to_rgba(line.get_color())[:3])
     assert "SGD steps" in axes.get_xlabel() and "test risk" in axes.get_ylabel() and "loss per sample" in axes.get_ylabel()
     assert axes.get_legend() is None
@@ -129,7 +131,9 @@ def test_comparison_draws_a_line_and_points_with_error_bars():
     np.testing.assert_array_equal(points.lines[0].get_ydata(), runs.norm[:, 0, 0])
     assert points.lines[0].get_marker() == "s"
     value, error = np.asarray(runs.norm[:, 0, 0]), np.asarray(runs.standard_error.norm[:, 0, 0])
-    np.testing.assert_allclose(bars(points), np.stack([value - 2 * error, value + 2 * error], axis=1))
+    # Student's t for eight runs.
+    width = 2.364624251592785 * error
+    np.testing.assert_allclose(bars(points), np.stack([value - width, value + width], axis=1))
     assert points.lines[0].get_color() == axes.lines[0].get_color() == plot.COLORS[0]
     assert legend(axes) == ["theory", r"simulation ($\pm$2 s.e.)"]
 

@@ -52,8 +52,8 @@ def random_solution(dtype=np.float64, **changes):
         "replicated": random_observables(dtype=dtype, seed=1),
         "half_difference": None,
         "bias_error": None,
-        "level_difference": random_observables(dtype=dtype, seed=2),
-        "stiffness": jnp.asarray([0.1, 0.2, 0.1, 0.4], dtype=dtype),
+        "level_difference": None,
+        "stiffness": jnp.zeros(4, dtype),
         "stability": jnp.asarray([0.1, 0.2, 0.1, 0.4], dtype=dtype),
         "result": dmftopt.RESULTS.successful,
         "stats": Statistics(samples=64, replicates=4, steps=4, richardson=True),
@@ -107,7 +107,11 @@ RECIPES = {
         replicates=2,
         key=jax.random.key(0),
     ),
-    "solution with a bias": lambda: random_solution(half_difference=random_observables(seed=2)),
+    "solution with a bias": lambda: random_solution(
+        half_difference=random_observables(seed=2),
+        bias_error=random_observables(seed=3),
+        level_difference=random_observables(seed=4),
+    ),
     "failed solution": lambda: random_solution(
         observables=jax.tree.map(lambda a: a.at[2:].set(jnp.nan), random_observables()), result=dmftopt.RESULTS.diverged
     ),

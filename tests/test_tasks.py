@@ -416,7 +416,7 @@ def test_derivatives_over_kinks_in_a_parameter_of_the_loss():
 
 def test_an_explosion_ends_in_a_result_code(key):
     p = problem(tasks.PhaseRetrieval(), student_scale=1.5, initial_correlation=0.3)
-    s = dmftopt.solve(p, dmftopt.Protocol(0.3), dmftopt.TimeGrid.uniform(10.0, 20), samples=256, key=key, throw=False)
+    s = dmftopt.solve(p, dmftopt.Protocol(0.3), dmftopt.TimeGrid.uniform(10.0, 20), samples=512, key=key, throw=False)
     assert s.result != dmftopt.RESULTS.successful
     assert np.isnan(s.test_risk[-1])
 

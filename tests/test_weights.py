@@ -232,7 +232,7 @@ def test_gradient_equals_central_differences(key, task, step, parametrization):
 
 def test_memory_of_the_gradient_is_linear_in_steps(key):
     """In arrays of (samples or particles) × steps, of each of which there are as many."""
-    count = 1024
+    count = 2048
     p = problem(regularizer=regularizers.SmoothL1(0.1))
 
     def bytes_used(steps):
@@ -285,7 +285,7 @@ def test_derivatives_of_regularizers(regularizer):
 def solve(solver=dmftopt.CausalInnovations(), steps=4, protocol=dmftopt.Protocol(0.5), **changes):
     grid = dmftopt.TimeGrid.uniform(2.0, steps)
     p = problem(**{"regularizer": regularizers.SmoothL1()} | changes)
-    return dmftopt.solve(p, protocol, grid, samples=64, solver=solver, key=jax.random.key(0))
+    return dmftopt.solve(p, protocol, grid, samples=512, solver=solver, key=jax.random.key(0))
 
 
 def differentiate_fraction():

@@ -17,6 +17,7 @@ from ..protocol import Protocol, Recipe
 from ..protocol.schedules import PerStep
 from ._budget import Plan, Run
 from ._objective import Objective
+from ._optimize import Check, Score
 
 # Runs are simulated in this many batches, of which differences between protocols have a standard error.
 _BATCHES = 16
@@ -36,6 +37,7 @@ class Row(NamedTuple):
       numbers (None where the route cannot tell).
     - `realized`: mean of SGD runs with these whole batch sizes; None if nothing was simulated.
     - `horizon`: steps / d; `samples`: seen / d.
+    - `doubled`: predicted at twice the steps and samples; None where that was not looked at.
     """
 
     predicted: Estimate
@@ -43,6 +45,7 @@ class Row(NamedTuple):
     realized: Estimate | None
     horizon: float
     samples: float
+    doubled: Estimate | None = None
 
 
 @register
@@ -61,11 +64,14 @@ class Report(eqx.Module):
         return _estimate(values)
 
     def gain(self, name: str, over: str, which: int = 0) -> dict[str, Estimate]:
-        """By how much the objective is lower than that of the protocol `over`: "predicted", and if simulated "rounded" and
-        "realized". Simulations share training sets and random numbers, and so their difference is known better than each."""
+        """By how much the objective is lower than that of the protocol `over`: "predicted", at twice the steps and samples
+        "doubled", and if simulated "rounded" and "realized". Simulations share training sets and random numbers, and so their
+        difference is known better than each."""
         self._check(which, name=name, over=over)
         mine, other = self.rows[name][which], self.rows[over][which]
         gains = {"predicted": _difference(other.predicted, mine.predicted)}
+        if mine.doubled is not None and other.doubled is not None:
+            gains["doubled"] = _difference(other.doubled, mine.doubled)
         if mine.rounded is not None and other.rounded is not None:
             gains["rounded"] = _difference(other.rounded, mine.rounded)
         a, b = self.batches[name][which], self.batches[over][which]
@@ -94,7 +100,23 @@ class Report(eqx.Module):
                 lines.append(
                     f"{name:<{width}}  " + "  ".join(f"{c:>20}" for c in cells) + f"  {row.horizon:>7.4g}  {row.samples:>9.4g}"
                 )
+        lines += [
+            f"not resolved: the gain of {name!r} over {over!r} is {a.mean:.3g} ± {a.standard_error:.1g}, at twice the steps and "
+            f"samples {b.mean:.3g} ± {b.standard_error:.1g}. Give Objective more of both."
+            for name, over, a, b in self._moved()
+        ]
         return "\n".join(lines)
+
+    def _moved(self) -> list[tuple[str, str, Estimate, Estimate]]:
+        """Gains of the best on average over the others that are not the same at twice the steps and samples."""
+        best = min(self.rows, key=lambda name: np.mean([row.predicted.mean for row in self.rows[name]]))
+        moved = []
+        for over in self.rows:
+            for which in range(len(self.rows[best]) if over != best else 0):
+                gains = self.gain(best, over, which)
+                if "doubled" in gains and Check(Score(*gains["predicted"]), Score(*gains["doubled"])).moved:
+                    moved.append((best, over, gains["predicted"], gains["doubled"]))
+        return moved
 
 
 @front_door
@@ -106,6 +128,7 @@ def report(
     dimension: int | None = None,
     runs: int = 32,
     fresh: int = 4,
+    recheck: bool = True,
     progress: bool = True,
 ) -> Report:
     """Judge protocols under an objective's budget: predicted on fresh random numbers, and realized by SGD.
@@ -115,6 +138,8 @@ def report(
     - `protocols`: by name, for example `{"optimized": found.protocol} | found.tuned`.
     - `dimension`: of `runs` SGD runs of each with batch sizes rounded to whole numbers (`dmftopt.recipe`), on the same training
       sets and batches for each protocol. None: no simulation.
+    - `recheck`: predict again at twice the steps and samples, where a prediction knows such (by `dmftopt.Solve`), and say which
+      gain moved by more than its error and a tenth.
 
     The measure must be one that simulations have too. Raises ValueError where a prediction is not finite.
     """
@@ -139,11 +164,15 @@ def report(
             recipes[name] = [run.recipe(dimension=dimension, delta=float(problem.delta)) for run, problem in pairs]
             longest = max([longest, *(len(r) for r in recipes[name])])
     rows, batches = {}, {}
+    finer = objective.doubled() if recheck else None
     with tqdm(total=len(made) * (2 if recipes else 1), desc="report", disable=None if progress else True, leave=False) as bar:
         for name, protocol in protocols.items():
             bar.set_postfix_str(f"{name}, predicted")
             inputs = _prepared(objective, protocol)
             predicted = _estimates(name, objective, inputs, keys)
+            doubled: list = [None] * len(predicted)
+            if finer is not None:
+                doubled = _estimates(name, finer, _prepared(finer, protocol), keys)
             bar.update()
             rounded: list = [None] * len(predicted)
             measured = [np.zeros(0)] * len(predicted)
@@ -157,7 +186,8 @@ def report(
                 bar.update()
             realized = [_estimate(m) if m.size else None for m in measured]
             spent = [(float(run.horizon), float(run.samples)) for run in made[name]]
-            rows[name] = [Row(p, r, m, *s) for p, r, m, s in zip(predicted, rounded, realized, spent, strict=True)]
+            columns = zip(predicted, rounded, realized, spent, doubled, strict=True)
+            rows[name] = [Row(p, r, m, *s, d) for p, r, m, s, d in columns]
             batches[name] = measured
     return Report(rows, batches)
 

@@ -8,7 +8,9 @@ from ._fixed_point import FixedPoint as FixedPoint
 from ._solution import Solution as Solution
 from ._solve import solve as solve
 from ._solver import AbstractSolver as AbstractSolver
+from ._solver import Curvature as Curvature
 from ._solver import Inputs as Inputs
+from ._solver import Outcome as Outcome
 from ._solver import Sizes as Sizes
 from ._solver import configured as configured
 from ._step import AbstractStep as AbstractStep

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
+from scipy.special import stdtrit
 from tqdm.auto import tqdm
 
 from .._checks import check_real, is_concrete
@@ -31,10 +32,10 @@ from ._replicate import Level, Replicate, error_of_fine, on_fine
 from ._solution import Solution, Statistics
 from ._solver import AbstractSolver, configured
 
-# What an automatic solve starts from, and what it may take: steps at first, steps, samples of a replicate, and the product
-# samples * steps² of all replicates.
+# What an automatic solve starts from, and what it may take: steps at first, steps, samples of a replicate, replicates, and the
+# product samples * steps² of all replicates.
 _FIRST_STEPS, _FIRST_SAMPLES, REPLICATES = 16, 1024, 4
-_MOST_FIRST, _MOST_STEPS, _MOST_SAMPLES, _MOST_WORK = 128, 2048, 2**16, 1e10
+_MOST_FIRST, _MOST_STEPS, _MOST_SAMPLES, _MOST_REPLICATES, _MOST_WORK = 128, 2048, 2**16, 64, 1e10
 _ROUNDS = 8
 
 
@@ -55,6 +56,7 @@ class Request(NamedTuple):
 class Sizes(NamedTuple):
     steps: int
     samples: int
+    replicates: int
 
 
 class Measured(NamedTuple):
@@ -85,9 +87,12 @@ def check_horizon(horizon: Any, solver: AbstractSolver, noise: AbstractNoise, pr
             "grid: how many steps an accuracy needs cannot be found while tracing. Choose them outside, with "
             "dmftopt.TimeGrid.for_accuracy(problem, protocol, horizon, key=key), and pass that grid."
         )
+    if np.ndim(horizon) != 0 or isinstance(horizon, (str, bytes)):
+        raise TypeError(
+            f"grid must be a TimeGrid, or one number, the horizon, got {horizon!r}. Build it with dmftopt.TimeGrid(times), "
+            "or with dmftopt.TimeGrid.uniform(horizon, steps)."
+        )
     check_real("horizon", horizon, minimum=0.0, exclusive=True, cure="It is the final time, SGD steps / d.")
-    if np.ndim(horizon) != 0:
-        raise ValueError(f"horizon must be one number, got shape {np.shape(horizon)}. Use a TimeGrid, or a loop.")
     if is_algorithm(noise, solver.step_for(noise), protocol.momentum is not None):
         raise ValueError("grid: here each step is an update of the algorithm. Pass a TimeGrid with one step for each.")
     return float(horizon)
@@ -96,26 +101,25 @@ def check_horizon(horizon: Any, solver: AbstractSolver, noise: AbstractNoise, pr
 def solve_to(accuracy: float, request: Request, samples: int | None, progress: bool) -> Solution:
     """The first solution whose total error is within the accuracy, or the last one."""
     at, curvature = np.array([0.0, request.horizon]), np.full(2, _curvature_at_start(request.problem))
-    sizes, least = None, samples or _FIRST_SAMPLES
+    density = _density(request, at, curvature)
+    fixed = _fixed(request, _MOST_STEPS).size
+    steps = _power_of_two(max(min(density.steps, _MOST_FIRST), _FIRST_STEPS, 4 * fixed))
+    sizes = _allowed(request, Sizes(steps, samples or _FIRST_SAMPLES, request.replicates))
+    trial = _Trial(request, density, sizes)
     with tqdm(total=_ROUNDS, desc="solve", disable=None if progress else True, leave=False) as bar:
         while True:
-            density = _density(request, at, curvature)
-            if sizes is None:
-                fixed = _fixed(request, density, _MOST_STEPS).size
-                sizes = _allowed(
-                    request, Sizes(_power_of_two(max(min(density.steps, _MOST_FIRST), _FIRST_STEPS, 4 * fixed)), least)
-                )
-            bar.set_postfix_str(f"{sizes.steps} steps, {request.replicates} x {sizes.samples} samples")
-            fixed = _fixed(request, density, sizes.steps // 4)
-            found = _measure(request, density.grid(sizes.steps // 2, fixed), sizes, accuracy)
+            bar.set_postfix_str(f"{sizes.steps} steps, {sizes.replicates} x {sizes.samples} samples")
+            found = trial.measure(sizes.replicates, accuracy)
             bar.update()
             more = _allowed(request, _more(found, sizes, accuracy))
             settled = any(bool(found.solution.result == code) for code in (RESULTS.successful, RESULTS.unstable, RESULTS.invalid))
             if settled or more == sizes or bar.n >= _ROUNDS:
                 return found.solution
+            if more[:2] != sizes[:2]:
+                if np.all(np.isfinite(found.curvature)):
+                    density = _density(request, np.asarray(found.solution.times, dtype=float), found.curvature)
+                trial = _Trial(request, density, more)
             sizes = more
-            if np.all(np.isfinite(found.curvature)):
-                at, curvature = np.asarray(found.solution.times, dtype=float), found.curvature
 
 
 def observed(solution: Solution, times: Numbers) -> Solution:
@@ -139,26 +143,45 @@ def observed(solution: Solution, times: Numbers) -> Solution:
     return dataclasses.replace(solution, times=solution.times[keep], **{p: at(getattr(solution, p)) for p in parts}, **worst)
 
 
-def _measure(request: Request, coarse: TimeGrid, sizes: Sizes, accuracy: float) -> Measured:
-    """Two levels on the same random numbers, all replicates, and on the coarse one the two halves of the samples."""
-    problem, noise = request.problem, request.noise
-    solver = _sized(request, sizes)
-    step = solver.step_for(noise)
-    order = order_of(problem, noise, step)
+class _Trial:
+    """Replicates on two levels of the same random numbers, and on the coarse one with the two halves of the samples. More of them
+    may be asked for later."""
 
-    def level(grid: TimeGrid) -> Level:
-        average = averaged(request.protocol, grid, step.nodes, step.node_weights, batched=noise.batched)
-        return Level(grid, average, problem.delta)
+    def __init__(self, request: Request, density: Density, sizes: Sizes):
+        problem, noise, solver = request.problem, request.noise, _sized(request, sizes)
+        step = solver.step_for(noise)
 
-    levels = level(coarse), level(coarse.refined())
-    one = _Replicate(problem, noise, solver, levels, request.metrics, order)
-    outputs = [one(key) for key in jax.random.split(request.key, request.replicates)]
-    curvature = np.mean([np.asarray(size) for _, size in outputs], axis=0)
-    settings = Statistics(sizes.samples, request.replicates, levels[1].grid.steps, False, "measured", order)
-    asked = jnp.asarray(accuracy, coarse.times.dtype)
-    solution, errors = _assembled(problem, noise, levels, [replicate for replicate, _ in outputs], settings, asked)
-    of_steps, of_samples, bias = (float(e) for e in errors)
-    return Measured(solution, of_steps, of_samples, bias, order, curvature)
+        def level(grid: TimeGrid) -> Level:
+            average = averaged(request.protocol, grid, step.nodes, step.node_weights, batched=noise.batched)
+            return Level(grid, average, problem.delta)
+
+        coarse = density.grid(sizes.steps // 2, _fixed(request, sizes.steps // 4))
+        self.request, self.solver, self.samples = request, solver, sizes.samples
+        self.levels, self.order = (level(coarse), level(coarse.refined())), order_of(problem, noise, step)
+        self.outputs: list[tuple[Replicate, Array]] = []
+
+    def measure(self, replicates: int, accuracy: float) -> Measured:
+        problem, noise, fine = self.request.problem, self.request.noise, self.levels[1].grid
+        while len(self.outputs) < replicates:
+            self.outputs.append(self._replicate(jax.random.fold_in(self.request.key, len(self.outputs))))
+        curvature = np.mean([np.asarray(size) for _, size in self.outputs], axis=0)
+        settings = Statistics(self.samples, replicates, fine.steps, False, "measured", self.order)
+        given = [replicate for replicate, _ in self.outputs], settings, jnp.asarray(accuracy, fine.times.dtype)
+        solution, errors = _assembled(problem, noise, self.levels, *given)
+        of_steps, of_samples, bias = (float(e) for e in errors)
+        return Measured(solution, of_steps, of_samples, bias, self.order, curvature)
+
+    def _replicate(self, key: Array) -> tuple[Replicate, Array]:
+        request, (coarse, fine) = self.request, self.levels
+        points = drawn(request.problem, request.noise, self.solver, fine, key)
+        coarser, *halves = _coarser(points, fine, request.noise)
+
+        def run(level, points):
+            return run_level(request.problem, request.noise, self.solver, level, points, request.metrics)
+
+        runs = [run(coarse, coarser), run(fine, points)]
+        of_halves = [run(coarse, half).observables for half in halves]
+        return _judged(request.problem, request.noise, self.levels, runs, of_halves, self.order)
 
 
 @eqx.filter_jit
@@ -170,26 +193,6 @@ def _assembled(problem, noise, levels, replicates: list[Replicate], settings: St
     parts = solution.discretization_error, sampling_error(solution.standard_error, settings.replicates), solution.bias
     relative = [relative_errors(solution.observables, part, problem.rho) for part in parts]
     return solution, [jnp.max(jnp.stack(list(r.values()))) for r in relative]
-
-
-class _Replicate(NamedTuple):
-    problem: Problem
-    noise: AbstractNoise
-    solver: AbstractSolver
-    levels: tuple[Level, Level]
-    metrics: Metrics
-    order: int
-
-    def __call__(self, key: Array) -> tuple[Replicate, Array]:
-        coarse, fine = self.levels
-        points = drawn(self.problem, self.noise, self.solver, fine, key)
-        coarser, *halves = _coarser(points, fine, self.noise)
-        runs = [self._run(level, p) for level, p in ((coarse, coarser), (fine, points))]
-        halves = [self._run(coarse, half).observables for half in halves]
-        return _judged(self.problem, self.noise, self.levels, runs, halves, self.order)
-
-    def _run(self, level, points):
-        return run_level(self.problem, self.noise, self.solver, level, points, self.metrics)
 
 
 @eqx.filter_jit
@@ -218,26 +221,40 @@ def _judged(problem, noise, levels, runs, halves, order: int) -> tuple[Replicate
 def _more(found: Measured, sizes: Sizes, accuracy: float) -> Sizes:
     """The error of the steps is to be at most half of the accuracy, those of the samples four tenths together. What cannot be
     told yet waits: a level without finite values, or far off, says nothing of the samples."""
-    steps, samples = sizes
+    steps, samples, replicates = sizes
     if not found.step_error <= 0.1:
-        return Sizes(4 * steps if not found.step_error <= 1.0 else 2 * steps, samples)
+        return Sizes(4 * steps if not found.step_error <= 1.0 else 2 * steps, samples, replicates)
     if found.step_error > 0.5 * accuracy:
         steps *= _power_of_two(min((2 * found.step_error / accuracy) ** (1 / found.order), 4.0))
-    lacking = (found.sampling_error + found.bias) / (0.4 * accuracy)
-    if lacking > 1:
-        # Quasi-random points: better than the square root.
-        samples *= max(2, min(8, 2 ** round(1.2 * float(np.log2(lacking)))))
-    return Sizes(steps, samples)
+    # What sampling may take.
+    left = max(0.4 * accuracy - found.bias, 0.2 * accuracy)
+    if found.sampling_error > left and found.sampling_error >= found.bias:
+        # More replicates compile nothing anew and make Student's t smaller; of a bias within the sampling error nothing is known.
+        goal = left / found.sampling_error * _spread(replicates)
+        replicates = next((r for r in (replicates * 2**i for i in range(1, 7)) if _spread(r) <= goal), _MOST_REPLICATES)
+        if replicates > _MOST_REPLICATES or sizes.replicates == _MOST_REPLICATES:
+            samples, replicates = 4 * samples, min(replicates, _MOST_REPLICATES)
+    elif found.bias > 0.3 * accuracy:
+        samples *= 2 if found.bias < 0.6 * accuracy else 4
+    return Sizes(steps, samples, replicates)
+
+
+def _spread(replicates: int) -> float:
+    """Half the 95% interval of a mean, over the deviation of one."""
+    return float(stdtrit(replicates - 1, 0.975)) / replicates**0.5
 
 
 def _allowed(request: Request, sizes: Sizes) -> Sizes:
     """Within what an automatic solve may take, with enough samples for the directions."""
-    steps = min(sizes.steps, _MOST_STEPS)
+    steps, replicates = min(sizes.steps, _MOST_STEPS), sizes.replicates
     needed = _power_of_two(SAMPLES_PER_DIRECTION * request.problem.m * steps)
     samples = min(max(sizes.samples, needed), _MOST_SAMPLES)
-    while steps > _FIRST_STEPS and request.replicates * samples * steps**2 > _MOST_WORK:
-        steps //= 2
-    return Sizes(steps, samples)
+    while steps > _FIRST_STEPS and replicates * samples * steps**2 > _MOST_WORK:
+        if replicates > request.replicates:
+            replicates //= 2
+        else:
+            steps //= 2
+    return Sizes(steps, samples, replicates)
 
 
 def _power_of_two(least: float) -> int:
@@ -260,7 +277,7 @@ def _density(request: Request, at: Numbers, curvature: Numbers) -> Density:
     return Density(request.problem, request.protocol, request.horizon, curvature, at, ratio)
 
 
-def _fixed(request: Request, density: Density, most: int) -> Numbers:
+def _fixed(request: Request, most: int) -> Numbers:
     """Times that the coarse grid must have: those asked for, and the protocol's knots where they are few enough."""
     times = request.times[(request.times > 0) & (request.times < request.horizon)]
     found = inner_knots(request.protocol, request.horizon, 1e-6 * request.horizon)

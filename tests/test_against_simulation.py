@@ -33,7 +33,7 @@ OPTIONS = {"samples": 8192, "replicates": 8, "richardson": True, "key": jax.rand
 
 
 def check(solution, simulation):
-    comparison = dmftopt.compare(solution, simulation)
+    comparison = dmftopt.compare(solution, simulation, errors="sampling")
     assert comparison.agrees(sigmas=2, relative=0.005), f"\n{comparison}"
 
 
@@ -78,7 +78,7 @@ def test_discrete_step_is_gradient_descent_with_a_finite_step(law):
     simulation = dmftopt.simulate.gradient_descent(p, protocol, grid, dimension=250, runs=1024, **options)
     check(solution, simulation)
     flow = dmftopt.solve(p, protocol, grid, noise=dmftopt.noise.NoNoise(), samples=8192, key=jax.random.key(0))
-    assert not dmftopt.compare(flow, simulation).agrees(), "the step is so small that this test shows nothing"
+    assert not dmftopt.compare(flow, simulation, errors="sampling").agrees(), "the step is so small that this test shows nothing"
 
 
 def test_laws_differ_where_they_should():
@@ -86,7 +86,7 @@ def test_laws_differ_where_they_should():
     p, protocol = problem(), constant(3.0)
     poisson = dmftopt.solve(p, protocol, GRID, noise=dmftopt.noise.Poisson(), **OPTIONS)
     brownian = dmftopt.solve(p, protocol, GRID, noise=dmftopt.noise.Brownian(), **OPTIONS)
-    assert not dmftopt.compare(brownian, poisson).agrees()
+    assert not dmftopt.compare(brownian, poisson, errors="sampling").agrees()
     gap = poisson.norm[-1, 0, 0] / brownian.norm[-1, 0, 0] - 1
     assert 0.005 < gap < 0.02
 
@@ -119,8 +119,8 @@ def test_compare_sees_a_wrong_number():
         dmftopt.solve(p, constant(rate), GRID, **OPTIONS | {"key": jax.random.key(k)})
         for rate, k in ((1.0, 0), (1.05, 3), (1.0, 4))
     )
-    assert dmftopt.compare(solution, same).agrees()
-    assert not dmftopt.compare(solution, other).agrees()
+    assert dmftopt.compare(solution, same, errors="sampling").agrees()
+    assert not dmftopt.compare(solution, other, errors="sampling").agrees()
     short = dmftopt.simulate.sgd(p, constant(1.0), key=jax.random.key(0), **SMALL)
     with pytest.raises(ValueError, match="second runs to"):
-        dmftopt.compare(short, solution)
+        dmftopt.compare(short, solution, errors="sampling")

@@ -193,7 +193,7 @@ def test_more_budget_is_never_worse():
         assert [len(found.ends) for found in front] == [3, 4, 4]
 
 
-SMALL = {"samples": 64, "noise": dmftopt.noise.Brownian()}
+SMALL = {"samples": 128, "noise": dmftopt.noise.Brownian()}
 
 
 def test_the_objective_is_solve_on_the_run(key):
@@ -238,7 +238,7 @@ def test_a_prediction_takes_a_solver_and_is_made_finer_by_it():
     assert short.solver.samples == long.solver.samples == 64 and long.solver.particles == 128
     assert Solve().solver.samples == 2048 and Solve(step=dmftopt.DiscreteStep()).solver.step == dmftopt.DiscreteStep()
     finer = Objective(problem(), Budget(steps=1.0), grid=TimeGrid.uniform(1.0, 3), predict=long).finer(samples=4, replicates=3)
-    assert finer.predict.solver == dmftopt.CausalInnovations(samples=256, particles=128) and finer.predict.replicates == 3
+    assert finer.predict.solver == dmftopt.CausalInnovations(samples=256, particles=512) and finer.predict.replicates == 3
     assert isinstance(finer.predict.noise, dmftopt.noise.Poisson) and finer.grid.steps == 6
     # A step that is the algorithm's own update is not halved, nor is a law without noise made noisy.
     for noise in (dmftopt.noise.Bernoulli(0.5), dmftopt.noise.NoNoise()):

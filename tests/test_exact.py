@@ -110,7 +110,7 @@ def test_a_stiff_spectrum_is_stable_and_accurate(key):
     risk is that of eight times as many steps."""
     p = problem(dmftopt.tasks.LeastSquares(0.3), dmftopt.features.spectrum([50.0, 1.0, 0.2], [0.01, 0.3, 0.69]))
     protocol = dmftopt.Protocol(0.6)
-    options = {"noise": dmftopt.noise.Brownian(), "samples": 4096, "key": key}
+    options = {"noise": dmftopt.noise.Brownian(), "samples": 8192, "key": key}
     coarse = dmftopt.solve(p, protocol, dmftopt.TimeGrid.geometric(4.0, 40), **options)
     fine = dmftopt.solve(p, protocol, dmftopt.TimeGrid.geometric(4.0, 320), **options)
     np.testing.assert_allclose(coarse.test_risk[-1], fine.test_risk[-1], rtol=0.02)
@@ -124,8 +124,9 @@ def test_coarse_steps_on_a_small_training_set_do_not_blow_up(key, delta):
     loss of gradient flow never grows, and neither may that of a coarse step."""
     p = problem(dmftopt.tasks.LeastSquares(1.0), delta=delta, student_scale=0.0)
     s = dmftopt.solve(
-        p, dmftopt.Protocol(2.0), dmftopt.TimeGrid.uniform(30.0, 30), noise=dmftopt.noise.NoNoise(), samples=4096, key=key
-    )
+        p, dmftopt.Protocol(2.0), dmftopt.TimeGrid.uniform(30.0, 30), noise=dmftopt.noise.NoNoise(), samples=4096, key=key,
+        throw=False,
+    )  # fmt: skip
     # The slack is the sampling error of the first gradient's overlaps, about 1e-3 at 4096 Sobol points.
     assert np.all(np.diff(s.train_loss) <= 1e-3 * s.train_loss[0])
 

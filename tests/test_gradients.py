@@ -89,7 +89,7 @@ def test_gradient_through_vmap_and_jit(key):
 
     def risk(rate, delta):
         p = problem(delta=delta)
-        s = dmftopt.solve(p, dmftopt.Protocol(rate), grid, noise=dmftopt.noise.Brownian(), samples=64, key=key)
+        s = dmftopt.solve(p, dmftopt.Protocol(rate), grid, noise=dmftopt.noise.Brownian(), samples=128, key=key)
         return s.test_risk[-1]
 
     rates, deltas = jnp.array([0.5, 1.0, 2.0]), jnp.array([1.0, 2.0, 3.0])

@@ -91,7 +91,7 @@ def test_least_squares_is_sgd():
     simulation = dmftopt.simulate.sgd(
         p, DECAY, horizon=5.0, dimension=400, runs=32, records=GRID.times[::4], key=jax.random.key(1)
     )
-    comparison = dmftopt.compare(limit, simulation)
+    comparison = dmftopt.compare(limit, simulation, errors="sampling")
     assert comparison.agrees(sigmas=3, relative=0.005), f"\n{comparison}"
 
 
@@ -114,7 +114,7 @@ def test_the_solver_is_online_where_samples_abound(task):
     solution = dmftopt.solve(
         p, DECAY, GRID, noise=dmftopt.noise.Brownian(), samples=16384, replicates=4, richardson=True, key=jax.random.key(0)
     )
-    comparison = dmftopt.compare(solution, limits.online(p, DECAY, GRID))
+    comparison = dmftopt.compare(solution, limits.online(p, DECAY, GRID), errors="sampling")
     # A 0-1 error over quasi-random samples jumps; Richardson extrapolation adds to that.
     comparison.differences.pop("train_error", None)
     # A kinked loss has no curvature, so nothing of what follows a kick is stepped exactly, and the response is of first order:
@@ -130,7 +130,7 @@ def test_online_is_sgd_on_a_kinked_loss():
     p, grid = grouped(Hinge(), delta=250.0), dmftopt.TimeGrid.uniform(2.0, 10)
     protocol = dmftopt.Protocol(1.0, 1.0, 0.1)
     simulation = dmftopt.simulate.sgd(p, protocol, horizon=2.0, dimension=100, runs=32, records=grid.times, key=jax.random.key(1))
-    comparison = dmftopt.compare(limits.online(p, protocol, grid), simulation)
+    comparison = dmftopt.compare(limits.online(p, protocol, grid), simulation, errors="sampling")
     assert comparison.agrees(sigmas=3, relative=0.018), f"\n{comparison}"
 
 
@@ -234,7 +234,7 @@ def test_the_square_term_of_a_small_dimension_is_visible_in_sgd():
         p, dmftopt.Protocol(1.3), horizon=2.0, dimension=d, runs=512, records=2, key=jax.random.key(3)
     )
     found = limits.online_least_squares(p, dmftopt.Protocol(1.3), dimension=d, horizon=2.0, records=2)
-    comparison = dmftopt.compare(found, simulation)
+    comparison = dmftopt.compare(found, simulation, errors="sampling")
     assert comparison.agrees(sigmas=3, relative=0.01), f"\n{comparison}"
     for factor, right in ((2, True), (1, False)):
         shrink = 1 - 2 * 1.3 / d + 1.3**2 * (factor / d**2 + 1 / d)

@@ -264,7 +264,9 @@ def test_labeled_arrays(tmp_path):
 def test_compared_plotted_and_blanked():
     solution = stored()
     difference = dmftopt.compare(solution, stored(observables=with_metrics(random_observables(), 2))).differences["weight_c"]
-    np.testing.assert_allclose(difference.standard_error, 2**0.5 * np.abs(solution.standard_error.weight_metrics["c"]))
+    np.testing.assert_allclose(
+        difference.standard_error, 3.182446305284263 / 2**0.5 * np.abs(solution.standard_error.weight_metrics["c"])
+    )
     axes = dmftopt.plot.learning_curve(solution, "test_b")
     np.testing.assert_array_equal(axes.lines[5].get_ydata(), solution.test_metrics["b"][:, 1, 2])
     assert axes.get_ylabel() == "b, mean over fresh samples"

@@ -240,7 +240,7 @@ def test_a_corner_that_blows_up_does_not_wash_out_the_landscape():
 
 
 BAD = {
-    "not a result": (lambda: plot.learning_curve(np.ones(3)), TypeError, "result must be a AbstractResult"),
+    "not a result": (lambda: plot.learning_curve(np.ones(3)), TypeError, "result must be an AbstractResult"),
     "unknown observable": (lambda: plot.learning_curve(single(), "risk"), ValueError, "observable must be one of test_risk"),
     "two times": (lambda: plot.learning_curve(single(), "correlation"), ValueError, r"Draw it with dmftopt\.plot\.kernel"),
     "no error rate": (lambda: plot.learning_curve(single(), "test_error"), ValueError, "result has no test_error. Only class"),

@@ -15,7 +15,7 @@ PAGES = {"README.md": ROOT / "README.md", **PAGES}
 # Run after a page's blocks, with its names.
 CHECKS = {
     "README.md": """
-assert solution.test_risk.shape == solution.times.shape == sgd.times.shape == (41,)
+assert solution.test_risk.shape == solution.times.shape == sgd.times.shape == (11,)
 assert found.report["optimized"].mean < found.report["initial"].mean
 assert steps.batch_size.sum() == 3 * 2000
 """,

@@ -504,7 +504,7 @@ def test_online_limit(key):
     protocol, grid = dmftopt.Protocol(1.0, 1.0, 0.1), dmftopt.TimeGrid.geometric(3.0, 40, ratio=5.0)
     # At this delta a Poisson count is 0 for every sample.
     solution = dmftopt.solve(p, protocol, grid, noise=dmftopt.noise.Brownian(), samples=2**13, replicates=2, key=key)
-    comparison = dmftopt.compare(solution, dmftopt.limits.online(p, protocol, grid))
+    comparison = dmftopt.compare(solution, dmftopt.limits.online(p, protocol, grid), errors="sampling")
     for name in ("test_risk", "student_overlap", "teacher_overlap", "correlation", "norm"):
         assert comparison.differences[name].excess(2, 0.002) <= 0, f"\n{comparison}"
 
@@ -527,5 +527,5 @@ def test_poisson_noise_is_sgd(task, protocol, horizon, steps, changes):
     simulation = dmftopt.simulate.sgd(
         p, protocol, horizon=horizon, dimension=500, runs=128, records=grid.times[:: steps // 16], key=jax.random.key(2)
     )
-    comparison = dmftopt.compare(solution, simulation)
+    comparison = dmftopt.compare(solution, simulation, errors="sampling")
     assert comparison.agrees(sigmas=3, relative=0.005), f"\n{comparison}"

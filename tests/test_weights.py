@@ -42,7 +42,7 @@ def test_with_the_ridge_particles_are_exact(key, task, law, step):
 
 
 def check(solution, simulation):
-    comparison = dmftopt.compare(solution, simulation)
+    comparison = dmftopt.compare(solution, simulation, errors="sampling")
     assert comparison.agrees(sigmas=2, relative=0.005), f"\n{comparison}"
 
 
@@ -72,7 +72,9 @@ def test_gradient_descent(regularizer, prior, law, protocol):
     wide = problem(tasks.LeastSquares(0.3), delta=0.8, regularizer=regularizers.SmoothL1(10.0), teacher_prior=prior)
     ridge = dataclasses.replace(protocol, ridge=lambda t: 10.0 * protocol.ridge(t))
     other = dmftopt.solve(wide, ridge, grid, samples=8192, replicates=4, step=dmftopt.DiscreteStep(), solver=PARTICLES, **options)
-    assert not dmftopt.compare(other, simulation).agrees(sigmas=6), "the regularizer is so weak that this test shows nothing"
+    assert not dmftopt.compare(other, simulation, errors="sampling").agrees(sigmas=6), (
+        "the regularizer is so weak that this test shows nothing"
+    )
 
 
 def against_sgd(p, protocol, grid, **options):
@@ -162,7 +164,7 @@ def test_momentum_of_small_batches(key):
     plain = dmftopt.Protocol(lambda t: 0.2 / (0.2 + 0.1 * t), ridge=0.3)
     exact = dmftopt.limits.least_squares(p, plain, grid)
     np.testing.assert_allclose(dmftopt.limits.least_squares(p, protocol, grid).norm, exact.norm, rtol=1e-12)
-    assert dmftopt.compare(exact, found).agrees(sigmas=3, relative=0.01)
+    assert dmftopt.compare(exact, found, errors="sampling").agrees(sigmas=3, relative=0.01)
     solved, same = (dmftopt.solve(p, x, grid, samples=256, key=key) for x in (protocol, plain))
     np.testing.assert_allclose(solved.norm, same.norm, rtol=1e-12)
 

@@ -18,6 +18,7 @@ from ._solver import Curvature, Inputs
 from ._step import AbstractStep
 
 _HALVINGS = 40
+_RESTING = 0.3
 # At the critical rate itself nothing grows exponentially.
 ROUNDING = 1e-6
 
@@ -33,10 +34,15 @@ def order_of(problem: Problem, noise: AbstractNoise, step: AbstractStep) -> int:
 
 
 def stiffness(problem: Problem, inputs: Inputs, curvature: Curvature) -> Float[Array, " step"]:
-    """Equation (27): the largest s = D eta lambda_a kappa_a |E[dl / dr]| over the eigenvalue groups, kappa_a as in (14)."""
-    fastest = jnp.max(problem.features.eigenvalues * curvature_ratio(problem.features, problem.delta))
+    """Equation (27): D [sum_a omega_a lambda_a r_a²]^(1/2), r_a = eta lambda_a kappa_a |E[dl / dr]| with kappa_a as in (14); of a
+    mode that has come to rest, where only noise moves it, 0.3 of its rate."""
+    features = problem.features
     size = jnp.sqrt(jnp.sum(curvature.mean[:-1] ** 2, axis=(1, 2)))
-    return jax.lax.stop_gradient(inputs.mean * fastest * size)
+    fastest = features.eigenvalues * curvature_ratio(features, problem.delta)
+    steps = fastest[:, None] * (inputs.mean * size)[None]
+    clock = jnp.cumsum(steps, axis=1) - steps
+    felt = steps * (_RESTING + (1 - _RESTING) * jnp.exp(-clock / 3))
+    return jax.lax.stop_gradient(jnp.sqrt((features.weights * features.eigenvalues) @ felt**2))
 
 
 def stability(problem: Problem, inputs: Inputs, curvature: Curvature) -> Float[Array, " step"]:

@@ -38,7 +38,7 @@ class Solution(AbstractResult):
       or a horizon in place of the grid); otherwise rough, from `stiffness`, at no cost. 0 where the step is the algorithm.
     - `total_error`: half the width of the interval that holds the exact value in 95 of 100 cases, from all of these that are
       known.
-    - `stiffness` (step,): step times the fastest rate, equation (27); below 0.3 the time step is good to a percent.
+    - `stiffness` (step,): step times the rate of what is moving, equation (27); below 0.3 the time step is good to a percent.
       `stability` (step,): learning rate / batch size over its critical value, equation (28); above 1 SGD itself is unstable.
     - `result`: a member of `dmftopt.RESULTS`. Where it is nonfinite, diverged, unphysical or invalid, entries from the failing
       time on are NaN; where it is unstable or inaccurate they are what was found.

@@ -1,12 +1,13 @@
 """Two routes to the same numbers, side by side."""
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
 from .._checks import check_instance, front_door
-from .observables import AbstractResult
+from .observables import AbstractResult, Observables
 
 
 class Difference(eqx.Module):
@@ -56,14 +57,15 @@ class Comparison(eqx.Module):
 
 
 @front_door
-def compare(first: AbstractResult, second: AbstractResult) -> Comparison:
+def compare(first: AbstractResult, second: AbstractResult, *, errors: str = "total") -> Comparison:
     """Compare two results (a solution and a simulation, two solvers, ...) at the second one's times.
 
     `first` is interpolated linearly between its times (and held beyond its last by at most 0.1%, the rounding to SGD steps);
     give both the same times where that matters. The response, whose second axis counts steps, cannot be interpolated: it is
     compared only where both have it, at the same times. The errors are halves of `total_error` and add in squares; what a route
-    does not know of its own (a solution without replicates its sampling error) counts as exact. Raises ValueError
-    when the second reaches beyond the first's times.
+    does not know of its own (a solution without replicates its sampling error) counts as exact. `errors="sampling"`:
+    standard errors alone, for two routes that share everything else, a grid and a step. Raises ValueError when the second reaches
+    beyond the first's times.
     """
     check_instance("first", first, AbstractResult, "Pass a Solution or a Simulation.")
     check_instance("second", second, AbstractResult, "Pass a Solution or a Simulation.")
@@ -84,11 +86,13 @@ def compare(first: AbstractResult, second: AbstractResult) -> Comparison:
             return jnp.swapaxes(values, 0, 1)
         return _mix(values, left, weight)
 
-    errors = [result.known_error() for result in (first, second)]
-    known = [{} if e is None else e.arrays() for e in errors]
+    if errors not in ("total", "sampling"):
+        raise ValueError(f'errors must be "total" or "sampling", got {errors!r}.')
+    halves = [_half_width(result, errors) for result in (first, second)]
+    known = [{} if e is None else e.arrays() for e in halves]
 
     def error(which, name, like):
-        return 0.5 * known[which][name] if name in known[which] else jnp.zeros_like(like)
+        return known[which][name] if name in known[which] else jnp.zeros_like(like)
 
     differences, others = {}, second.observables.arrays()
     for name, a in first.observables.arrays().items():
@@ -100,6 +104,13 @@ def compare(first: AbstractResult, second: AbstractResult) -> Comparison:
         squares = at(error(0, name, a), name) ** 2 + error(1, name, b) ** 2
         differences[name] = Difference(at(a, name) - b, jnp.sqrt(squares), b)
     return Comparison(second.times, differences)
+
+
+def _half_width(result: AbstractResult, errors: str) -> Observables | None:
+    if errors == "sampling":
+        return result.replicated
+    known = result.known_error()
+    return None if known is None else jax.tree.map(lambda a: 0.5 * a, known)
 
 
 def _brackets(times, at):

@@ -78,7 +78,8 @@ def raise_unless(
         return
     if times is not None and series is not None:
         finite = np.isfinite(np.asarray(series)).reshape(len(times), -1).all(axis=1)
-        where = f"{where} at t = {float(times[int(np.argmin(finite))]):.4g}"
+        if not finite.all():
+            where = f"{where} at t = {float(times[int(np.argmin(finite))]):.4g}"
     raise SolveError(f"{where}: {RESULTS[result]} (throw=False returns the rest.)")
 
 

@@ -128,8 +128,8 @@ def test_stability_is_the_exact_condition(ridge, delta):
     posed = numbers_to_arrays(posed)
     flat = Curvature(jnp.ones((2, 1, 1)), jnp.ones(2), jnp.ones(2))
     assert float(stability(posed, inputs, flat)[0]) == pytest.approx(eta / batch_size / critical, rel=1e-6)
-    # Not convex along the run: nothing is claimed.
-    assert stability(posed, inputs, flat._replace(size=2 * jnp.ones(2)))[0] == 0
+    # A loss whose gradient saturates: no rate is unstable.
+    assert stability(posed, inputs, flat._replace(quadratic=0.5 * jnp.ones(2)))[0] == 0
 
 
 def test_an_unstable_rate_is_never_successful(key):

@@ -47,13 +47,11 @@ def stiffness(problem: Problem, inputs: Inputs, curvature: Curvature) -> Float[A
 
 def stability(problem: Problem, inputs: Inputs, curvature: Curvature) -> Float[Array, " step"]:
     """Equation (28): eta / B over its critical value, at which gradient noise of constant curvature, through the power that it
-    has itself added, keeps itself alive. Exact for least squares at constant rates. 0 where the theory does not say:
-    without noise, for losses that are not convex along the run, and for those whose gradient jumps."""
+    has itself added, keeps itself alive. Exact for least squares at constant rates. 0 without noise, and for losses that
+    are not l·l / 2 along the run: where gradients saturate growth ends by itself."""
     mean, trace = curvature.mean[:-1], jnp.trace(curvature.mean[:-1], axis1=1, axis2=2)
-    square, size, m = curvature.square[:-1], curvature.size[:-1], mean.shape[-1]
-    rounding = 1e3 * float(jnp.finfo(trace.dtype).eps)
-    known = (trace > 0) & (size <= (1 + rounding) * trace) & (inputs.mean > 0)
-    known = known & (problem.task.kink_width == 0)
+    square, m = curvature.square[:-1], mean.shape[-1]
+    known = (trace > 0) & (inputs.mean > 0) & (jnp.abs(curvature.quadratic[:-1] - 1) < 1e-4)
     h, eta = jnp.where(known, trace / m, 1.0), jnp.where(inputs.mean > 0, inputs.mean, 1.0)
     ridge = inputs.shrinkage / eta
     noise = inputs.deviation**2 / (2 * problem.delta * eta)

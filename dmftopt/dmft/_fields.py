@@ -146,20 +146,20 @@ def means(
     """The first pass, over the samples at once."""
     m, rows = of.l.shape[0], past.written.shape[0]
     # What judges the solution has no derivative.
-    H = jax.lax.stop_gradient(of.curvature)
-    sizes = jnp.sum(H**2, axis=(0, 1)), jnp.sum(jnp.abs(jnp.diagonal(H)), axis=-1)
+    H_square = jnp.sum(jax.lax.stop_gradient(of.curvature) ** 2, axis=(0, 1))
     sums = totals(
         (dots(past.gradients, of.l), dots(past.innovations, of.l), products(of.l, sample.known), products(of.l, of.l)),
-        tuple(None if a is None else jnp.sum(a, axis=-1) for a in (of.curvature, *sizes, of.loss, of.error)),
+        tuple(None if a is None else jnp.sum(a, axis=-1) for a in (of.curvature, H_square, of.loss, of.error)),
         None if of.swing is None else (dots(past.gradients, of.swing), products(of.swing, of.swing)),
         jax.vmap(lambda r, y: field_sums(metrics, task, r, y, mirror=True), (1, 0), -1)(r, sample.labels),
     )
-    (G, S, S_known, power), (curvature, square, size, loss, error), swing, measured = jax.tree.map(
+    (G, S, S_known, power), (curvature, square, loss, error), swing, measured = jax.tree.map(
         lambda a: a / sample.labels.size, sums
     )
     S = jnp.where((jnp.arange(rows) <= k)[None, :, None], S.reshape(m, rows, m), 0.0)
     written = past.gradients_written[None]
-    found = Means(written * G, S, S_known, power, Curvature(curvature, square, size), loss, error, measured)
+    quadratic = jax.lax.stop_gradient(jnp.trace(power) / jnp.maximum(2 * loss, jnp.finfo(loss.dtype).tiny))
+    found = Means(written * G, S, S_known, power, Curvature(curvature, square, quadratic), loss, error, measured)
     return found, None if swing is None else SwingMeans(written * swing[0], swing[1])
 
 

@@ -227,7 +227,7 @@ def _field(
                 jnp.mean(l**2),
                 mean * (moved @ slope) / count,
                 mean * jnp.mean(l * xi) * root,
-                jax.lax.stop_gradient((jnp.mean(slope), jnp.mean(slope**2), jnp.mean(jnp.abs(slope)))),
+                jax.lax.stop_gradient((jnp.mean(slope), jnp.mean(slope**2))),
                 jnp.mean(task.loss(r, y)),
                 None if error is None else jnp.mean(error),
                 jax.tree.map(lambda a: a / count, field_sums(fields, task, r[None], y, mirror=True)),
@@ -246,11 +246,12 @@ def _field(
     split = jax.tree.map(lambda a: jnp.moveaxis(a.reshape(*a.shape[:-1], batches, -1), -2, 0), draws)
     means = jax.lax.map(lambda d: batch(d.teacher, d.label, d.normals, d.multipliers), split)
     means = jax.tree.map(lambda a: jnp.mean(a, axis=0), means)
-    product, second, response, with_teacher, (slope, square, size), train_loss, train_error, train_metrics = means
+    product, second, response, with_teacher, (slope, square), train_loss, train_error, train_metrics = means
+    quadratic = jax.lax.stop_gradient(second / jnp.maximum(2 * train_loss, jnp.finfo(train_loss.dtype).tiny))
     product, second, response = product[:-1, :-1], (mean**2 + deviation**2) * second, response[:-1, :-1]
     # E[g_k w_star] = rho R_g(k, *) + sum_j R_g(k, j) E[w_j w_star], which needs no derivative of the label law.
     toward = (with_teacher[:-1] - response @ kernels.overlap[:-1]) / rho
-    of_samples = train_loss, train_error, train_metrics, Curvature(as_column(slope), square, size)
+    of_samples = train_loss, train_error, train_metrics, Curvature(as_column(slope), square, quadratic)
     return Gradients(product + product.T + jnp.diag(second[:-1]), response, toward), of_samples
 
 

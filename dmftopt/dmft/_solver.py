@@ -32,12 +32,12 @@ class Inputs(NamedTuple):
 
 
 class Curvature(NamedTuple):
-    """Of H = dl / dr over the samples: its mean, E[tr H²] and E[sum_a |H_aa|] (which is the trace of the mean where the loss is
-    convex)."""
+    """Of H = dl / dr over the samples: its mean, E[tr H²], and E[l·l] / E[2 loss], which is 1 for losses that are l·l / 2 (least
+    squares, squared hinges) and grow without bound, less where gradients saturate."""
 
     mean: Float[Array, "*time m m"]
     square: Float[Array, "*time"]
-    size: Float[Array, "*time"]
+    quadratic: Float[Array, "*time"]
 
 
 class Outcome(NamedTuple):

@@ -209,8 +209,7 @@ def drawn(family: str, seed: int, count: int = BATCH) -> list[dict[str, Any]]:
     return found
 
 
-def batches(families: list[str]) -> Iterator[tuple[str, int]]:
-    seed = 0
+def batches(families: list[str], seed: int) -> Iterator[tuple[str, int]]:
     while True:
         for family in families:
             yield family, seed
@@ -236,13 +235,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=10.0)
     parser.add_argument("--out", type=Path, default=Path("results/fuzz.jsonl"))
+    parser.add_argument("--first", type=int, default=0, help="seed of the first batch: processes side by side start apart")
     parser.add_argument("--family", action="append", choices=sorted(TASKS), help="all by default; may be repeated")
     arguments = parser.parse_args()
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     rows = [json.loads(line) for line in arguments.out.read_text().splitlines()] if arguments.out.exists() else []
     done = {(row["family"], row["seed"], row["number"]) for row in rows}
     until = time.monotonic() + 60 * arguments.minutes
-    for family, seed in batches(arguments.family or sorted(TASKS)):
+    for family, seed in batches(arguments.family or sorted(TASKS), arguments.first):
         for number, case in enumerate(drawn(family, seed)):
             if time.monotonic() > until:
                 print(table(rows))

@@ -29,7 +29,10 @@ jaxtyping.install_import_hook("dmftopt", "typecheck.checked")
 
 
 # Two processes take one file after another: what takes longest goes first, so that both end together.
-LONGEST = ("against_simulation", "limits", "columns", "fixed_point", "flows", "weights", "exact", "metrics", "sharding", "design")
+LONGEST = (
+    *("readme", "against_simulation", "limits", "columns", "tasks", "own", "fixed_point", "flows", "weights", "exact", "metrics"),
+    *("sharding", "design", "accuracy", "gradients", "experiments", "fuzz"),
+)
 
 
 def pytest_collection_finish():

@@ -212,6 +212,8 @@ def test_bad_requests(key, arguments, message):
 def test_steps_cannot_be_chosen_while_tracing(key):
     with pytest.raises(TypeError, match="for_accuracy"):
         jax.jit(lambda horizon: solve(problem(), Protocol(1.0), horizon, key=key))(5.0)
+    with pytest.raises(TypeError, match="for_accuracy"):
+        jax.grad(lambda rate: solve(problem(), Protocol(rate), 5.0, key=key).test_risk[-1])(1.0)
 
 
 def test_what_was_not_asked_for_says_so(key):

@@ -81,8 +81,10 @@ def check_times(times: Any, horizon: Any) -> Numbers:
     return np.minimum(found, horizon)
 
 
-def check_horizon(horizon: Any, solver: AbstractSolver, noise: AbstractNoise, protocol: Protocol) -> float:
-    if not is_concrete(horizon):
+def check_horizon(
+    horizon: Any, problem: Problem, protocol: Protocol, noise: AbstractNoise, solver: AbstractSolver, key: Array
+) -> float:
+    if not all(map(is_concrete, jax.tree.leaves((horizon, problem, protocol, noise, solver, key)))):
         raise TypeError(
             "grid: how many steps an accuracy needs cannot be found while tracing. Choose them outside, with "
             "dmftopt.TimeGrid.for_accuracy(problem, protocol, horizon, key=key), and pass that grid."

@@ -103,7 +103,7 @@ def solve(
     if accuracy is not None:
         check_real("accuracy", accuracy, minimum=0.0, exclusive=True, cure="It is relative to each observable's largest value.")
     if not isinstance(grid, TimeGrid):
-        horizon = check_horizon(grid, solver, noise, protocol)
+        horizon = check_horizon(grid, problem, protocol, noise, solver, key)
         if replicates == 1:
             raise ValueError("replicates must be at least 2 to a horizon: the sampling error is part of what is asked for.")
         if richardson or mesh is not None:

@@ -120,7 +120,8 @@ def cell(kind: str, epochs, samples, **s) -> dict[str, Any]:
         "certificate": {
             "gradient": value.gradient_norm,
             "curvatures": value.curvatures.tolist(),
-            "possible_gain": value.possible_gain,
+            # None where it is no minimum: unknown.
+            "possible_gain": value.possible_gain if np.isfinite(value.possible_gain) else None,
         },
     }
 

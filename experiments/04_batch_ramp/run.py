@@ -201,7 +201,8 @@ def wall_clock(ratio: float, **s) -> dict[str, Any]:
             "SGD_less_decay": report.gain("decay", mode)["realized"]._asdict(),
             "design_seconds": seconds[mode],
             "ends": ends[mode],
-            "possible_gain": possible[mode],
+            # None where it is no minimum: unknown.
+            "possible_gain": possible[mode] if np.isfinite(possible[mode]) else None,
         }
     return {"modes": rows}
 

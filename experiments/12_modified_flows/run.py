@@ -214,7 +214,7 @@ def tables(weak_found: dict, side: dict) -> dict[str, str]:
 
 
 def main(s: Settings) -> None:
-    tiny: Any = {"dimensions": (4,), "rates": (2.0,), "runs": 64, "weak_steps": (8, 16), "samples": 64, "grid_steps": 4}
+    tiny: Any = {"dimensions": (4,), "rates": (2.0,), "runs": 64, "weak_steps": (8, 16), "samples": 128, "grid_steps": 4}
     s = s.sized(**tiny)
     cells: dict[str, Any] = {f"weak, {name}": {"kind": "weak", "name": name} for name in WEAK}
     cells |= {f"theory, rate={r:g}": {"kind": "theory", "rate": r} for r in s.rates}

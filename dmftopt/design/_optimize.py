@@ -41,6 +41,10 @@ class Check(NamedTuple):
         change = abs(b.mean - a.mean)
         return bool(change > 2 * np.hypot(a.standard_error, b.standard_error) and change > 0.1 * abs(a.mean))
 
+    def __str__(self) -> str:
+        a, b = (f"{score.mean:.3g} ± {score.standard_error:.1g}" for score in self)
+        return f"{a}, at twice the steps and samples {b}"
+
 
 @register
 class Optimized(eqx.Module):
@@ -81,9 +85,7 @@ class Optimized(eqx.Module):
         ]
         moved = {name: check for name, check in self.checks.items() if check.moved}
         lines += [
-            f"not resolved: the gain over {name!r} is {c.predicted.mean:.3g} ± {c.predicted.standard_error:.1g}, at twice the "
-            f"steps and samples {c.doubled.mean:.3g} ± {c.doubled.standard_error:.1g}. Give Objective more of both."
-            for name, c in moved.items()
+            f"not resolved: the gain over {name!r} is {check}. Give Objective more of both." for name, check in moved.items()
         ]
         if self.checks and not moved:
             lines.append("checked at twice the steps and samples: every gain within its error or a tenth")

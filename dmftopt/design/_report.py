@@ -101,21 +101,21 @@ class Report(eqx.Module):
                     f"{name:<{width}}  " + "  ".join(f"{c:>20}" for c in cells) + f"  {row.horizon:>7.4g}  {row.samples:>9.4g}"
                 )
         lines += [
-            f"not resolved: the gain of {name!r} over {over!r} is {a.mean:.3g} ± {a.standard_error:.1g}, at twice the steps and "
-            f"samples {b.mean:.3g} ± {b.standard_error:.1g}. Give Objective more of both."
-            for name, over, a, b in self._moved()
+            f"not resolved: the gain of {name!r} over {over!r} is {check}. Give Objective more of both."
+            for name, over, check in self._moved()
         ]
         return "\n".join(lines)
 
-    def _moved(self) -> list[tuple[str, str, Estimate, Estimate]]:
+    def _moved(self) -> list[tuple[str, str, Check]]:
         """Gains of the best on average over the others that are not the same at twice the steps and samples."""
         best = min(self.rows, key=lambda name: np.mean([row.predicted.mean for row in self.rows[name]]))
         moved = []
         for over in self.rows:
             for which in range(len(self.rows[best]) if over != best else 0):
                 gains = self.gain(best, over, which)
-                if "doubled" in gains and Check(Score(*gains["predicted"]), Score(*gains["doubled"])).moved:
-                    moved.append((best, over, gains["predicted"], gains["doubled"]))
+                if "doubled" in gains:
+                    check = Check(Score(*gains["predicted"]), Score(*gains["doubled"]))
+                    moved += [(best, over, check)] if check.moved else []
         return moved
 
 

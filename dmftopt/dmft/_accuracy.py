@@ -37,9 +37,8 @@ def stiffness(problem: Problem, inputs: Inputs, curvature: Curvature) -> Float[A
     """Equation (27): D [sum_a omega_a lambda_a r_a²]^(1/2), r_a = eta lambda_a kappa_a |E[dl / dr]| with kappa_a as in (14); of a
     mode that has come to rest, where only noise moves it, 0.3 of its rate."""
     features = problem.features
-    size = jnp.sqrt(jnp.sum(curvature.mean[:-1] ** 2, axis=(1, 2)))
     fastest = features.eigenvalues * curvature_ratio(features, problem.delta)
-    steps = fastest[:, None] * (inputs.mean * size)[None]
+    steps = fastest[:, None] * (inputs.mean * curvature.size[:-1])[None]
     clock = jnp.cumsum(steps, axis=1) - steps
     felt = steps * (_RESTING + (1 - _RESTING) * jnp.exp(-clock / 3))
     return jax.lax.stop_gradient(jnp.sqrt((features.weights * features.eigenvalues) @ felt**2))

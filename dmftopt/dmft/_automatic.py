@@ -9,19 +9,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
-from scipy.special import stdtrit
 from tqdm.auto import tqdm
 
 from .._checks import check_real, is_concrete
 from ..numerics.quadrature import uniform_points
 from ..problem import Problem
 from ..protocol import Protocol
-from ..protocol.grid import TimeGrid
 from ..protocol.noise import AbstractNoise
-from ..protocol.rates import averaged
 from ..results.codes import RESULTS
 from ..results.measure import Metrics
-from ..results.observables import sampling_error
+from ..results.observables import sampling_error, student_quantile
 from ..tasks import columns as columns
 from ._accuracy import is_algorithm, order_of, relative_errors, stability, stiffness
 from ._causal import SAMPLES_PER_DIRECTION, CausalInnovations
@@ -53,7 +50,7 @@ class Request(NamedTuple):
     key: Array
 
 
-class Sizes(NamedTuple):
+class Effort(NamedTuple):
     steps: int
     samples: int
     replicates: int
@@ -102,26 +99,26 @@ def check_horizon(
 
 def solve_to(accuracy: float, request: Request, samples: int | None, progress: bool) -> Solution:
     """The first solution whose total error is within the accuracy, or the last one."""
-    at, curvature = np.array([0.0, request.horizon]), np.full(2, _curvature_at_start(request.problem))
+    at, curvature = np.array([0.0, request.horizon]), np.full(2, float(_curvature_at_start(request.problem)))
     density = _density(request, at, curvature)
     fixed = _fixed(request, _MOST_STEPS).size
     steps = _power_of_two(max(min(density.steps, _MOST_FIRST), _FIRST_STEPS, 4 * fixed))
-    sizes = _allowed(request, Sizes(steps, samples or _FIRST_SAMPLES, request.replicates))
-    trial = _Trial(request, density, sizes)
+    effort = _allowed(request, Effort(steps, samples or _FIRST_SAMPLES, request.replicates))
+    trial = _Trial(request, density, effort)
     with tqdm(total=_ROUNDS, desc="solve", disable=None if progress else True, leave=False) as bar:
         while True:
-            bar.set_postfix_str(f"{sizes.steps} steps, {sizes.replicates} x {sizes.samples} samples")
-            found = trial.measure(sizes.replicates, accuracy)
+            bar.set_postfix_str(f"{effort.steps} steps, {effort.replicates} x {effort.samples} samples")
+            found = trial.measure(effort.replicates, accuracy)
             bar.update()
-            more = _allowed(request, _more(found, sizes, accuracy))
+            more = _allowed(request, _more(found, effort, accuracy))
             settled = any(bool(found.solution.result == code) for code in (RESULTS.successful, RESULTS.unstable, RESULTS.invalid))
-            if settled or more == sizes or bar.n >= _ROUNDS:
+            if settled or more == effort or bar.n >= _ROUNDS:
                 return found.solution
-            if more[:2] != sizes[:2]:
+            if more[:2] != effort[:2]:
                 if np.all(np.isfinite(found.curvature)):
                     density = _density(request, np.asarray(found.solution.times, dtype=float), found.curvature)
                 trial = _Trial(request, density, more)
-            sizes = more
+            effort = more
 
 
 def observed(solution: Solution, times: Numbers) -> Solution:
@@ -130,36 +127,25 @@ def observed(solution: Solution, times: Numbers) -> Solution:
         return solution
     grid = np.asarray(solution.times)
     keep = np.unique(np.argmin(np.abs(grid[:, None] - np.concatenate([[0.0], times])[None]), axis=0))
-
-    def at(observables):
-        if observables is None:
-            return None
-        response = None if observables.response is None else observables.response[keep][:, keep[1:] - 1]
-        plain = dataclasses.replace(observables, response=None).along_time(lambda a: a[keep])
-        return dataclasses.replace(plain, response=response)
-
-    parts = ("observables", "replicated", "half_difference", "bias_error", "level_difference")
+    names = ("observables", "replicated", "half_difference", "bias_error", "level_difference")
+    parts = {name: part.at(keep) for name in names if (part := getattr(solution, name)) is not None}
     # Of the steps between two times of observation the worst.
     groups = list(itertools.pairwise(keep))
     worst = {name: jnp.stack([jnp.max(getattr(solution, name)[a:b]) for a, b in groups]) for name in ("stiffness", "stability")}
-    return dataclasses.replace(solution, times=solution.times[keep], **{p: at(getattr(solution, p)) for p in parts}, **worst)
+    return dataclasses.replace(solution, times=solution.times[keep], **parts, **worst)
 
 
 class _Trial:
     """Replicates on two levels of the same random numbers, and on the coarse one with the two halves of the samples. More of them
     may be asked for later."""
 
-    def __init__(self, request: Request, density: Density, sizes: Sizes):
-        problem, noise, solver = request.problem, request.noise, _sized(request, sizes)
+    def __init__(self, request: Request, density: Density, effort: Effort):
+        problem, noise, solver = request.problem, request.noise, _sized(request, effort)
         step = solver.step_for(noise)
-
-        def level(grid: TimeGrid) -> Level:
-            average = averaged(request.protocol, grid, step.nodes, step.node_weights, batched=noise.batched)
-            return Level(grid, average, problem.delta)
-
-        coarse = density.grid(sizes.steps // 2, _fixed(request, sizes.steps // 4))
-        self.request, self.solver, self.samples = request, solver, sizes.samples
-        self.levels, self.order = (level(coarse), level(coarse.refined())), order_of(problem, noise, step)
+        coarse = density.grid(effort.steps // 2, _fixed(request, effort.steps // 4))
+        self.request, self.solver, self.samples = request, solver, effort.samples
+        self.order = order_of(problem, noise, step)
+        self.levels = [Level.of(problem, request.protocol, grid, noise, step) for grid in (coarse, coarse.refined())]
         self.outputs: list[tuple[Replicate, Array]] = []
 
     def measure(self, replicates: int, accuracy: float) -> Measured:
@@ -217,15 +203,15 @@ def _judged(problem, noise, levels, runs, halves, order: int) -> tuple[Replicate
     given = problem, levels[1].inputs(noise), runs[1].curvature
     difference, converged = error_of_fine(coarse, fine, order), runs[0].converged & runs[1].converged
     replicate = Replicate(fine, halves, difference, converged, jnp.asarray(True), stiffness(*given), stability(*given))
-    return replicate, jnp.sqrt(jnp.sum(runs[1].curvature.mean ** 2, axis=(1, 2)))
+    return replicate, runs[1].curvature.size
 
 
-def _more(found: Measured, sizes: Sizes, accuracy: float) -> Sizes:
+def _more(found: Measured, effort: Effort, accuracy: float) -> Effort:
     """The error of the steps is to be at most half of the accuracy, those of the samples four tenths together. What cannot be
     told yet waits: a level without finite values, or far off, says nothing of the samples."""
-    steps, samples, replicates = sizes
+    steps, samples, replicates = effort
     if not found.step_error <= 0.1:
-        return Sizes(4 * steps if not found.step_error <= 1.0 else 2 * steps, samples, replicates)
+        return Effort(4 * steps if not found.step_error <= 1.0 else 2 * steps, samples, replicates)
     if found.step_error > 0.5 * accuracy:
         steps *= _power_of_two(min((2 * found.step_error / accuracy) ** (1 / found.order), 4.0))
     # What sampling may take.
@@ -234,43 +220,43 @@ def _more(found: Measured, sizes: Sizes, accuracy: float) -> Sizes:
         # More replicates compile nothing anew and make Student's t smaller; of a bias within the sampling error nothing is known.
         goal = left / found.sampling_error * _spread(replicates)
         replicates = next((r for r in (replicates * 2**i for i in range(1, 7)) if _spread(r) <= goal), _MOST_REPLICATES)
-        if replicates > _MOST_REPLICATES or sizes.replicates == _MOST_REPLICATES:
+        if replicates > _MOST_REPLICATES or effort.replicates == _MOST_REPLICATES:
             samples, replicates = 4 * samples, min(replicates, _MOST_REPLICATES)
     elif found.bias > 0.3 * accuracy:
         samples *= 2 if found.bias < 0.6 * accuracy else 4
-    return Sizes(steps, samples, replicates)
+    return Effort(steps, samples, replicates)
 
 
 def _spread(replicates: int) -> float:
     """Half the 95% interval of a mean, over the deviation of one."""
-    return float(stdtrit(replicates - 1, 0.975)) / replicates**0.5
+    return student_quantile(replicates) / replicates**0.5
 
 
-def _allowed(request: Request, sizes: Sizes) -> Sizes:
+def _allowed(request: Request, effort: Effort) -> Effort:
     """Within what an automatic solve may take, with enough samples for the directions."""
-    steps, replicates = min(sizes.steps, _MOST_STEPS), sizes.replicates
+    steps, replicates = min(effort.steps, _MOST_STEPS), effort.replicates
     needed = _power_of_two(SAMPLES_PER_DIRECTION * request.problem.m * steps)
-    samples = min(max(sizes.samples, needed), _MOST_SAMPLES)
+    samples = min(max(effort.samples, needed), _MOST_SAMPLES)
     while steps > _FIRST_STEPS and replicates * samples * steps**2 > _MOST_WORK:
         if replicates > request.replicates:
             replicates //= 2
         else:
             steps //= 2
-    return Sizes(steps, samples, replicates)
+    return Effort(steps, samples, replicates)
 
 
 def _power_of_two(least: float) -> int:
     return 1 << max(0, int(np.ceil(np.log2(least))))
 
 
-def _sized(request: Request, sizes: Sizes) -> AbstractSolver:
-    solver = configured(request.solver, sizes.samples, None)
+def _sized(request: Request, effort: Effort) -> AbstractSolver:
+    solver = configured(request.solver, effort.samples, None)
     if isinstance(solver, CausalInnovations) and not request.problem.linear_weights:
         # As many as `check` asks for, and as many as there are samples.
-        needed = _power_of_two(16 * request.problem.m * (sizes.steps + 1))
-        solver = dataclasses.replace(solver, particles=max(solver.particles, sizes.samples, needed))
-    solver.check(request.problem, request.protocol, request.noise, sizes.steps)
-    check_fits(request.problem, solver, request.noise, sizes.steps, request.replicates, 1)
+        needed = _power_of_two(16 * request.problem.m * (effort.steps + 1))
+        solver = dataclasses.replace(solver, particles=max(solver.particles, effort.samples, needed))
+    solver.check(request.problem, request.protocol, request.noise, effort.steps)
+    check_fits(request.problem, solver, request.noise, effort.steps, request.replicates, 1)
     return solver
 
 
@@ -288,12 +274,8 @@ def _fixed(request: Request, most: int) -> Numbers:
     return np.sort(np.concatenate([times, found])) if times.size + found.size <= most else times
 
 
-def _curvature_at_start(problem: Problem) -> float:
-    return float(_start(problem))
-
-
 @eqx.filter_jit
-def _start(problem: Problem) -> Array:
+def _curvature_at_start(problem: Problem) -> Array:
     """Size of E[dl / dr] on the fields of the initial student."""
     task, m_star = problem.task, problem.m_star
     rows, weights = problem.initial, problem.features.weights * problem.features.eigenvalues

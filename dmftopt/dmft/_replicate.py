@@ -6,16 +6,19 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from ..problem import Problem
+from ..protocol import Protocol
 from ..protocol.grid import TimeGrid
 from ..protocol.noise import AbstractNoise
-from ..protocol.rates import Averages
+from ..protocol.rates import Averages, averaged
 from ..results.measure import Metrics
 from ..results.observables import Observables
 from ._accuracy import gain_of, order_of, stability, stiffness
 from ._solver import AbstractSolver, Inputs, Outcome, Randomness
+from ._step import AbstractStep
 
 # Where the two levels differ by more, as a share of an observable's largest value, they are not in the regime of extrapolation.
 _DISAGREEMENT = 0.25
@@ -27,6 +30,11 @@ class Level(NamedTuple):
     grid: TimeGrid
     average: Averages
     delta: Array
+
+    @classmethod
+    def of(cls, problem: Problem, protocol: Protocol, grid: TimeGrid, noise: AbstractNoise, step: AbstractStep) -> "Level":
+        average = averaged(protocol, grid, step.nodes, step.node_weights, batched=noise.batched)
+        return cls(grid, average, problem.delta)
 
     @property
     def visits(self) -> Float[Array, " step"]:
@@ -117,9 +125,7 @@ def largest_change(first: Observables, second: Observables) -> Float[Array, ""]:
 
 
 def _at_coarse(fine: Observables) -> Observables:
-    """A kick at the end of a coarse step is one at the end of its second half."""
-    response = None if fine.response is None else fine.response[::2, 1::2]
-    return dataclasses.replace(dataclasses.replace(fine, response=None).along_time(lambda a: a[::2]), response=response)
+    return fine.at(np.arange(0, fine.norm.shape[0], 2))
 
 
 def _richardson(coarse: Observables, fine: Observables, order: int) -> Observables:

@@ -12,7 +12,7 @@ from ..problem import Problem, check_problem
 from ..protocol import Protocol
 from ..protocol.grid import TimeGrid
 from ..protocol.noise import AbstractNoise, Poisson
-from ..protocol.rates import averaged, check_protocol
+from ..protocol.rates import check_protocol
 from ..results.codes import raise_unless
 from ..results.measure import Metrics, check_metrics
 from ..results.metrics import AbstractFieldMetric, AbstractWeightMetric
@@ -147,9 +147,7 @@ def _on_grid(problem, protocol, grid, key, noise, solver, how: Settings, asked, 
     grids = (grid,)
     if two:
         grids = (grid, grid.refined()) if how.richardson else (TimeGrid(grid.times[::2]), grid)
-    levels = tuple(
-        Level(g, averaged(protocol, g, step.nodes, step.node_weights, batched=noise.batched), problem.delta) for g in grids
-    )
+    levels = tuple(Level.of(problem, protocol, g, noise, step) for g in grids)
     given = (problem, noise, solver, levels, asked, jax.random.split(key, how.replicates))
     problem, noise, solver, levels, asked, keys = replicated(given, mesh)
     points = drawn(problem, noise, solver, levels[-1], keys[0], mesh) if how.replicates == 1 else None

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple, runtime_checkable
 from typing import Protocol as Structure
 
 import equinox as eqx
+import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from .._checks import check_instance
@@ -38,6 +39,11 @@ class Curvature(NamedTuple):
     mean: Float[Array, "*time m m"]
     square: Float[Array, "*time"]
     quadratic: Float[Array, "*time"]
+
+    @property
+    def size(self) -> Float[Array, "*time"]:
+        """Of the mean, as a matrix over the columns."""
+        return jnp.sqrt(jnp.sum(self.mean**2, axis=(-2, -1)))
 
 
 class Outcome(NamedTuple):

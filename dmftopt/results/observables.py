@@ -1,6 +1,7 @@
 """What every route returns: the same observables from the solver, the limits and the simulations."""
 
 import abc
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -70,6 +71,13 @@ class Observables(eqx.Module):
         mapped = jax.tree.map(function, self)
         both = jnp.swapaxes(function(jnp.swapaxes(mapped.correlation, 0, 1)), 0, 1)
         return eqx.tree_at(lambda o: o.correlation, mapped, both)
+
+    def at(self, keep: np.ndarray) -> "Observables":
+        """At the times of these increasing indices, the first of them 0. A kick at the end of several steps is one at the end of
+        the last."""
+        response = None if self.response is None else self.response[keep][:, keep[1:] - 1]
+        plain = dataclasses.replace(self, response=None).along_time(lambda a: a[keep])
+        return dataclasses.replace(plain, response=response)
 
 
 class AbstractResult(eqx.Module):
@@ -197,8 +205,13 @@ class AbstractResult(eqx.Module):
 
 def sampling_error(standard_error: Observables, repetitions: int) -> Observables:
     """Half the width of the 95% interval, by Student's t: of few repetitions the standard error itself is poorly known."""
-    factor = float(stdtrit(max(repetitions, 2) - 1, 0.975))
+    factor = student_quantile(repetitions)
     return jax.tree.map(lambda a: factor * a, standard_error)
+
+
+def student_quantile(repetitions: int) -> float:
+    """Half the 95% interval of a mean of so many, two at least, over its standard error."""
+    return float(stdtrit(max(repetitions, 2) - 1, 0.975))
 
 
 def _sum_of_sizes(first: Observables, others: list[Observables]) -> Observables:

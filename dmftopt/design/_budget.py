@@ -7,14 +7,13 @@ from jaxtyping import Array, Float
 
 from .._checks import as_number, check_count, check_instance, check_real, check_shape, front_door, is_concrete
 from .._register import register_part
-from ..numerics.quadrature import GAUSS_NODES, GAUSS_WEIGHTS
-from ..protocol import Protocol, Recipe, recipe, values_at
-from ..protocol.rates import merged, node_times
-from ..protocol.schedules import Scaled, knots_of
+from ..protocol import Protocol, Recipe, recipe
+from ..protocol.integrals import PANELS, samples_until
+from ..protocol.schedules import Scaled
 from ..protocol.variables import as_variable, number
 
-# Panels for the mean batch size, beside those between its knots; and what twice as many may change of it.
-_PANELS, _AGREEMENT = 240, 1e-6
+# What twice as many panels may change of a mean batch size.
+_AGREEMENT = 1e-6
 _PROTOCOL = "Build it with dmftopt.Protocol(learning_rate=...), its schedules for u from 0 to 1."
 
 
@@ -150,8 +149,8 @@ class Budget(eqx.Module):
 
     def spent(self, run: Run, times: Array) -> Float[Array, " time"]:
         """Of the first constraint: what is spent until each of the increasing `times`, the first of them 0."""
-        panels = times[-1] * jnp.linspace(0.0, 1.0, 2 * _PANELS + 1, dtype=times.dtype)
-        return self.per_step[0] * times + self.per_sample[0] * _samples(run.protocol.batch_size, times, panels)
+        panels = times[-1] * jnp.linspace(0.0, 1.0, PANELS + 1, dtype=times.dtype)
+        return self.per_step[0] * times + self.per_sample[0] * samples_until(run.protocol.batch_size, times, panels)
 
 
 def stretched(protocol: Protocol, horizon: Any) -> Run:
@@ -166,22 +165,14 @@ def stretched(protocol: Protocol, horizon: Any) -> Run:
 def _mean_batch_size(schedule: Callable) -> Float[Array, ""]:
     """Over u from 0 to 1."""
     ends = jnp.array([0.0, 1.0])
-    rough, fine = (_samples(schedule, ends, jnp.linspace(0.0, 1.0, n + 1))[-1] for n in (_PANELS, 2 * _PANELS))
+    rough, fine = (samples_until(schedule, ends, jnp.linspace(0.0, 1.0, n + 1))[-1] for n in (PANELS // 2, PANELS))
     agree = jnp.abs(fine - rough) <= _AGREEMENT * fine
     _check(
         agree,
-        f"batch_size: its mean is {rough} on {_PANELS} panels of the run and {fine} on twice as many, so that samples cannot be "
-        "counted. Give the schedule an attribute `knots`, the times at which it jumps, or use one of dmftopt.schedules.",
+        f"batch_size: its mean is {rough} on {PANELS // 2} panels of the run and {fine} on twice as many, so that samples cannot "
+        "be counted. Give the schedule an attribute `knots`, the times at which it jumps, or use one of dmftopt.schedules.",
     )
     return jnp.where(agree, fine, jnp.nan)
-
-
-def _samples(schedule: Callable, times: Float[Array, " time"], panels: Float[Array, " edge"]) -> Float[Array, " time"]:
-    """∫B dt from 0 until each of the increasing times, by the three-point rule on these panels and between the knots."""
-    bends = jnp.clip(knots_of(schedule), 0.0, times[-1]).astype(times.dtype)
-    at, edges = merged(times, jnp.concatenate([panels, bends]))
-    values = values_at("batch_size", schedule, node_times(edges, GAUSS_NODES))
-    return jnp.append(0.0, jnp.cumsum(jnp.diff(edges) * (values @ jnp.asarray(GAUSS_WEIGHTS, values.dtype))))[at]
 
 
 def _check(holds: Array, message: str) -> None:

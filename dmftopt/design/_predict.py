@@ -17,8 +17,9 @@ from ..dmft import AbstractSolver, AbstractStep, CausalInnovations, configured, 
 from ..problem import Problem
 from ..protocol import Protocol, Recipe
 from ..protocol.grid import TimeGrid
+from ..protocol.integrals import node_times
 from ..protocol.noise import AbstractNoise, Brownian
-from ..protocol.rates import knots, node_times, read
+from ..protocol.rates import knots, read
 from ..protocol.schedules import LinearPieces, Scaled, Tabulated
 from ..results.measure import check_metrics
 

@@ -140,7 +140,7 @@ def _laid_out(problem: Problem, points: Points, start: Start, zetas: Array | Non
         return array.reshape(*array.shape[:-1], points.shards, -1)
 
     known, labels = columns.sample(problem.task, points.teacher, points.label, start.root)
-    multipliers = None if points.multipliers is None else laid_out(points.multipliers)
+    multipliers = jax.tree.map(laid_out, points.multipliers)
     return Constants(laid_out(points.innovations), multipliers, zetas), Sample(laid_out(known), laid_out(labels))
 
 

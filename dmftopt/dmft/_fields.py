@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ..numerics.matrices import inverse_root, rank_floor, square_root, triangular_root
+from ..protocol.noise import Multipliers
 from ..results.measure import field_sums
 from ..results.metrics import AbstractFieldMetric
 from ..tasks import AbstractTask
@@ -43,10 +44,13 @@ class Sample(NamedTuple):
 
 
 class Gradient(NamedTuple):
-    """Per sample: l = d loss / d r, dl / dr, loss and error; and the swing n, None without gradient noise."""
+    """Per sample: l = d loss / d r, and dl / dr; l times the sample's share of the mean gradient, and dl / dr times it; loss and
+    error; and the swing n, None without gradient noise."""
 
     l: Float[Array, "m shard local"]
+    shared: Float[Array, "m shard local"]
     curvature: Float[Array, "m m shard local"]
+    shared_curvature: Float[Array, "m m shard local"]
     loss: Float[Array, "shard local"]
     error: Float[Array, "shard local"] | None
     swing: Float[Array, "m shard local"] | None
@@ -54,12 +58,14 @@ class Gradient(NamedTuple):
 
 class Means(NamedTuple):
     """Over the samples, equation (7): coefficients `G` of l on the past directions and `S` on the innovations, its products
-    `S_known` with the known fields, the power E[l l^T], and means of dl / dr, loss, error and metrics."""
+    `S_known` with the known fields, the power E[l l^T] of the noise, `own` products (the same unless samples have shares), and
+    means of dl / dr, loss, error and metrics."""
 
     G: Float[Array, "m row*direction"]
     S: Float[Array, "m row m"]
     S_known: Float[Array, "m m_star"]
     power: Float[Array, "m m"]
+    own: Float[Array, " m"]
     curvature: Curvature
     loss: Array
     error: Array | None
@@ -103,15 +109,19 @@ def gradient(
     delta: Array,
     r: Float[Array, "m shard local"],
     labels: Float[Array, "shard local"],
-    z: Float[Array, "shard local"] | None,
+    multipliers: Multipliers | None,
 ) -> Gradient:
-    """`z`: the standardized multipliers of this step, None without gradient noise."""
+    """`multipliers`: those of this step, (shard, local) each; None without gradient noise."""
     l = columns.gradient(task, r, labels)
     curvature = columns.curvature(task, r, labels)
     loss, error = columns.loss(task, r, labels), columns.error(task, r, labels)
-    if z is None:
-        return Gradient(l, curvature, loss, error, None)
+    if multipliers is None:
+        return Gradient(l, l, curvature, curvature, loss, error, None)
+    z, share = multipliers
     swing = l * z[None]
+    if share is not None:
+        # A sample is visited once at most in a step: no noise acts on itself.
+        return Gradient(l, share[None] * l, curvature, share[None, None] * curvature, loss, error, swing)
     if step.order >= 2:
         # Milstein's term (6): a sample's noise within the step changes its own gradient within the step. The double integral of
         # the standardized noise is (z² - 1 - skewness z) / 2.
@@ -121,7 +131,7 @@ def gradient(
             change = _kicked(task, r, labels, l, curvature, x.deviation * x.skewness / delta)
             square = z**2 - 1 - x.skewness * z
         swing = swing - (0.5 * x.deviation / delta) * change * square[None]
-    return Gradient(l, curvature, loss, error, swing)
+    return Gradient(l, l, curvature, curvature, loss, error, swing)
 
 
 def _kicked(task, r, labels, l, curvature, jump):
@@ -148,18 +158,23 @@ def means(
     # What judges the solution has no derivative.
     H_square = jnp.sum(jax.lax.stop_gradient(of.curvature) ** 2, axis=(0, 1))
     sums = totals(
-        (dots(past.gradients, of.l), dots(past.innovations, of.l), products(of.l, sample.known), products(of.l, of.l)),
-        tuple(None if a is None else jnp.sum(a, axis=-1) for a in (of.curvature, H_square, of.loss, of.error)),
+        (
+            *(dots(family, of.shared) for family in (past.gradients, past.innovations)),
+            products(of.shared, sample.known),
+            products(of.shared, of.l),
+            jnp.sum(of.shared**2, axis=-1),
+        ),
+        tuple(None if a is None else jnp.sum(a, axis=-1) for a in (of.shared_curvature, H_square, of.loss, of.error)),
         None if of.swing is None else (dots(past.gradients, of.swing), products(of.swing, of.swing)),
         jax.vmap(lambda r, y: field_sums(metrics, task, r, y, mirror=True), (1, 0), -1)(r, sample.labels),
     )
-    (G, S, S_known, power), (curvature, square, loss, error), swing, measured = jax.tree.map(
+    (G, S, S_known, power, own), (curvature, square, loss, error), swing, measured = jax.tree.map(
         lambda a: a / sample.labels.size, sums
     )
     S = jnp.where((jnp.arange(rows) <= k)[None, :, None], S.reshape(m, rows, m), 0.0)
     written = past.gradients_written[None]
     quadratic = jax.lax.stop_gradient(jnp.trace(power) / jnp.maximum(2 * loss, jnp.finfo(loss.dtype).tiny))
-    found = Means(written * G, S, S_known, power, Curvature(curvature, square, quadratic), loss, error, measured)
+    found = Means(written * G, S, S_known, power, own, Curvature(curvature, square, quadratic), loss, error, measured)
     return found, None if swing is None else SwingMeans(written * swing[0], swing[1])
 
 
@@ -171,7 +186,7 @@ def directions(
     m, rows = of.l.shape[0], past.written.shape[0]
     shards, samples = of.loss.shape[0], of.loss.size
     to_mean, to_swing = spread(shards, mean.G, None if swing_mean is None else swing_mean.G)
-    rest, swing = of.l - combination(to_mean, past.gradients), of.swing
+    rest, swing = of.shared - combination(to_mean, past.gradients), of.swing
     if swing is not None:
         # In law this is orthogonal to everything before. Its directions must be orthonormal in the sample too (or errors grow
         # from step to step); the coefficients removed on the way are sampling error and are dropped. Nothing cancels, so one
@@ -184,7 +199,7 @@ def directions(
     (again, left), swing_left = jax.tree.map(lambda a: a / samples, sums)
     again = past.gradients_written[None] * again
     # Pythagoras; `again` is rounding, far smaller than any residual that is kept, so nothing is lost.
-    heights, normalize = triangular_root(left - again @ again.T, jnp.diagonal(mean.power), drop(m, of.l.dtype))
+    heights, normalize = triangular_root(left - again @ again.T, mean.own, drop(m, of.l.dtype))
     zetas = (mean.G + again).reshape(m, rows, -1).at[:, k, :m].add(heights)
     if swing is None or swing_mean is None or swing_left is None:
         to_mean, normalize = spread(shards, again, normalize)

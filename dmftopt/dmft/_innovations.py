@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
 
+from ..protocol.noise import Multipliers
 from ..results.measure import weight_means
 from . import _fields as fields
 from . import _motion as motion
@@ -37,7 +38,7 @@ class Constants(NamedTuple):
     """The random numbers that no parameter enters."""
 
     innovations: Float[Array, "row m shard local"]
-    multipliers: Float[Array, "row shard local"] | None
+    multipliers: Multipliers | None
     zetas: Float[Array, "zeta particle"] | None
 
 
@@ -89,9 +90,9 @@ class Advance:
         # Weights to fields.
         reading = weights.read(theta, parameters.known, not task.mixture, history.phi, past.written, k, features, space)
         r = fields.fields(reading, sample, past, problem.delta)
-        z = None if constants.multipliers is None else constants.multipliers[k]
+        multipliers = jax.tree.map(lambda a: a[k], constants.multipliers)
         # Fields to weights.
-        gradient = fields.gradient(task, step, x, problem.delta, r, sample.labels, z)
+        gradient = fields.gradient(task, step, x, problem.delta, r, sample.labels, multipliers)
         mean, swing = fields.means(task, gradient, r, sample, past, k, metrics.fields)
         pull, new = fields.directions(gradient, mean, swing, past, k, self.order)
         phi = jax.lax.dynamic_update_index_in_dim(history.phi, reading.phi, k, 0)

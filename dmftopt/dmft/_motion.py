@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ..numerics.matrices import of_symmetric
+from ..numerics.matrices import inverse_root, of_symmetric, rank_floor
 from ..problem import Problem
 from ..problem.features import Features
 from ._fields import Pull
@@ -76,6 +76,14 @@ def move(
         # Behind those of the mean gradients: the directions of the swings.
         swing = swing.at[:, k, m:].set(step.ahead(pull.power_root, last.power_root, x.ratio))
     swing = x.deviation * (swing.reshape(m, rows * count) / root_delta)
+    if x.epoch_start is not None:
+        # What the mean gradient shares with the directions of this epoch is noise too, of the samples still to be visited in it
+        # (35): it is taken like the swing, of which it is the other part.
+        power = pull.power_root @ pull.power_root
+        mine = jnp.repeat(jnp.arange(rows) >= x.epoch_start, count)
+        ahead = step.ahead(pull.power_root, last.power_root, x.ratio) @ inverse_root(power, rank_floor(power), order)
+        swing = swing + x.mean * ahead @ jnp.where(mine, on_zetas, 0.0)
+        on_zetas = jnp.where(mine, 0.0, on_zetas)
     drift = jnp.tensordot(pull.known, known, 1) + jnp.tensordot(pull.phi, phi, 2)
     drift = jnp.sqrt(problem.features.eigenvalues)[None, :, None] * drift
     if problem.direct:
@@ -100,6 +108,13 @@ def _move_weights(problem, step, x, space, theta, drift, on_zetas, swing, pull, 
     f, s, c = of_symmetric(
         lambda h: step.factors(x.mean * features.eigenvalues[:, None] * h[None] + shrinkage, x.ratio, excess), curvature, order
     )
+    if x.epoch_start is not None:
+        # Within an epoch samples are fresh: a kick decays by the population's curvature.
+        _, s, _ = of_symmetric(
+            lambda h: step.factors(x.mean * features.eigenvalues[:, None] * h[None] + shrinkage, x.ratio, jnp.ones_like(excess)),
+            curvature,
+            order,
+        )
     root = jnp.sqrt(features.eigenvalues)[None, :, None]
 
     def on_basis(drive):

@@ -7,16 +7,16 @@ from jax.scipy.special import ndtri
 from jaxtyping import Array, Float, Int
 
 from ..protocol.grid import TimeGrid
-from ..protocol.noise import AbstractNoise
+from ..protocol.noise import AbstractNoise, Multipliers, paired
 from ._sobol import scrambled_sobol
 
 
 class Points(eqx.Module):
-    """Uniforms of the teacher fields and the label, normal innovations and standardized multipliers.
+    """Uniforms of the teacher fields and the label, normal innovations, and multipliers.
 
     `innovations[k]` belong to the weight-side directions phi_k of the m columns: row 0 to the initial student's, then one row per
-    step. `multipliers` has a last row of zeros, for the readout at the end. Both are laid out as the scan wants them, because a
-    copy costs as much memory as the points themselves.
+    step. `multipliers` have a last row for the readout at the end: no noise, equal shares. Both are laid out as the scan wants
+    them, because a copy costs as much memory as the points themselves.
 
     `entries` and `zetas` are normals for sampled weights: of the columns of teacher and student, and of the weight-side
     directions that belong to each step's gradients (first the m drifts', then the m noises'). None where weights are exact.
@@ -27,7 +27,7 @@ class Points(eqx.Module):
     teacher: Float[Array, "m_star sample"]
     label: Float[Array, " sample"]
     innovations: Float[Array, "row m sample"]
-    multipliers: Float[Array, "row sample"] | None
+    multipliers: Multipliers | None
     entries: Float[Array, "column particle"] | None = None
     zetas: Float[Array, "row zeta particle"] | None = None
     shards: int = eqx.field(static=True, default=1)
@@ -44,27 +44,22 @@ class Points(eqx.Module):
     def coarsened(self, fine: TimeGrid, noise: AbstractNoise, visits: Float[Array, " step"]) -> "Points":
         """The same randomness on the grid of every second time: normalized sums of pairs."""
 
-        def pairs(values, squared_weights):
-            w = jnp.sqrt(squared_weights).reshape(-1, 2, *[1] * (values.ndim - 1))
-            total = jnp.sum(w * values.reshape(*w.shape[:2], *values.shape[1:]), axis=1)
-            return total / jnp.sqrt(jnp.sum(w**2, axis=1))
-
         steps = jax.lax.stop_gradient(fine.step_sizes)
         m = self.innovations.shape[1]
 
         def with_first(values):
-            return jnp.concatenate([values[:1], pairs(values[1:], steps)])
+            return jnp.concatenate([values[:1], paired(values[1:], steps)])
 
         def with_last(values):
-            return jnp.concatenate([pairs(values[:-1], steps), values[-1:]])
+            return jnp.concatenate([paired(values[:-1], steps), values[-1:]])
 
         zetas = self.zetas
         if zetas is not None:
             zetas = jnp.concatenate([with_first(zetas[:, :m]), with_last(zetas[:, m:])], axis=1)
         multipliers = self.multipliers
         if multipliers is not None:
-            summed = pairs(multipliers[:-1], noise.coarsening(steps, visits))
-            multipliers = jnp.concatenate([summed, multipliers[-1:]])
+            coarse = noise.coarsened(jax.tree.map(lambda a: a[:-1], multipliers), steps, visits)
+            multipliers = _with_readout(coarse)
         return Points(self.teacher, self.label, with_first(self.innovations), multipliers, self.entries, zetas, self.shards)
 
 
@@ -88,7 +83,7 @@ def draw(
     turns = uniforms[start + m :].reshape(steps, -1, samples)
     multipliers = None
     if not noise.deterministic:
-        multipliers = jnp.pad(noise.standardized(turns[:, m], rotation, visits), ((0, 1), (0, 0)))
+        multipliers = _with_readout(noise.multipliers(turns[:, m], rotation, visits))
     rotated = jnp.zeros((steps + 1, steps + 1)).at[0, 0].set(1.0).at[1:, 1:].set(rotation)
 
     def rotate(uniforms):
@@ -104,6 +99,12 @@ def draw(
         # The first gradient is a direction apart, as the initial student is; noises are increments from the first step on.
         zetas = jnp.concatenate([zetas[:, :m], jnp.roll(zetas[:, m:], -1, axis=0)], axis=1)
     return Points(uniforms[:m_star], uniforms[m_star], innovations, multipliers, entries, zetas, shards)
+
+
+def _with_readout(multipliers: Multipliers) -> Multipliers:
+    z, shares = multipliers
+    shares = None if shares is None else jnp.pad(shares, ((0, 1), (0, 0)), constant_values=1.0)
+    return Multipliers(jnp.pad(z, ((0, 1), (0, 0))), shares)
 
 
 def zeta_parts(noise: AbstractNoise) -> int:

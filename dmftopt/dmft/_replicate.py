@@ -39,6 +39,8 @@ class Level(NamedTuple):
     @property
     def visits(self) -> Float[Array, " step"]:
         """Mean visits of a sample in each step."""
+        if self.grid.epochs is not None:
+            return jnp.diff(self.grid.epochs)
         return self.average.batch_size * self.grid.step_sizes / self.delta
 
     def inputs(self, noise: AbstractNoise) -> Inputs:
@@ -48,8 +50,9 @@ class Level(NamedTuple):
             deviation=noise.deviation(average.noisy_rate, D, self.visits),
             skewness=noise.skewness(self.visits),
             shrinkage=average.shrinkage * D,
-            ratio=jnp.append(0.0, D[1:] / D[:-1]),
+            ratio=jnp.append(0.0, D[1:] / D[:-1]) * noise.continues(self.visits),
             momentum=average.momentum,
+            epoch_start=noise.epoch_starts(self.visits),
         )
 
     def valid(self, noise: AbstractNoise) -> Bool[Array, ""]:

@@ -13,9 +13,9 @@ from ._step import AbstractStep
 
 def is_told(problem: Problem, inputs: Inputs, random: bool) -> bool:
     """Whether the noise tells the response. Kicks of parameters are no kicks of the weights; what several columns do in
-    directions that the loss does not see is known with the plain ridge only."""
+    directions that the loss does not see is known with the plain ridge only. The last step of an epoch has no noise."""
     several = problem.m > 1 and (inputs.momentum is not None or not problem.linear_weights)
-    return random and problem.direct and not several
+    return random and problem.direct and not several and inputs.epoch_start is None
 
 
 def response(

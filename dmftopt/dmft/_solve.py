@@ -134,6 +134,8 @@ class Settings(NamedTuple):
 
 def _on_grid(problem, protocol, grid, key, noise, solver, how: Settings, asked, mesh) -> Solution:
     step = solver.step_for(noise)
+    if noise.in_epochs:
+        grid = grid.counted(protocol.batch_size, problem.delta)
     _check_levels(problem, protocol, grid, noise, solver, how)
     protocol = protocol.in_continuous_time() if step.continuous else protocol
     mesh = check_mesh(mesh, solver.samples, how.replicates)
@@ -146,7 +148,7 @@ def _on_grid(problem, protocol, grid, key, noise, solver, how: Settings, asked, 
     problem, noise, solver, grid, asked = numbers_to_arrays((problem, noise, solver, grid, asked))
     grids = (grid,)
     if two:
-        grids = (grid, grid.refined()) if how.richardson else (TimeGrid(grid.times[::2]), grid)
+        grids = (grid, grid.refined()) if how.richardson else (grid.coarsened(), grid)
     levels = tuple(Level.of(problem, protocol, g, noise, step) for g in grids)
     given = (problem, noise, solver, levels, asked, jax.random.split(key, how.replicates))
     problem, noise, solver, levels, asked, keys = replicated(given, mesh)
@@ -177,5 +179,7 @@ def _check_levels(problem, protocol, grid, noise, solver, how: Settings) -> None
         raise ValueError("estimate_discretization: richardson has an estimate already. Drop one of them.")
     if how.estimate_discretization and grid.steps % 2:
         raise ValueError(f"grid: estimate_discretization takes every second time, so steps must be even, got {grid.steps}.")
+    if how.estimate_discretization and noise.in_epochs:
+        grid.coarsened().counted(protocol.batch_size, problem.delta)
     steps = grid.steps * (2 if how.richardson else 1)
     solver.check(problem, protocol, noise, steps)

@@ -21,8 +21,8 @@ from ._step import AbstractStep
 
 class Inputs(NamedTuple):
     """The protocol on the grid, one entry per step D. Of the multipliers M, equation (2): `mean` = eta D, `deviation`, and
-    `skewness` where M jumps. `shrinkage` = D eta ridge. `ratio`: D over the last step's, 0 for the first. `momentum`: None for
-    none."""
+    `skewness` where M jumps. `shrinkage` = D eta ridge. `ratio`: D over the last step's, 0 for the first and where averages jump.
+    `momentum`: None for none. `epoch_start`: the first step of the epoch of each; None for noise that knows none."""
 
     mean: Float[Array, " step"]
     deviation: Float[Array, " step"]
@@ -30,6 +30,7 @@ class Inputs(NamedTuple):
     shrinkage: Float[Array, " step"]
     ratio: Float[Array, " step"]
     momentum: Momentum | None
+    epoch_start: Float[Array, " step"] | None = None
 
 
 class Curvature(NamedTuple):

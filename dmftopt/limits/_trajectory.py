@@ -12,8 +12,9 @@ from .._checks import check_count, check_instance, check_real
 from ..numerics.quadrature import GAUSS_NODES, GAUSS_WEIGHTS
 from ..protocol import Protocol
 from ..protocol.grid import TimeGrid
+from ..protocol.integrals import merged, node_times
 from ..protocol.noise import AbstractNoise
-from ..protocol.rates import knots, merged, node_times, read
+from ..protocol.rates import knots, read
 from ..results.codes import RESULTS, first_failure
 
 # Equal panels in which a protocol is looked through before anything is integrated (and those between its knots): three times

@@ -10,15 +10,21 @@ from jaxtyping import Array, Float
 
 from .._checks import as_numbers, check_count, check_duration, check_fixed, check_real, check_shape, front_door, is_concrete
 from .._memory import check_memory
+from .integrals import PANELS, samples_until, times_until
 
 
 class TimeGrid(eqx.Module):
-    """Times t_0 = 0 < t_1 < ... < t_K at which the equations are stepped and observed. `times`: (steps+1,)."""
+    """Times t_0 = 0 < t_1 < ... < t_K at which the equations are stepped and observed. `times`: (steps+1,).
+
+    `epochs`: passes over the training set until each of them, for `noise.Shuffled()`; see `of_epochs`, which makes such grids.
+    """
 
     times: Float[Array, " time"]
+    epochs: Float[Array, " time"] | None
 
-    def __init__(self, times: Any):
+    def __init__(self, times: Any, epochs: Any = None):
         self.times = as_numbers("times", times)
+        self.epochs = None if epochs is None else as_numbers("epochs", epochs)
 
     def __check_init__(self):
         if self.times.ndim != 1 or self.times.shape[0] < 2:
@@ -62,6 +68,39 @@ class TimeGrid(eqx.Module):
 
         return cls(solve(problem, protocol, horizon, key=key, accuracy=accuracy, **options).times)
 
+    @classmethod
+    @front_door
+    def of_epochs(cls, problem: Any, protocol: Any, epochs: float, steps: int) -> "TimeGrid":
+        """`steps` steps over so many passes over the training set, of equal length within each, with the ends of the passes among
+        the times: for `noise.Shuffled()`. Two for each pass at the least; take ten or more.
+
+        The clock is that of epochs: the times follow from the batch sizes, ∫_0^t B dt = delta * epochs, and move with them,
+        differentiably. The last pass may be a part of one (epochs=2.5). `epochs` is a plain number: it has no derivative."""
+        check_real("epochs", epochs, minimum=0.0, exclusive=True, cure="They are passes over the training set.")
+        check_fixed("epochs", epochs)
+        check_count("steps", steps)
+        counted = _spread(float(epochs), steps)
+        return cls(times_until(protocol.batch_size, jnp.asarray(problem.delta, dtype=float) * counted), counted)
+
+    def counted(self, batch_size: Any, delta: Any) -> "TimeGrid":
+        """The same grid with its `epochs`. Raises ValueError where the end of one is not among its times, TypeError where
+        batch sizes or times are traced."""
+        if self.epochs is not None:
+            _check_ends(self.epochs)
+            return self
+        panels = self.times[-1] * jnp.linspace(0.0, 1.0, PANELS + 1)
+        epochs = samples_until(batch_size, self.times, panels) / jnp.asarray(delta, dtype=float)
+        if not is_concrete(epochs):
+            raise TypeError(
+                "grid: where epochs end cannot be found while tracing. Build the grid, inside of jit or grad, with "
+                "dmftopt.TimeGrid.of_epochs(problem, protocol, epochs, steps)."
+            )
+        ends = np.round(np.asarray(epochs, dtype=float))
+        # Rounding, of the times or of what they are made from.
+        snapped = jnp.where(np.abs(ends - np.asarray(epochs)) < 1e-5 * np.maximum(ends, 1.0), ends, epochs)
+        _check_ends(snapped)
+        return TimeGrid(self.times, snapped)
+
     @property
     def steps(self) -> int:
         return self.times.shape[0] - 1
@@ -72,8 +111,16 @@ class TimeGrid(eqx.Module):
 
     def refined(self) -> "TimeGrid":
         """The grid with every step halved."""
-        middle = 0.5 * (self.times[1:] + self.times[:-1])
-        return TimeGrid(jnp.concatenate([self.times[:1], jnp.stack([middle, self.times[1:]], axis=1).ravel()]))
+
+        def halved(values):
+            middle = 0.5 * (values[1:] + values[:-1])
+            return jnp.concatenate([values[:1], jnp.stack([middle, values[1:]], axis=1).ravel()])
+
+        return TimeGrid(halved(self.times), None if self.epochs is None else halved(self.epochs))
+
+    def coarsened(self) -> "TimeGrid":
+        """The grid of every second time."""
+        return TimeGrid(self.times[::2], None if self.epochs is None else self.epochs[::2])
 
     def rotation(self) -> Float[Array, "step step"]:
         """Orthogonal matrix that maps independent normals to this grid's normalized Brownian increments, with the
@@ -107,6 +154,37 @@ def record_steps(records: Any, horizon: Any, dimension: Any) -> np.ndarray:
             f"{total}, the number of steps. Ask for fewer, or raise dimension."
         )
     return at
+
+
+def _spread(epochs: float, steps: int) -> np.ndarray:
+    """From 0 to `epochs`, of equal distance between whole numbers; even numbers of steps between these where `steps` is even, so
+    that they are in the grid of every second time too."""
+    whole = np.floor(epochs) if abs(epochs - round(epochs)) > 1e-9 else round(epochs)
+    ends = np.unique(np.append(np.arange(whole + 1), epochs)) if epochs > whole else np.arange(whole + 1.0)
+    parts, unit = ends.size - 1, 2 if steps % 2 == 0 else 1
+    if steps < 2 * parts:
+        raise ValueError(
+            f"steps must be at least {2 * parts}, two for each of {epochs:g} epochs, got {steps}. Take ten for each."
+        )
+    at = np.round(np.interp(ends, [0.0, ends[-1]], [0, steps // unit])).astype(int)
+    # One unit for each part at the least.
+    for part in range(1, parts + 1):
+        at[part] = max(at[part], at[part - 1] + 1)
+    for part in range(parts, 0, -1):
+        at[part] = min(at[part], steps // unit - (parts - part))
+    return np.interp(np.arange(steps + 1), unit * at + (at == at[-1]) * (steps - unit * at[-1]), ends)
+
+
+def _check_ends(epochs: Any) -> None:
+    if not is_concrete(epochs):
+        return
+    epochs = np.asarray(epochs, dtype=float)
+    for end in range(1, int(np.floor(epochs[-1])) + 1):
+        if not np.any(np.abs(epochs - end) < 1e-9 * end):
+            raise ValueError(
+                f"grid: the end of epoch {end} is not among its times. Build it with "
+                "dmftopt.TimeGrid.of_epochs(problem, protocol, epochs, steps), or use noise.Poisson()."
+            )
 
 
 def _check_horizon(horizon: Any, steps: Any) -> None:

@@ -6,7 +6,7 @@ eta D. A law says their standard deviation, and how to draw them, standardized, 
 
 import abc
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import equinox as eqx
 import jax
@@ -18,17 +18,27 @@ from jaxtyping import Array, Bool, Float
 from .._checks import as_number, check_real, check_shape, is_concrete, without_derivative
 
 
+class Multipliers(NamedTuple):
+    """Of each step and sample: `standardized`, the multiplier less its mean given the past, over its standard deviation; and
+    `shares`, that mean over its mean eta D over all samples. None where the past says nothing: then it is eta D for each."""
+
+    standardized: Float[Array, "step sample"]
+    shares: Float[Array, "step sample"] | None = None
+
+
 class AbstractNoise(eqx.Module):
     """A law of gradient noise.
 
     `deterministic`: no multipliers are random. `discrete`: the step is the algorithm, not an approximation to continuous
-    time. `batched`: the law depends on the protocol's batch size. `workspace`: how many numbers for each multiplier drawing it
-    takes, about, for estimates of memory.
+    time. `batched`: the law depends on the protocol's batch size. `in_epochs`: it follows passes over the training set, so that
+    grids must have their ends (`TimeGrid.of_epochs`). `workspace`: how many numbers for each multiplier drawing it takes, about,
+    for estimates of memory.
     """
 
     deterministic: ClassVar[bool] = False
     discrete: ClassVar[bool] = False
     batched: ClassVar[bool] = True
+    in_epochs: ClassVar[bool] = False
     workspace: ClassVar[int] = 1
 
     @abc.abstractmethod
@@ -40,6 +50,12 @@ class AbstractNoise(eqx.Module):
         self, uniforms: Float[Array, "step sample"], rotation: Float[Array, "step step"], visits: Float[Array, " step"]
     ) -> Float[Array, "step sample"]:
         """Multipliers less their mean, over their deviation. The first rows of `uniforms` are the most evenly spread."""
+
+    def multipliers(
+        self, uniforms: Float[Array, "step sample"], rotation: Float[Array, "step step"], visits: Float[Array, " step"]
+    ) -> Multipliers:
+        """`standardized`, for laws that know no past."""
+        return Multipliers(self.standardized(uniforms, rotation, visits))
 
     def valid(self, visits: Float[Array, " step"]) -> Bool[Array, ""]:
         """Whether parameters are in their domain, for values that could not be checked because they are traced."""
@@ -53,6 +69,18 @@ class AbstractNoise(eqx.Module):
     def coarsening(self, step_sizes: Float[Array, " step"], visits: Float[Array, " step"]) -> Float[Array, " step"]:
         """Squared weights with which standardized multipliers of two steps add up to that of both (Richardson)."""
         return step_sizes
+
+    def coarsened(self, fine: Multipliers, step_sizes: Float[Array, " step"], visits: Float[Array, " step"]) -> Multipliers:
+        """The multipliers of pairs of steps, from those of each."""
+        return Multipliers(paired(fine.standardized, self.coarsening(step_sizes, visits)))
+
+    def epoch_starts(self, visits: Float[Array, " step"]) -> Float[Array, " step"] | None:
+        """For laws that go through the training set in epochs, the first step of the epoch of each step. None for others."""
+        return None
+
+    def continues(self, visits: Float[Array, " step"]) -> Float[Array, " step"]:
+        """1 where what is averaged over the samples goes on smoothly from the step before, 0 where it may jump."""
+        return jnp.ones_like(visits).at[0].set(0.0)
 
     def temperature(self, learning_rate: Array, batch_size: Array) -> Array | None:
         """The variance of the multiplier per time, over delta, where steps vanish: all that the limits in continuous time know
@@ -122,6 +150,95 @@ class Poisson(AbstractNoise):
         return learning_rate**2 / batch_size
 
 
+class Shuffled(AbstractNoise):
+    """Epochs: every sample is visited once in each pass over the training set, at a uniform time of it, as data loaders do.
+
+    M = eta (delta / B) N with N = 1 in the step in which the sample is visited, else 0. With `reshuffle=False` the order of the
+    first pass is that of all.
+
+    A grid must have the ends of all passes among its times; the last may end before all samples were visited. The clock is that
+    of epochs: visits do not depend on batch sizes, which have a derivative on a grid made by `TimeGrid.of_epochs`. How many
+    epochs there are has none.
+    """
+
+    reshuffle: bool = eqx.field(static=True, default=True)
+    in_epochs: ClassVar[bool] = True
+    workspace: ClassVar[int] = 3
+
+    def __check_init__(self):
+        if not isinstance(self.reshuffle, bool):
+            raise ValueError(f"reshuffle must be True or False, got {self.reshuffle!r}. False: the same order in every epoch.")
+
+    def deviation(self, learning_rate, step_size, visits):
+        epochs = self._epochs(visits)
+        return learning_rate * step_size * epochs.deviation / visits
+
+    def standardized(self, uniforms, rotation, visits):
+        return self.multipliers(uniforms, rotation, visits).standardized
+
+    def multipliers(self, uniforms, rotation, visits):
+        epochs = self._epochs(visits)
+        # Where in each epoch a sample is visited: the most even of the uniforms.
+        position = uniforms[epochs.number if self.reshuffle else jnp.zeros_like(epochs.number)]
+        waiting = (position >= epochs.begun[:, None]).astype(uniforms.dtype)
+        return epochs.given_past(waiting, waiting * (position < epochs.ended[:, None]))
+
+    def coarsened(self, fine, step_sizes, visits):
+        waiting, visited = self._epochs(visits).of(fine)
+        coarse = self._epochs(jnp.sum(visits.reshape(-1, 2), axis=1))
+        return coarse.given_past(waiting[::2], visited[::2] + visited[1::2])
+
+    def epoch_starts(self, visits):
+        epochs = self._epochs(visits)
+        # Where the order is known all that the past says is of the very samples that are visited.
+        first = jnp.where(epochs.begun == 0, jnp.arange(visits.shape[0]), 0)
+        return jnp.where(epochs.known, 0, jax.lax.cummax(first)).astype(visits.dtype)
+
+    def continues(self, visits):
+        return (self._epochs(visits).begun > 0).astype(visits.dtype)
+
+    def _epochs(self, visits: Array) -> "_Epochs":
+        return _Epochs(visits, self.reshuffle)
+
+
+# What rounding may take off or add to the end of an epoch, of the step before it.
+ROUNDING_OF_EPOCHS = 0.01
+
+
+class _Epochs:
+    """Steps as parts of epochs, from the mean visits of a sample in each: `number` of the epoch, the share of it `begun` before
+    and `ended` after the step, whether the step is its `last`, and whether the order is `known` from the epoch before. `hazard`:
+    the chance that a sample not yet visited is visited in it; `deviation`: that of visits given the past."""
+
+    def __init__(self, visits: Float[Array, " step"], reshuffle: bool):
+        visits = _whole_numbers(visits, "noise.Shuffled", "epochs (build the grid with TimeGrid.of_epochs)")
+        ends = jnp.cumsum(visits)
+        whole = jnp.round(ends)
+        self.last = jnp.abs(ends - whole) < ROUNDING_OF_EPOCHS * visits
+        ends = jnp.where(self.last, whole, ends)
+        starts = jnp.concatenate([jnp.zeros(1, visits.dtype), ends[:-1]])
+        self.number = jnp.floor(starts).astype(int)
+        self.begun, self.ended = starts - jnp.floor(starts), ends - jnp.floor(starts)
+        self.known = (self.number > 0) & (not reshuffle)
+        self.hazard = jnp.where(self.last, 1.0, (self.ended - self.begun) / (1 - self.begun))
+        self.deviation = jnp.sqrt(jnp.where(self.known, 0.0, (self.ended - self.begun) * (1 - self.hazard)))
+
+    def given_past(self, waiting: Float[Array, "step sample"], visited: Float[Array, "step sample"]) -> Multipliers:
+        """From who had not been visited in the epoch, and who was in the step."""
+        random = (self.deviation > 0)[:, None]
+        z = (visited - self.hazard[:, None] * waiting) / jnp.where(random, self.deviation[:, None], 1.0)
+        shares = jnp.where(self.known[:, None], visited / (self.ended - self.begun)[:, None], waiting / (1 - self.begun)[:, None])
+        return Multipliers(jnp.where(random, z, 0.0), shares)
+
+    def of(self, multipliers: Multipliers) -> tuple[Float[Array, "step sample"], Float[Array, "step sample"]]:
+        """Who had not been visited in the epoch (where the order is known: who was in the step), and who was in the step."""
+        z, shares = multipliers
+        assert shares is not None
+        there = (shares > 0).astype(shares.dtype)
+        drawn = jnp.round(z * self.deviation[:, None] + self.hazard[:, None] * there)
+        return there, jnp.where((self.known | self.last)[:, None], there, drawn)
+
+
 class Bernoulli(AbstractNoise):
     """M = eta D s / b, s ~ Bernoulli(b): SGD with extensive batches, each step using a fraction `fraction` = b of the
     training set. The protocol's batch size plays no part; time counts D of the grid per step."""
@@ -149,6 +266,13 @@ class Bernoulli(AbstractNoise):
         taken = (rotation @ ndtri(uniforms) < ndtri(b)).astype(uniforms.dtype)
         full = b >= 1
         return jnp.where(full, 0.0, (taken - b) / jnp.sqrt(jnp.where(full, 1.0, b * (1 - b))))
+
+
+def paired(values: Float[Array, "step ..."], squared_weights: Float[Array, " step"]) -> Float[Array, "pair ..."]:
+    """Normalized sums of pairs."""
+    w = jnp.sqrt(squared_weights).reshape(-1, 2, *[1] * (values.ndim - 1))
+    total = jnp.sum(w * values.reshape(*w.shape[:2], *values.shape[1:]), axis=1)
+    return total / jnp.sqrt(jnp.sum(w**2, axis=1))
 
 
 def _whole_numbers(value: Array, law: str, parameters: str) -> Array:

@@ -4,12 +4,13 @@ from typing import Any
 
 import equinox as eqx
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float
 
 from .._checks import check_instance
 from ..numerics.quadrature import safe_sqrt
 from ._protocol import Momentum, Protocol, in_domain, values_at
 from .grid import TimeGrid
+from .integrals import node_times
 from .schedules import Tabulated
 
 
@@ -78,13 +79,6 @@ def knots(protocol: Protocol, horizon: Any) -> Float[Array, " knot"]:
     return jnp.sort(jnp.clip(protocol.knots, 0.0, horizon))
 
 
-def merged(times: Float[Array, " time"], others: Float[Array, " other"]) -> tuple[Int[Array, " time"], Float[Array, " edge"]]:
-    """All of these times, increasing, equal ones in the order given, and where the first ones are among them."""
-    together = jnp.concatenate([times, others.astype(times.dtype)])
-    order = jnp.argsort(together, stable=True)
-    return jnp.argsort(order)[: times.shape[0]], together[order]
-
-
 def averaged(
     protocol: Protocol, grid: TimeGrid, nodes: tuple[float, ...], weights: tuple[float, ...], *, batched: bool = True
 ) -> Averages:
@@ -99,8 +93,3 @@ def averaged(
     if momentum is not None:
         momentum = Momentum(momentum.coefficient @ w, momentum.nesterov)
     return Averages(learning_rate, batch_size, (rates.learning_rate * rates.ridge) @ w, noisy, momentum, rates.valid)
-
-
-def node_times(edges: Float[Array, " time"], nodes: tuple[float, ...]) -> Float[Array, "step node"]:
-    """Times in each step between increasing `edges`, `nodes` from its start (0) to its end (1)."""
-    return edges[:-1, None] + jnp.diff(edges)[:, None] * jnp.asarray(nodes, edges.dtype)[None]

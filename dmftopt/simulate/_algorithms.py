@@ -49,6 +49,20 @@ class StochasticGradientFlow(AbstractFlow):
         return model.force(state, model.data, jnp.sqrt(model.probabilities) * increments)
 
 
+class Epochs(NamedTuple):
+    """Passes over the training set, as many as hold `total` visits. `reshuffled`: before each, or the first only."""
+
+    total: int
+    reshuffled: bool
+
+    def queue(self, key: Array, samples: int) -> Int[Array, " visit"]:
+        """The samples in the order in which they are visited."""
+        count = -(-self.total // samples)
+        keys = jax.random.split(key, count if self.reshuffled else 1)
+        orders = jax.vmap(lambda key: jax.random.permutation(key, samples))(keys)
+        return jnp.broadcast_to(orders, (count, samples)).ravel()
+
+
 class FlowAverages(NamedTuple):
     """A protocol averaged over each time step of a flow; `temperature` is eta² / B."""
 
@@ -63,15 +77,19 @@ def step_through(
     key: Array,
     rates: Rates,
     at: Int[Array, " time"],
+    epochs: Epochs | None = None,
     kick: tuple[Array, Array] | None = None,
 ) -> Float[Array, "time m d"]:
-    """SGD at the `rates` of each step, observed after `at` steps. `kick`: after how many steps (from 1) what is added to the
-    parameters."""
+    """SGD at the `rates` of each step, observed after `at` steps. `epochs`: None for draws with replacement. `kick`: after how
+    many steps (from 1) what is added to the parameters."""
     samples, dimension = instance.features.shape
     model = _training(problem, instance)
+    # Each step has a key of its own.
+    key_order = jax.random.fold_in(key, rates.learning_rate.shape[0])
+    queue = None if epochs is None else epochs.queue(key_order, samples)
 
     def step(s, state):
-        parameters, memory = state
+        parameters, memory, seen = state
         learning_rate, batch_size, ridge = rates.learning_rate[s], rates.batch_size[s], rates.ridge[s]
         key_count, key_batch = jax.random.split(jax.random.fold_in(key, s))
         whole = jnp.floor(batch_size)
@@ -79,7 +97,10 @@ def step_through(
         count = whole.astype(int) + more.astype(int)
 
         def add(j, velocity):
-            i = jax.random.randint(jax.random.fold_in(key_batch, j), (1,), 0, samples)
+            if queue is None:
+                i = jax.random.randint(jax.random.fold_in(key_batch, j), (1,), 0, samples)
+            else:
+                i = jax.lax.dynamic_slice_in_dim(queue, seen + j, 1)
             return velocity + model.drawn(parameters, i, jnp.where(j < count, learning_rate / batch_size, 0.0)[None])
 
         # The same number of draws in every run, so that runs stay batched; the last may count for nothing.
@@ -90,13 +111,14 @@ def step_through(
             kicked = jnp.where(s + 1 == kick[0], kick[1], 0.0)
             # Of the place, not of the momentum: its memory moves along.
             moved, memory = moved + kicked, None if memory is None else memory + kicked
-        return moved, memory
+        return moved, memory, seen + count
 
     def record(state, span):
         state = jax.lax.fori_loop(span[0], span[1], step, state)
         return state, problem.parametrization.weights(state[0])
 
-    _, path = jax.lax.scan(record, _start(problem, instance, rates.momentum), jnp.stack([at[:-1], at[1:]], axis=1))
+    start = *_start(problem, instance, rates.momentum), jnp.zeros((), int)
+    _, path = jax.lax.scan(record, start, jnp.stack([at[:-1], at[1:]], axis=1))
     return jnp.concatenate([instance.student[None], path])
 
 

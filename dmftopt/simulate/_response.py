@@ -67,7 +67,7 @@ def _kicked(problem, instance, key, rates, at, kicked, size):
 
     def change(column):
         kick = jnp.zeros((1, m, dimension)).at[0, column].set(size * v)
-        plus, minus = (step_through(problem, instance, key_run, rates, at, (kicked, k)) for k in (kick, -kick))
+        plus, minus = (step_through(problem, instance, key_run, rates, at, kick=(kicked, k)) for k in (kick, -kick))
         return (plus - minus) / (2 * size)
 
     return v, jax.lax.map(change, jnp.arange(m))

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int
 
-from .._checks import check_count, check_instance, check_key, front_door, is_concrete, numbers_to_arrays, padded
+from .._checks import check_count, check_instance, check_key, check_member, front_door, is_concrete, numbers_to_arrays, padded
 from .._memory import check_memory
 from ..numerics.quadrature import GAUSS_NODES, GAUSS_WEIGHTS
 from ..problem import Problem
@@ -19,9 +19,11 @@ from ..results.codes import RESULTS, blank, finite_times, raise_unless, until_fa
 from ..results.measure import check_metrics
 from ..results.metrics import AbstractFieldMetric, AbstractWeightMetric
 from ..results.observables import Observables, mean_and_error
-from ._algorithms import FlowAverages, descend, diffuse, step_through
+from ._algorithms import Epochs, FlowAverages, descend, diffuse, step_through
 from ._data import draw, group_sizes, observe
 from ._result import Simulation
+
+_ORDERS = ("replacement", "shuffled", "fixed")
 
 
 class Setup(NamedTuple):
@@ -43,23 +45,27 @@ def sgd(
     runs: int,
     key: Array,
     records: Any = 40,
+    order: str = "replacement",
     metrics: dict[str, AbstractFieldMetric | AbstractWeightMetric] | None = None,
     throw: bool = True,
 ) -> Simulation:
     """Ordinary SGD, step by step: theta <- theta - eta [ (1/B) sum_{i in batch} x_i l(x_i·theta, y_i) + ridge h(theta) / d ],
     with the regularizer's gradient h (theta for the ridge), and with the protocol's momentum if it has one.
 
-    `horizon` * `dimension` steps; the batch is drawn with replacement from n = delta * d training samples; learning rate,
-    batch size and ridge are read at t = step / d. A batch size that is not a whole number is rounded up or down at random
-    with that mean, keeping the factor 1/B (which is what the Poisson noise of the solver describes). Returns means and standard
+    `horizon` * `dimension` steps on n = delta * d training samples. `order`: batches are drawn "replacement" (with replacement:
+    `noise.Poisson()` of the solver), or the training set is passed through in epochs, "shuffled" before each as data loaders do
+    (`noise.Shuffled()`), or in an order "fixed" before the first (`noise.Shuffled(reshuffle=False)`); a batch may end one epoch
+    and begin the next. Learning rate, batch size and ridge are read at t = step / d. A batch size that is not a whole number is
+    rounded up or down at random with that mean, keeping the factor 1/B. Returns means and standard
     errors over `runs`, observed at `records` + 1 equally spaced times, or at the increasing times `records` (from 0 to
     `horizon`, for example `grid.times`), each rounded to a step.
 
     `metrics`: by name, any other quantities, see `dmftopt.metrics`. `throw`: raise `SolveError` where a run became infinite or
     NaN; under `jit` nothing can be raised, look at `result`.
     """
+    check_member("order", order, _ORDERS)
     setup, rates, at = recorded(problem, protocol, horizon, dimension, runs, key, records)
-    arguments = (rates, jnp.asarray(at))
+    arguments = (rates, jnp.asarray(at), _epochs(order, rates, int(at[-1]), setup))
     times = jnp.asarray(at / dimension)
     return _simulation("sgd", setup, times, arguments, step_through, metrics, rates.valid, throw)
 
@@ -130,6 +136,18 @@ def gradient_descent(
     fraction = jnp.asarray(noise.fraction if isinstance(noise, Bernoulli) else 1.0, dtype=float)
     arguments = (rates, grid.step_sizes, fraction)
     return _simulation("gradient_descent", setup, grid.times, arguments, descend, metrics, rates.valid, throw)
+
+
+def _epochs(order: str, rates: Rates, steps: int, setup: Setup) -> Epochs | None:
+    if order == "replacement":
+        return None
+    if not is_concrete(rates.batch_size):
+        raise TypeError(f'order: "{order}" fixes how long a queue of samples is by the batch sizes, so they cannot be traced.')
+    total = int(np.sum(np.ceil(np.asarray(rates.batch_size, dtype=float)[:steps] - 1e-9)))
+    epochs = -(-total // setup.samples)
+    check_memory(f"order = {order!r} over {epochs} epochs", epochs * setup.samples * setup.keys.shape[0], "Use fewer runs.")
+    # In whole epochs, so that batch sizes that differ a little share a program.
+    return Epochs(epochs * setup.samples, order == "shuffled")
 
 
 def recorded(problem, protocol, horizon, dimension, runs, key, records) -> tuple[Setup, Rates, np.ndarray]:

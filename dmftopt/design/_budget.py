@@ -147,6 +147,15 @@ class Budget(eqx.Module):
         batch_size = Scaled(protocol.batch_size, scale=scale, offset=1 - scale)
         return stretched(eqx.tree_at(lambda p: p.batch_size, protocol, batch_size), horizon)
 
+    def epochs(self, delta: Any) -> float | None:
+        """Passes over a training set of delta * d samples, where the budget fixes them whatever the protocol."""
+        for a, b, total, of_training_set in zip(self.per_step, self.per_sample, self.total, self.of_training_set, strict=True):
+            if not all(is_concrete(value) for value in (a, b, total, delta)):
+                return None
+            if a == 0 and b > 0:
+                return float(total / b) / (1.0 if of_training_set else float(delta))
+        return None
+
     def spent(self, run: Run, times: Array) -> Float[Array, " time"]:
         """Of the first constraint: what is spent until each of the increasing `times`, the first of them 0."""
         panels = times[-1] * jnp.linspace(0.0, 1.0, PANELS + 1, dtype=times.dtype)

@@ -4,13 +4,14 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from .._checks import check_instance, check_member, check_real, check_shape, front_door, numbers_to_arrays
 from ..problem import Problem, check_problem
 from ..protocol import Protocol
-from ..protocol.grid import TimeGrid
-from ..protocol.noise import AbstractNoise, Poisson
+from ..protocol.grid import TimeGrid, spread_epochs
+from ..protocol.noise import AbstractNoise, Poisson, Shuffled
 from ..protocol.variables import number
 from . import objectives
 from ._budget import Budget, Plan, Run, stretched
@@ -32,8 +33,11 @@ class Objective(AbstractObjective):
     - `measure`: see `dmftopt.objectives`; default the final test risk.
     - `grid`: in relative time; default `TimeGrid.uniform(1.0, 20)`.
     - `predict`: how runs are predicted. `Solve(noise, samples, ...)`; `Exact(dmftopt.limits.least_squares)`, or `.online`; or
-      any function of (problem, protocol, grid, key). The default is solve with Brownian noise, which is differentiable in batch
-      size and horizon too; where those are fixed `Solve(Poisson())` is SGD itself.
+      any function of (problem, protocol, grid, key). For problems made from data, under a budget that fixes the number of epochs,
+      the default is `Solve(noise.Shuffled())`: SGD as data loaders run it, differentiable in batch sizes too. There relative
+      times are shares of the epochs (not of the steps), which must have the end of each epoch among them; by default 8 for each
+      epoch, and 20 at the least. Otherwise it is solve with Brownian noise, which is differentiable in the horizon
+      as well; where that and batch sizes are fixed, `Solve(Poisson())` is SGD that draws its batches with replacement.
 
     `run(protocol)`: the run in time t (of problem number `which`); `predict_run(protocol, key)`: its predicted observables.
     Pure, works under jit, grad and vmap; NaN where the prediction failed.
@@ -47,6 +51,7 @@ class Objective(AbstractObjective):
     across: str = eqx.field(static=True)
     weights: Float[Array, " problem"]
     offsets: Float[Array, " problem"]
+    epochs: tuple[float, ...] | None = eqx.field(static=True)
 
     @front_door
     def __init__(
@@ -56,7 +61,7 @@ class Objective(AbstractObjective):
         *,
         measure: Callable = objectives.final(),
         grid: TimeGrid | None = None,
-        predict: Callable = Solve(),
+        predict: Callable | None = None,
         across: str = "mean",
         weights: Any = 1.0,
         offsets: Any = 0.0,
@@ -68,6 +73,9 @@ class Objective(AbstractObjective):
             check_problem(one)
         if budget is not None:
             check_instance("budget", budget, Budget, "Build it with dmftopt.Budget(samples=...).")
+        if predict is None:
+            on_data = budget is not None and all(p.data is not None and budget.epochs(p.delta) is not None for p in problems)
+            predict = Solve(Shuffled()) if on_data else Solve()
         for name, value in (("measure", measure), ("predict", predict)):
             if not callable(value) or isinstance(value, type):
                 raise TypeError(f"{name} must be a function, got {value!r}. Pass for example dmftopt.objectives.final().")
@@ -76,10 +84,14 @@ class Objective(AbstractObjective):
             predict.check(one)
         if across not in ("mean", "worst"):
             raise ValueError(f'across must be "mean" or "worst", got {across!r}.')
-        grid = TimeGrid.uniform(1.0, 20) if grid is None else grid
+        in_epochs = isinstance(predict, Solve) and predict.noise.in_epochs
+        epochs = [_epochs(budget, one) for one in problems] if in_epochs else None
+        if grid is None:
+            grid = TimeGrid.uniform(1.0, 20) if epochs is None else _default_grid(epochs)
         check_instance("grid", grid, TimeGrid, "Build it with dmftopt.TimeGrid.uniform(1.0, steps).")
         if abs(float(grid.times[-1]) - 1) > 1e-6:
             raise ValueError(f"grid must end at 1, got {float(grid.times[-1]):g}: it is in relative time.")
+        self.epochs = None if epochs is None else tuple(epochs)
         self.problems, self.budget, self.grid, self.predict = numbers_to_arrays((problems, budget, grid, predict))
         self.measure = numbers_to_arrays(measure)
         self.across = across
@@ -121,7 +133,7 @@ class Objective(AbstractObjective):
         inputs = []
         for which in range(len(self.problems)):
             run = self.run(protocol, which)
-            grid = self._grid(run)
+            grid = self._grid(run, which)
             spent = grid.times if self.budget is None else self.budget.spent(run, grid.times)
             inputs.append((self.predict.tabulated(run.protocol, grid), grid, spent))
         return tuple(inputs)
@@ -144,8 +156,13 @@ class Objective(AbstractObjective):
     def doubled(self):
         return self.finer(samples=2, replicates=1, noise=None) if isinstance(self.predict, Solve) else None
 
-    def _grid(self, run: Run) -> TimeGrid:
-        return TimeGrid(run.horizon * self.grid.times)
+    def _grid(self, run: Run, which: int) -> TimeGrid:
+        if self.epochs is None:
+            return TimeGrid(run.horizon * self.grid.times)
+        counted = self.grid.times * self.epochs[which]
+        whole = jnp.round(counted)
+        counted = jnp.where(jnp.abs(counted - whole) < 1e-5, whole, counted)
+        return TimeGrid.at_epochs(self.problems[which].delta, run.protocol.batch_size, counted)
 
     def values_of(self, inputs: tuple, key: Array | None) -> Float[Array, " problem"]:
         """Of what `prepare` made."""
@@ -161,6 +178,23 @@ class Objective(AbstractObjective):
             return jnp.stack([value(p, i) for p, i in zip(self.problems, inputs, strict=True)])
         arrays, rest = stacked
         return jax.lax.map(lambda arrays: value(*eqx.combine(arrays, rest)), arrays)
+
+
+def _epochs(budget: Budget | None, problem: Problem) -> float:
+    epochs = None if budget is None else budget.epochs(problem.delta)
+    if epochs is None:
+        raise ValueError(
+            "budget: with noise.Shuffled() it must fix the number of epochs (epochs=..., or samples=...), on which the grid "
+            "depends. For a horizon that is tuned take Solve(noise.Brownian())."
+        )
+    return epochs
+
+
+def _default_grid(epochs: list[float]) -> TimeGrid:
+    if max(epochs) > min(epochs) * (1 + 1e-9):
+        raise ValueError(f"budget: these problems are run for {epochs} epochs. Give a budget of epochs, the same for all.")
+    parts = int(np.ceil(epochs[0] - 1e-9))
+    return TimeGrid(spread_epochs(epochs[0], max(20, 8 * parts)) / epochs[0])
 
 
 def _stacked(trees: list[PyTree]) -> tuple[PyTree, PyTree] | None:

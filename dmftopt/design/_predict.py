@@ -18,7 +18,7 @@ from ..problem import Problem
 from ..protocol import Protocol, Recipe
 from ..protocol.grid import TimeGrid
 from ..protocol.integrals import node_times
-from ..protocol.noise import AbstractNoise, Brownian
+from ..protocol.noise import AbstractNoise, Brownian, Shuffled
 from ..protocol.rates import knots, read
 from ..protocol.schedules import LinearPieces, Scaled, Tabulated
 from ..results.measure import check_metrics
@@ -62,6 +62,11 @@ class AbstractPrediction(eqx.Module):
     def asked_metrics(self) -> Any:
         """The `metrics` that results have."""
         return None
+
+    @property
+    def order(self) -> str:
+        """In which SGD visits the samples, as `simulate.sgd` calls it."""
+        return "replacement"
 
 
 class Solve(AbstractPrediction):
@@ -109,7 +114,7 @@ class Solve(AbstractPrediction):
         self._solve(problem, protocol, grid, key, throw=True)
 
     def finer(self, samples, replicates, noise):
-        if noise is None or self.noise.discrete or self.noise.deterministic:
+        if noise is None or self.noise.discrete or self.noise.deterministic or self.noise.in_epochs:
             noise = self.noise
         solver = self.solver
         if isinstance(solver, CausalInnovations):
@@ -118,7 +123,9 @@ class Solve(AbstractPrediction):
 
     def rounded(self, protocol, grid, recipe):
         """In each step of the grid the B for which eta²/B is the mean over SGD's steps there. (Where a step of the grid is
-        shorter than one of SGD: as it is.)"""
+        shorter than one of SGD: as it is.) In epochs what weighs is the batch size of each visit: not told."""
+        if self.noise.in_epochs:
+            return None
         edges = np.searchsorted(np.arange(len(recipe)) / recipe.dimension, np.asarray(grid.times) - 1e-9 / recipe.dimension)
         batch_size = np.array(cast(Tabulated, protocol.batch_size).values).reshape(grid.steps, -1)
         for j, (a, b) in enumerate(itertools.pairwise(edges)):
@@ -134,6 +141,12 @@ class Solve(AbstractPrediction):
     @property
     def asked_metrics(self):
         return self.metrics
+
+    @property
+    def order(self):
+        if isinstance(self.noise, Shuffled):
+            return "shuffled" if self.noise.reshuffle else "fixed"
+        return "replacement"
 
     def _solve(self, problem, protocol, grid, key, throw: bool):
         options = {"noise": self.noise, "solver": self.solver, "replicates": self.replicates, "metrics": self.metrics}

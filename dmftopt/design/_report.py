@@ -263,6 +263,7 @@ def realized(
         runs=runs,
         key=key,
         records=at / d,
+        order=objective.predict.order,
         metrics=objective.predict.asked_metrics,
     )
     spent = result.times if objective.budget is None else objective.budget.spent(run, result.times)

@@ -30,7 +30,7 @@ def is_algorithm(noise: AbstractNoise, step: AbstractStep, momentum: bool) -> bo
 
 def order_of(problem: Problem, noise: AbstractNoise, step: AbstractStep) -> int:
     # A sample whose gradient jumps starts or stops being moved at some time within a step: an error of first order.
-    return 1 if problem.task.jumps and not noise.deterministic else step.order
+    return min(noise.order, 1 if problem.task.jumps and not noise.deterministic else step.order)
 
 
 def stiffness(problem: Problem, inputs: Inputs, curvature: Curvature) -> Float[Array, " step"]:
@@ -47,7 +47,9 @@ def stiffness(problem: Problem, inputs: Inputs, curvature: Curvature) -> Float[A
 def stability(problem: Problem, inputs: Inputs, curvature: Curvature) -> Float[Array, " step"]:
     """Equation (28): eta / B over its critical value, at which gradient noise of constant curvature, through the power that it
     has itself added, keeps itself alive. Exact for least squares at constant rates. 0 without noise, and for losses that
-    are not l·l / 2 along the run: where gradients saturate growth ends by itself."""
+    are not l·l / 2 along the run: where gradients saturate growth ends by itself. Of epochs the critical value is not known."""
+    if inputs.epoch_start is not None:
+        return jnp.zeros_like(inputs.mean)
     mean, trace = curvature.mean[:-1], jnp.trace(curvature.mean[:-1], axis1=1, axis2=2)
     square, m = curvature.square[:-1], mean.shape[-1]
     known = (trace > 0) & (inputs.mean > 0) & (jnp.abs(curvature.quadratic[:-1] - 1) < 1e-4)

@@ -15,6 +15,7 @@ from .._checks import check_real, is_concrete
 from ..numerics.quadrature import uniform_points
 from ..problem import Problem
 from ..protocol import Protocol
+from ..protocol.integrals import epoch_ends
 from ..protocol.noise import AbstractNoise
 from ..results.codes import RESULTS
 from ..results.measure import Metrics
@@ -145,6 +146,8 @@ class _Trial:
         coarse = density.grid(effort.steps // 2, _fixed(request, effort.steps // 4))
         self.request, self.solver, self.samples = request, solver, effort.samples
         self.order = order_of(problem, noise, step)
+        if noise.in_epochs:
+            coarse = coarse.counted(request.protocol.batch_size, problem.delta)
         self.levels = [Level.of(problem, request.protocol, grid, noise, step) for grid in (coarse, coarse.refined())]
         self.outputs: list[tuple[Replicate, Array]] = []
 
@@ -266,12 +269,18 @@ def _density(request: Request, at: Numbers, curvature: Numbers) -> Density:
 
 
 def _fixed(request: Request, most: int) -> Numbers:
-    """Times that the coarse grid must have: those asked for, and the protocol's knots where they are few enough."""
-    times = request.times[(request.times > 0) & (request.times < request.horizon)]
-    found = inner_knots(request.protocol, request.horizon, 1e-6 * request.horizon)
-    if times.size:
-        found = found[np.min(np.abs(found[:, None] - times[None]), axis=1) > 1e-6 * request.horizon]
-    return np.sort(np.concatenate([times, found])) if times.size + found.size <= most else times
+    """Times that the coarse grid must have: ends of epochs, those asked for, and the protocol's knots if not too many."""
+    horizon, batch_size = request.horizon, request.protocol.batch_size
+    ends = epoch_ends(batch_size, request.problem.delta, horizon) if request.noise.in_epochs else np.zeros(0)
+    times = _joined(ends, request.times[(request.times > 0) & (request.times < horizon)], 1e-6 * horizon)
+    every = _joined(times, inner_knots(request.protocol, horizon, 1e-6 * horizon), 1e-6 * horizon)
+    return every if every.size <= most else times
+
+
+def _joined(times: Numbers, others: Numbers, apart: float) -> Numbers:
+    """The times, and those of the others that are not too near to one of them."""
+    far = np.all(np.abs(others[:, None] - times[None]) > apart, axis=1)
+    return np.sort(np.concatenate([times, others[far]]))
 
 
 @eqx.filter_jit

@@ -29,7 +29,7 @@ _MEANINGLESS = 0.5
 def drawn(problem, noise, solver, level: Level, key, mesh: Mesh | None = None) -> Randomness:
     """The random numbers of one replicate, by a program of its own, which other tasks and gradients share."""
     sizes = Sizes(problem.m, problem.m_star, problem.linear_weights, axis_size(mesh, SAMPLES))
-    return _draw(solver, key, sizes, level.grid, noise, level.average.batch_size, problem.delta, mesh)
+    return _draw(solver, key, sizes, level.grid, noise, level.visits, mesh)
 
 
 def check_fits(problem: Problem, solver: AbstractSolver, noise: AbstractNoise, steps: int, replicates: int, shards: int) -> None:
@@ -46,9 +46,9 @@ def check_fits(problem: Problem, solver: AbstractSolver, noise: AbstractNoise, s
 
 
 @eqx.filter_jit
-def _draw(solver, key, sizes: Sizes, grid, noise, batch_size, delta, mesh) -> Randomness:
+def _draw(solver, key, sizes: Sizes, grid, noise, visits, mesh) -> Randomness:
     with jax.default_matmul_precision(_PRECISION):
-        return constrained(solver.draw(key, sizes, grid, noise, batch_size * grid.step_sizes / delta), mesh, SAMPLES)
+        return constrained(solver.draw(key, sizes, grid, noise, visits), mesh, SAMPLES)
 
 
 @eqx.filter_jit

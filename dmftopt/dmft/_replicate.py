@@ -128,7 +128,7 @@ def largest_change(first: Observables, second: Observables) -> Float[Array, ""]:
 
 
 def _at_coarse(fine: Observables) -> Observables:
-    return fine.at(np.arange(0, fine.norm.shape[0], 2))
+    return fine.at(np.arange(0, fine.test_risk.shape[0], 2))
 
 
 def _richardson(coarse: Observables, fine: Observables, order: int) -> Observables:

@@ -64,9 +64,10 @@ def solve(
       `jit`, `grad` and `vmap` (`TimeGrid.for_accuracy` gives one). Then the error of the time step is known roughly only
       (`Solution.discretization_error`), and `inaccurate` means beyond `accuracy`, by default one half.
     - `key`: a JAX random key; the same key gives the same answer.
-    - `noise`: law of the gradient noise. `noise.Poisson()` is SGD itself at finite learning rate; `noise.Brownian()` is
-      stochastic gradient flow, differentiable in batch size and delta too; `noise.NoNoise()` gradient flow;
-      `noise.Bernoulli(fraction)` batches that are a fraction of the training set.
+    - `noise`: law of the gradient noise. `noise.Shuffled()` is SGD as data loaders run it, in epochs (a grid for it is made by
+      `TimeGrid.of_epochs`); `noise.Poisson()` SGD that draws its batches with replacement; `noise.Brownian()` stochastic
+      gradient flow, differentiable in batch size and delta too; `noise.NoNoise()` gradient flow; `noise.Bernoulli(fraction)`
+      batches that are a fraction of the training set.
     - `solver`: `CausalInnovations(samples=4096)`, one causal pass, or `FixedPoint()`, the published iteration: slow, an
       independent check. See there for their settings.
     - `samples`, `step`: short for these settings of the solver, population size and time step.

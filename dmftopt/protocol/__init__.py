@@ -1,5 +1,6 @@
 """What is tuned, and the algorithm: schedules, gradient noise, time."""
 
+from . import averages as averages
 from . import noise as noise
 from . import schedules as schedules
 from . import variables as variables

@@ -79,8 +79,13 @@ class TimeGrid(eqx.Module):
         check_real("epochs", epochs, minimum=0.0, exclusive=True, cure="They are passes over the training set.")
         check_fixed("epochs", epochs)
         check_count("steps", steps)
-        counted = _spread(float(epochs), steps)
-        return cls(times_until(protocol.batch_size, jnp.asarray(problem.delta, dtype=float) * counted), counted)
+        return cls.at_epochs(problem.delta, protocol.batch_size, spread_epochs(float(epochs), steps))
+
+    @classmethod
+    def at_epochs(cls, delta: Any, batch_size: Any, epochs: Any) -> "TimeGrid":
+        """As `of_epochs`, at these numbers of epochs, from 0."""
+        _check_ends(epochs)
+        return cls(times_until(batch_size, jnp.asarray(delta, dtype=float) * epochs), epochs)
 
     def counted(self, batch_size: Any, delta: Any) -> "TimeGrid":
         """The same grid with its `epochs`. Raises ValueError where the end of one is not among its times, TypeError where
@@ -156,7 +161,7 @@ def record_steps(records: Any, horizon: Any, dimension: Any) -> np.ndarray:
     return at
 
 
-def _spread(epochs: float, steps: int) -> np.ndarray:
+def spread_epochs(epochs: float, steps: int) -> np.ndarray:
     """From 0 to `epochs`, of equal distance between whole numbers; even numbers of steps between these where `steps` is even, so
     that they are in the grid of every second time too."""
     whole = np.floor(epochs) if abs(epochs - round(epochs)) > 1e-9 else round(epochs)
@@ -183,7 +188,8 @@ def _check_ends(epochs: Any) -> None:
         if not np.any(np.abs(epochs - end) < 1e-9 * end):
             raise ValueError(
                 f"grid: the end of epoch {end} is not among its times. Build it with "
-                "dmftopt.TimeGrid.of_epochs(problem, protocol, epochs, steps), or use noise.Poisson()."
+                "dmftopt.TimeGrid.of_epochs(problem, protocol, epochs, steps) (in an Objective leave grid out), or use "
+                "noise.Poisson()."
             )
 
 

@@ -1,9 +1,11 @@
 """Times, and what a schedule adds up to between them."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from ..numerics.quadrature import GAUSS_NODES, GAUSS_WEIGHTS
@@ -54,3 +56,14 @@ def times_until(schedule: Callable, samples: Float[Array, " time"]) -> Float[Arr
         rate = jax.lax.stop_gradient(values_at("batch_size", schedule, times))
         times = times - (samples_until(schedule, times, edges) - samples) / rate
     return times.at[0].set(0.0)
+
+
+def epoch_ends(schedule: Callable, delta: Any, horizon: float) -> np.ndarray:
+    """Times inside (0, horizon) at which a pass over the training set, delta samples per dimension, ends."""
+    times = jnp.asarray([0.0, horizon])
+    seen = samples_until(schedule, times, horizon * jnp.linspace(0.0, 1.0, PANELS + 1))[-1] / delta
+    # The horizon may be the end of one, up to rounding.
+    ends = np.arange(np.ceil(float(seen) * (1 - 1e-5)), dtype=float)
+    if ends.size < 2:
+        return np.zeros(0)
+    return np.asarray(times_until(schedule, jnp.asarray(ends * delta)), dtype=float)[1:]

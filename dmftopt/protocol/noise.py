@@ -61,6 +61,11 @@ class AbstractNoise(eqx.Module):
         """Whether parameters are in their domain, for values that could not be checked because they are traced."""
         return jnp.asarray(True)
 
+    @property
+    def order(self) -> int:
+        """Power of the step with which the error of a good step vanishes."""
+        return 2
+
     def skewness(self, visits: Float[Array, " step"]) -> Float[Array, " step"] | None:
         """Of the multiplier, where in continuous time it jumps, all jumps being of one size, deviation * skewness. None: it does
         not."""
@@ -168,6 +173,11 @@ class Shuffled(AbstractNoise):
     def __check_init__(self):
         if not isinstance(self.reshuffle, bool):
             raise ValueError(f"reshuffle must be True or False, got {self.reshuffle!r}. False: the same order in every epoch.")
+
+    @property
+    def order(self):
+        # Of samples that are known to be visited nothing tells where in the step.
+        return 2 if self.reshuffle else 1
 
     def deviation(self, learning_rate, step_size, visits):
         epochs = self._epochs(visits)

@@ -3,6 +3,8 @@
 from . import metrics as metrics
 from . import plot as plot
 from . import storage as storage
+from ._averaged import Averaged as Averaged
+from ._averaged import averaged as averaged
 from ._compare import Comparison as Comparison
 from ._compare import compare as compare
 from .codes import RESULTS as RESULTS

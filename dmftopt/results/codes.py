@@ -85,9 +85,9 @@ def raise_unless(
 
 def finite_times(observables: Observables) -> Bool[Array, " time"]:
     """Of each time, whether what the observables are made of is finite."""
-    steps = observables.norm.shape[0]
+    steps = observables.test_risk.shape[0]
     per_time = (observables.test_risk, observables.train_loss, observables.norm)
-    finite = [jnp.all(jnp.isfinite(a.reshape(steps, -1)), axis=1) for a in per_time]
+    finite = [jnp.all(jnp.isfinite(a.reshape(steps, -1)), axis=1) for a in per_time if a is not None]
     # A NaN at time k also enters row j < k of the correlation, in column k: look at the lower triangle only.
     pairs = jnp.all(jnp.isfinite(observables.correlation), axis=(2, 3)) | ~jnp.tril(jnp.ones((steps, steps), bool))
     return jnp.all(jnp.stack([*finite, jnp.all(pairs, axis=1)]), axis=0)

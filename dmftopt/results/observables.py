@@ -37,7 +37,7 @@ class Observables(eqx.Module):
     - `student_overlap` (time, m, m): E[theta lambda theta^T]. `teacher_overlap` (time, m, m_star): E[theta lambda theta_star^T];
       for a mixture, whose columns theta_star are means of clusters, the mean field of each cluster.
     - `correlation` (time, time, m, m): two-time E[theta(t) lambda theta(s)^T].
-    - `norm` (time, m, m): E[theta theta^T], not weighted by the features.
+    - `norm` (time, m, m): E[theta theta^T], not weighted by the features. It and `train_loss` are None for averaged weights.
     - `test_error`, `train_error` (time,): 0-1 errors, None unless the task is a classification.
     - `train_metrics`, `test_metrics`, `weight_metrics`: by name, (time, ...) each, what was asked for with `metrics`, see
       `dmftopt.metrics`.
@@ -47,11 +47,11 @@ class Observables(eqx.Module):
     """
 
     test_risk: Float[Array, " time"]
-    train_loss: Float[Array, " time"]
+    train_loss: Float[Array, " time"] | None
     student_overlap: Float[Array, "time m m"]
     teacher_overlap: Float[Array, "time m m_star"]
     correlation: Float[Array, "time time m m"]
-    norm: Float[Array, "time m m"]
+    norm: Float[Array, "time m m"] | None
     test_error: Float[Array, " time"] | None
     train_error: Float[Array, " time"] | None
     response: Float[Array, "time step m m"] | None
@@ -95,7 +95,7 @@ class AbstractResult(eqx.Module):
     @property
     @front_door
     def train_loss(self) -> Float[Array, "*batch time"]:
-        return self.observables.train_loss
+        return _present("train_loss", self.observables.train_loss)
 
     @property
     @front_door
@@ -115,7 +115,7 @@ class AbstractResult(eqx.Module):
     @property
     @front_door
     def norm(self) -> Float[Array, "*batch time m m"]:
-        return self.observables.norm
+        return _present("norm", self.observables.norm)
 
     @property
     @front_door
@@ -201,6 +201,12 @@ class AbstractResult(eqx.Module):
     @abc.abstractmethod
     def _attributes(self) -> dict[str, str | int]:
         """What was run and how it ended."""
+
+
+def _present(name: str, value: Array | None) -> Array:
+    if value is None:
+        raise ValueError(f"{name} of averaged weights is not known from the run. simulate.sgd(average=...) measures it.")
+    return value
 
 
 def sampling_error(standard_error: Observables, repetitions: int) -> Observables:

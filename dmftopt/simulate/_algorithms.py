@@ -78,10 +78,12 @@ def step_through(
     rates: Rates,
     at: Int[Array, " time"],
     epochs: Epochs | None = None,
+    gains: Float[Array, " step"] | None = None,
     kick: tuple[Array, Array] | None = None,
 ) -> Float[Array, "time m d"]:
-    """SGD at the `rates` of each step, observed after `at` steps. `epochs`: None for draws with replacement. `kick`: after how
-    many steps (from 1) what is added to the parameters."""
+    """SGD at the `rates` of each step, observed after `at` steps. `epochs`: None for draws with replacement. `gains`: observe
+    an average of the weights, which moves by these shares. `kick`: after how many steps (from 1) what is added to the
+    parameters."""
     samples, dimension = instance.features.shape
     model = _training(problem, instance)
     # Each step has a key of its own.
@@ -89,7 +91,7 @@ def step_through(
     queue = None if epochs is None else epochs.queue(key_order, samples)
 
     def step(s, state):
-        parameters, memory, seen = state
+        parameters, memory, seen, mean = state
         learning_rate, batch_size, ridge = rates.learning_rate[s], rates.batch_size[s], rates.ridge[s]
         key_count, key_batch = jax.random.split(jax.random.fold_in(key, s))
         whole = jnp.floor(batch_size)
@@ -111,13 +113,16 @@ def step_through(
             kicked = jnp.where(s + 1 == kick[0], kick[1], 0.0)
             # Of the place, not of the momentum: its memory moves along.
             moved, memory = moved + kicked, None if memory is None else memory + kicked
-        return moved, memory, seen + count
+        if gains is not None:
+            mean = mean + gains[s] * (moved - mean)
+        return moved, memory, seen + count, mean
 
     def record(state, span):
         state = jax.lax.fori_loop(span[0], span[1], step, state)
-        return state, problem.parametrization.weights(state[0])
+        return state, problem.parametrization.weights(state[0] if gains is None else state[3])
 
-    start = *_start(problem, instance, rates.momentum), jnp.zeros((), int)
+    parameters, memory = _start(problem, instance, rates.momentum)
+    start = parameters, memory, jnp.zeros((), int), None if gains is None else parameters
     _, path = jax.lax.scan(record, start, jnp.stack([at[:-1], at[1:]], axis=1))
     return jnp.concatenate([instance.student[None], path])
 

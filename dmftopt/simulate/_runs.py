@@ -10,8 +10,9 @@ from jaxtyping import Array, Int
 from .._checks import check_count, check_instance, check_key, check_member, front_door, is_concrete, numbers_to_arrays, padded
 from .._memory import check_memory
 from ..numerics.quadrature import GAUSS_NODES, GAUSS_WEIGHTS
-from ..problem import Problem
+from ..problem import Problem, check_direct
 from ..protocol import Protocol
+from ..protocol.averages import AbstractAverage
 from ..protocol.grid import TimeGrid, record_steps
 from ..protocol.noise import Bernoulli, NoNoise
 from ..protocol.rates import Rates, averaged, check_protocol, read
@@ -46,6 +47,7 @@ def sgd(
     key: Array,
     records: Any = 40,
     order: str = "replacement",
+    average: AbstractAverage | None = None,
     metrics: dict[str, AbstractFieldMetric | AbstractWeightMetric] | None = None,
     throw: bool = True,
 ) -> Simulation:
@@ -60,13 +62,15 @@ def sgd(
     errors over `runs`, observed at `records` + 1 equally spaced times, or at the increasing times `records` (from 0 to
     `horizon`, for example `grid.times`), each rounded to a step.
 
-    `metrics`: by name, any other quantities, see `dmftopt.metrics`. `throw`: raise `SolveError` where a run became infinite or
-    NaN; under `jit` nothing can be raised, look at `result`.
+    `average`: results are about the average of the weights that is kept beside them, see `dmftopt.averages` (the same key: of the
+    same runs). `metrics`: by name, any other quantities, see `dmftopt.metrics`. `throw`: raise `SolveError` where a run became
+    infinite or NaN; under `jit` nothing can be raised, look at `result`.
     """
     check_member("order", order, _ORDERS)
     setup, rates, at = recorded(problem, protocol, horizon, dimension, runs, key, records)
-    arguments = (rates, jnp.asarray(at), _epochs(order, rates, int(at[-1]), setup))
     times = jnp.asarray(at / dimension)
+    gains = None if average is None else _gains(average, problem, times, int(at[-1]), dimension)
+    arguments = (rates, jnp.asarray(at), _epochs(order, rates, int(at[-1]), setup), gains)
     return _simulation("sgd", setup, times, arguments, step_through, metrics, rates.valid, throw)
 
 
@@ -136,6 +140,14 @@ def gradient_descent(
     fraction = jnp.asarray(noise.fraction if isinstance(noise, Bernoulli) else 1.0, dtype=float)
     arguments = (rates, grid.step_sizes, fraction)
     return _simulation("gradient_descent", setup, grid.times, arguments, descend, metrics, rates.valid, throw)
+
+
+def _gains(average: Any, problem: Problem, times: Array, steps: int, dimension: int) -> Array:
+    check_instance("average", average, AbstractAverage, "Pass dmftopt.averages.Exponential(memory), say.")
+    check_direct(problem, "average")
+    # Every step is seen: a memory may be as short as one.
+    average.check(jnp.asarray([0.0, times[-1] - 1 / dimension, times[-1]]))
+    return average.gains(steps, dimension)
 
 
 def _epochs(order: str, rates: Rates, steps: int, setup: Setup) -> Epochs | None:

@@ -37,6 +37,7 @@ from .protocol import averages as averages
 from .protocol import noise as noise
 from .protocol import recipe as recipe
 from .protocol import schedules as schedules
+from .protocol import updates as updates
 from .protocol.variables import above as above
 from .protocol.variables import between as between
 from .results import RESULTS as RESULTS

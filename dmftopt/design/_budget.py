@@ -8,6 +8,7 @@ from jaxtyping import Array, Float
 from .._checks import as_number, check_count, check_instance, check_real, check_shape, front_door, is_concrete
 from .._register import register_part
 from ..protocol import Protocol, Recipe, recipe
+from ..protocol.averages import AbstractAverage
 from ..protocol.integrals import PANELS, samples_until
 from ..protocol.schedules import Scaled
 from ..protocol.variables import as_variable, number
@@ -22,23 +23,29 @@ _PROTOCOL = "Build it with dmftopt.Protocol(learning_rate=...), its schedules fo
 class Plan(eqx.Module):
     """A protocol in relative time u = t / horizon, from 0 to 1, and the horizon where no budget sets it.
 
-    `horizon`: steps / d; a variable such as `between(5.0, 1.0, 20.0)` to tune it.
+    - `horizon`: steps / d; a variable such as `between(5.0, 1.0, 20.0)` to tune it.
+    - `average`: the run is worth what the averaged weights are, see `dmftopt.averages`, whose times are relative here too:
+      `averages.Exponential(between(0.1, 0.01, 0.5))` tunes the memory, as a share of the run.
     """
 
     protocol: Protocol
     horizon: Any = eqx.field(converter=as_variable, default=None)
+    average: AbstractAverage | None = None
 
     def __check_init__(self):
         check_instance("protocol", self.protocol, Protocol, _PROTOCOL)
+        if self.average is not None:
+            check_instance("average", self.average, AbstractAverage, "Pass dmftopt.averages.Exponential(0.1), say.")
         if self.horizon is not None:
             check_real("horizon", number(self.horizon), minimum=0.0, exclusive=True, cure="It is the final time, SGD steps / d.")
 
 
 class Run(eqx.Module):
-    """A protocol as functions of time t = steps / d, until `horizon`."""
+    """A protocol as functions of time t = steps / d, until `horizon`, and the average of the weights that is kept."""
 
     protocol: Protocol
     horizon: Float[Array, ""]
+    average: AbstractAverage | None = None
 
     @property
     def samples(self) -> Float[Array, ""]:
@@ -48,7 +55,12 @@ class Run(eqx.Module):
     def recipe(self, *, dimension: int, delta: float, mean_square_norm: float = 1.0) -> Recipe:
         """`dmftopt.recipe` of this run: its samples and steps are the budget's, rounded to whole ones."""
         return recipe(
-            self.protocol, horizon=float(self.horizon), dimension=dimension, delta=delta, mean_square_norm=mean_square_norm
+            self.protocol,
+            horizon=float(self.horizon),
+            dimension=dimension,
+            delta=delta,
+            mean_square_norm=mean_square_norm,
+            average=self.average,
         )
 
 
@@ -109,7 +121,7 @@ class Budget(eqx.Module):
 
     def run(self, plan: Plan | Protocol, delta: Any) -> Run:
         """The run that spends this budget, on a training set of delta * d samples."""
-        protocol = plan.protocol if isinstance(plan, Plan) else plan
+        protocol, average = (plan.protocol, plan.average) if isinstance(plan, Plan) else (plan, None)
         check_instance("protocol", protocol, Protocol, _PROTOCOL)
         a, b = self.per_step, self.per_sample
         total = jnp.where(jnp.asarray(self.of_training_set), jnp.asarray(delta, dtype=float), 1.0) * self.total
@@ -124,7 +136,7 @@ class Budget(eqx.Module):
                 (horizon > 0) & jnp.isfinite(horizon),
                 "budget: the horizon must be > 0. Give a cost per step or per sample.",
             )
-            return stretched(protocol, horizon)
+            return stretched(protocol, horizon, average)
         # Two linear equations for the horizon and for horizon * mean batch size.
         determinant = a[0] * b[1] - a[1] * b[0]
         _check(determinant != 0, "budget: these two constraints fix the same thing. Drop one.")
@@ -145,7 +157,7 @@ class Budget(eqx.Module):
         scale = jnp.where(varied, excess / jnp.where(varied, mean - 1, 1.0), 0.0)
         # 1 + scale * (B - 1)
         batch_size = Scaled(protocol.batch_size, scale=scale, offset=1 - scale)
-        return stretched(eqx.tree_at(lambda p: p.batch_size, protocol, batch_size), horizon)
+        return stretched(eqx.tree_at(lambda p: p.batch_size, protocol, batch_size), horizon, average)
 
     def epochs(self, delta: Any) -> float | None:
         """Passes over a training set of delta * d samples, where the budget fixes them whatever the protocol."""
@@ -162,13 +174,14 @@ class Budget(eqx.Module):
         return self.per_step[0] * times + self.per_sample[0] * samples_until(run.protocol.batch_size, times, panels)
 
 
-def stretched(protocol: Protocol, horizon: Any) -> Run:
+def stretched(protocol: Protocol, horizon: Any, average: AbstractAverage | None) -> Run:
     """From relative time, 0 to 1, to time 0 to `horizon`."""
     horizon = jnp.asarray(horizon, dtype=float)
     names = ("learning_rate", "batch_size", "ridge", "momentum")
     fields = [getattr(protocol, name) for name in names]
     fields = [None if f is None else Scaled(f, horizon) for f in fields]
-    return Run(Protocol(*fields, nesterov=protocol.nesterov), horizon)
+    average = None if average is None else average.stretched(horizon)
+    return Run(Protocol(*fields, nesterov=protocol.nesterov, update=protocol.update), horizon, average)
 
 
 def _mean_batch_size(schedule: Callable) -> Float[Array, ""]:

@@ -13,6 +13,8 @@ from ..protocol import Protocol
 from ..protocol.grid import TimeGrid, spread_epochs
 from ..protocol.noise import AbstractNoise, Poisson, Shuffled
 from ..protocol.variables import number
+from ..results import averaged
+from ..results.metrics import AbstractFieldMetric
 from . import objectives
 from ._budget import Budget, Plan, Run, stretched
 from ._predict import AbstractPrediction, Function, Solve
@@ -108,12 +110,11 @@ class Objective(AbstractObjective):
             return self.budget.run(protocol, self.problems[which].delta)
         if not isinstance(protocol, Plan) or protocol.horizon is None:
             raise TypeError("budget: without one pass a Plan(protocol, horizon=...), or give Objective a Budget.")
-        return stretched(protocol.protocol, number(protocol.horizon))
+        return stretched(protocol.protocol, number(protocol.horizon), protocol.average)
 
     def predict_run(self, protocol: Protocol | Plan, key: Array | None = None, which: int = 0) -> Any:
-        """What `predict` returns for this run."""
-        tabulated, grid, _ = self.prepare(protocol)[which]
-        return self.predict(self.problems[which], tabulated, grid, key)
+        """What `predict` returns for this run; with an average in the plan, that of the averaged weights."""
+        return self._result(self.problems[which], self.prepare(protocol)[which], key)
 
     @property
     def evaluator(self):
@@ -135,7 +136,7 @@ class Objective(AbstractObjective):
             run = self.run(protocol, which)
             grid = self._grid(run, which)
             spent = grid.times if self.budget is None else self.budget.spent(run, grid.times)
-            inputs.append((self.predict.tabulated(run.protocol, grid), grid, spent))
+            inputs.append((self.predict.tabulated(run.protocol, grid), grid, spent, run.average))
         return tuple(inputs)
 
     def evaluate(self, inputs, key):
@@ -143,7 +144,7 @@ class Objective(AbstractObjective):
 
     def explain(self, protocol, key):
         # Not in jit, where nothing could be raised.
-        for problem, (tabulated, grid, _) in zip(self.problems, self.prepare(protocol), strict=True):
+        for problem, (tabulated, grid, *_) in zip(self.problems, self.prepare(protocol), strict=True):
             self.predict.explain(problem, tabulated, grid, key)
 
     def finer(self, *, samples: int = 4, replicates: int = 4, noise: AbstractNoise | None = Poisson()) -> "Objective":
@@ -164,12 +165,20 @@ class Objective(AbstractObjective):
         counted = jnp.where(jnp.abs(counted - whole) < 1e-5, whole, counted)
         return TimeGrid.at_epochs(self.problems[which].delta, run.protocol.batch_size, counted)
 
+    def _result(self, problem: Problem, inputs: tuple, key: Array | None) -> Any:
+        protocol, grid, _, average = inputs
+        result = self.predict(problem, protocol, grid, key)
+        if average is None:
+            return result
+        asked = self.predict.asked_metrics or {}
+        fields = {name: metric for name, metric in asked.items() if isinstance(metric, AbstractFieldMetric)}
+        return averaged(result, problem, average, metrics=fields)
+
     def values_of(self, inputs: tuple, key: Array | None) -> Float[Array, " problem"]:
         """Of what `prepare` made."""
 
         def value(problem, inputs):
-            protocol, grid, spent = inputs
-            return self.measure(self.predict(problem, protocol, grid, key), spent)
+            return self.measure(self._result(problem, inputs, key), inputs[2])
 
         if len(self.problems) == 1:
             return value(self.problems[0], inputs[0])[None]

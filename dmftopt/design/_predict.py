@@ -198,7 +198,7 @@ class Exact(AbstractPrediction):
             left, right = values + nothing
             return Scaled(LinearPieces(edges + nothing, left, right, bends), horizon)
 
-        return Protocol(table(rates.learning_rate, bends), table(rates.batch_size), table(rates.ridge))
+        return Protocol(table(rates.learning_rate, bends), table(rates.batch_size), table(rates.ridge), update=protocol.update)
 
     def __call__(self, problem, protocol, grid, key=None):
         return self.route(problem, protocol, grid)

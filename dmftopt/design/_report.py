@@ -220,11 +220,11 @@ def _difference(a: Estimate, b: Estimate) -> Estimate:
 def _rounded(objective: Objective, inputs: Any, recipes: list[Recipe]) -> Any:
     """The prepared inputs with whole batch sizes, or None."""
     whole = []
-    for (protocol, grid, spent), recipe in zip(inputs, recipes, strict=True):
+    for (protocol, grid, spent, average), recipe in zip(inputs, recipes, strict=True):
         protocol = objective.predict.rounded(protocol, grid, recipe)
         if protocol is None:
             return None
-        whole.append((protocol, grid, spent))
+        whole.append((protocol, grid, spent, average))
     return tuple(whole)
 
 
@@ -252,6 +252,7 @@ def realized(
         per_step(recipe.weight_decay * d),
         momentum,
         nesterov=run.protocol.nesterov,
+        update=run.protocol.update,
     )
     # As many of the grid's times as whole steps allow.
     at = np.unique(np.round(np.asarray(objective.grid.times, dtype=float) * steps).astype(int))
@@ -264,6 +265,7 @@ def realized(
         key=key,
         records=at / d,
         order=objective.predict.order,
+        average=run.average,
         metrics=objective.predict.asked_metrics,
     )
     spent = result.times if objective.budget is None else objective.budget.spent(run, result.times)

@@ -91,7 +91,7 @@ class _Changed(AbstractObjective):
         for name, change in protocol.items():
             factor = _Times(getattr(inner, name), change)
             inner = eqx.tree_at(lambda p, name=name: getattr(p, name), inner, factor)
-        changed = Plan(inner, self.protocol.horizon) if isinstance(self.protocol, Plan) else inner
+        changed = Plan(inner, self.protocol.horizon, self.protocol.average) if isinstance(self.protocol, Plan) else inner
         return self.objective.prepare(changed)
 
     def evaluate(self, inputs, key):

@@ -12,7 +12,9 @@ from jaxtyping import Array, Float
 from ..problem import Problem
 from ..problem.features import Features
 from ..protocol.noise import AbstractNoise
+from ..protocol.updates import is_adaptive
 from ..results.observables import Observables
+from ._adaptive import seen
 from ._motion import curvature_ratio
 from ._solver import Curvature, Inputs
 from ._step import AbstractStep
@@ -36,7 +38,7 @@ def order_of(problem: Problem, noise: AbstractNoise, step: AbstractStep) -> int:
 def stiffness(problem: Problem, inputs: Inputs, curvature: Curvature) -> Float[Array, " step"]:
     """Equation (27): D [sum_a omega_a lambda_a r_a²]^(1/2), r_a = eta lambda_a kappa_a |E[dl / dr]| with kappa_a as in (14); of a
     mode that has come to rest, where only noise moves it, 0.3 of its rate."""
-    features = problem.features
+    features = seen(problem, inputs.update if is_adaptive(inputs.update) else None)
     fastest = features.eigenvalues * curvature_ratio(features, problem.delta)
     steps = fastest[:, None] * (inputs.mean * curvature.size[:-1])[None]
     clock = jnp.cumsum(steps, axis=1) - steps
@@ -47,8 +49,9 @@ def stiffness(problem: Problem, inputs: Inputs, curvature: Curvature) -> Float[A
 def stability(problem: Problem, inputs: Inputs, curvature: Curvature) -> Float[Array, " step"]:
     """Equation (28): eta / B over its critical value, at which gradient noise of constant curvature, through the power that it
     has itself added, keeps itself alive. Exact for least squares at constant rates. 0 without noise, and for losses that
-    are not l·l / 2 along the run: where gradients saturate growth ends by itself. Of epochs the critical value is not known."""
-    if inputs.epoch_start is not None:
+    are not l·l / 2 along the run: where gradients saturate growth ends by itself. Of epochs, and of rates over the size of
+    gradients, the critical value is not known."""
+    if inputs.epoch_start is not None or is_adaptive(inputs.update):
         return jnp.zeros_like(inputs.mean)
     mean, trace = curvature.mean[:-1], jnp.trace(curvature.mean[:-1], axis1=1, axis2=2)
     square, m = curvature.square[:-1], mean.shape[-1]

@@ -17,11 +17,13 @@ from ..problem import Problem
 from ..protocol import Protocol
 from ..protocol.integrals import epoch_ends
 from ..protocol.noise import AbstractNoise
+from ..protocol.updates import AbstractUpdate, is_adaptive
 from ..results.codes import RESULTS
 from ..results.measure import Metrics
 from ..results.observables import sampling_error, student_quantile
 from ..tasks import columns as columns
 from ._accuracy import is_algorithm, order_of, relative_errors, stability, stiffness
+from ._adaptive import seen
 from ._causal import SAMPLES_PER_DIRECTION, CausalInnovations
 from ._choice import Density, Numbers, inner_knots
 from ._motion import curvature_ratio
@@ -100,7 +102,8 @@ def check_horizon(
 
 def solve_to(accuracy: float, request: Request, samples: int | None, progress: bool) -> Solution:
     """The first solution whose total error is within the accuracy, or the last one."""
-    at, curvature = np.array([0.0, request.horizon]), np.full(2, float(_curvature_at_start(request.problem)))
+    at = np.array([0.0, request.horizon])
+    curvature = np.full(2, float(_curvature_at_start(request.problem, request.protocol.update)))
     density = _density(request, at, curvature)
     fixed = _fixed(request, _MOST_STEPS).size
     steps = _power_of_two(max(min(density.steps, _MOST_FIRST), _FIRST_STEPS, 4 * fixed))
@@ -264,7 +267,9 @@ def _sized(request: Request, effort: Effort) -> AbstractSolver:
 
 
 def _density(request: Request, at: Numbers, curvature: Numbers) -> Density:
-    ratio = np.asarray(curvature_ratio(request.problem.features, request.problem.delta), dtype=float)
+    update = request.protocol.update
+    features = seen(request.problem, update if is_adaptive(update) else None)
+    ratio = np.asarray(curvature_ratio(features, request.problem.delta), dtype=float)
     return Density(request.problem, request.protocol, request.horizon, curvature, at, ratio)
 
 
@@ -284,12 +289,17 @@ def _joined(times: Numbers, others: Numbers, apart: float) -> Numbers:
 
 
 @eqx.filter_jit
-def _curvature_at_start(problem: Problem) -> Array:
-    """Size of E[dl / dr] on the fields of the initial student."""
+def _curvature_at_start(problem: Problem, update: AbstractUpdate | None) -> Array:
+    """Size of E[dl / dr] on the fields of the initial student, as the update scales it."""
     task, m_star = problem.task, problem.m_star
     rows, weights = problem.initial, problem.features.weights * problem.features.eigenvalues
     overlap = jnp.einsum("g,gac,gbc->ab", weights, rows[:, m_star:], rows[:, :m_star])
     uniforms = jnp.asarray(uniform_points(m_star + 1 + problem.m, 10), float)
     known, y, z = columns.fresh(task, problem.rho, uniforms)
     to_known, root = columns.student_fields(task, problem.initial_overlap, overlap, problem.rho)
-    return jnp.sqrt(jnp.sum(jnp.mean(columns.curvature(task, to_known @ known + root @ z, y), axis=-1) ** 2))
+    fields = to_known @ known + root @ z
+    found = jnp.mean(columns.curvature(task, fields, y), axis=-1)
+    if is_adaptive(update):
+        scale = jnp.mean(columns.gradient(task, fields, y) ** 2, axis=-1) ** -0.25
+        found = scale[:, None] * found * scale[None]
+    return jnp.sqrt(jnp.sum(found**2))

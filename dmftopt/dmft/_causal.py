@@ -14,9 +14,11 @@ from jaxtyping import Array
 
 from .._checks import check_count, check_instance, front_door
 from ..problem import Problem
+from ..protocol.updates import is_adaptive
 from ..results.measure import Measured, Metrics, coordinate_nodes
 from ..results.observables import Observables, from_kernel
 from ..tasks import columns as columns
+from . import _adaptive as adaptive
 from . import _motion as motion
 from . import _points
 from . import _weights as weights
@@ -79,6 +81,11 @@ class CausalInnovations(AbstractSolver):
             raise ValueError(
                 "step: with a parametrization the noise depends on the weights. Pass DiscreteStep() (of first order)."
             )
+        if is_adaptive(protocol.update) and (noise.deterministic or noise.discrete or not problem.direct):
+            raise ValueError(
+                "update: gradients are taken to be dominated by the noise of small batches. Use noise.Poisson() or "
+                "noise.Shuffled(), without a parametrization."
+            )
         dimensions = _points.dimensions(steps, noise, problem.m, problem.m_star)
         if dimensions > MAX_DIMENSION:
             raise ValueError(f"steps: {steps} need {dimensions} Sobol dimensions, of at most {MAX_DIMENSION}. Use fewer steps.")
@@ -119,14 +126,15 @@ class CausalInnovations(AbstractSolver):
         nodes = theta_star = None
         if metrics.weights:
             nodes, theta_star = coordinate_nodes(problem) if zetas is None else (None, weights.teacher(start, problem.features))
-        numbers, static = eqx.partition((problem, step, metrics), eqx.is_inexact_array)
+        update = inputs.update
+        numbers, static = eqx.partition((problem, step, metrics, update), eqx.is_inexact_array)
         constants, sample = _laid_out(problem, randomness, start, zetas)
         state = _start(problem, start, inputs, directions * times)
         row = jax.eval_shape(
             lambda: History(jnp.zeros((directions, *sample.labels.shape), sample.labels.dtype), jnp.zeros_like(start.theta))
         )
         # One more step than there are updates, so that the fields at the last time are read; it does not move.
-        xs = jax.tree.map(lambda value: jnp.append(value, 0.0), inputs)
+        xs = jax.tree.map(lambda value: jnp.append(value, 0.0), inputs._replace(update=None))
         advance = Advance(static, is_told(problem, inputs, not noise.deterministic), self.adjoint.order)
         parameters = Parameters(numbers, start.known, sample, nodes, theta_star)
         out = self.adjoint.scan(advance, times, constants, parameters, xs, state, row)
@@ -146,7 +154,8 @@ def _laid_out(problem: Problem, points: Points, start: Start, zetas: Array | Non
 
 def _start(problem: Problem, start: Start, inputs: Inputs, zetas: int) -> State:
     trained = motion.trained(problem, start.theta)
-    return State(trained, motion.before(problem, start.theta, zetas), None if inputs.momentum is None else trained)
+    scale = adaptive.before(problem.m, trained.dtype) if is_adaptive(inputs.update) else None
+    return State(trained, motion.before(problem, start.theta, zetas), None if inputs.momentum is None else trained, scale)
 
 
 def _observables(

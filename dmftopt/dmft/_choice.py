@@ -8,6 +8,8 @@ from ..problem import Problem
 from ..protocol import Protocol
 from ..protocol.grid import TimeGrid
 from ..protocol.rates import knots, read
+from ..protocol.updates import is_adaptive
+from ._adaptive import seen
 
 Numbers = NDArray[np.float64]
 
@@ -28,10 +30,11 @@ class Density:
 
     def __init__(self, problem: Problem, protocol: Protocol, horizon: float, curvature: Numbers, at: Numbers, ratio: Numbers):
         self.horizon = horizon
-        lam, shares = (np.asarray(a, dtype=float) for a in (problem.features.eigenvalues, problem.features.weights))
+        features = seen(problem, protocol.update if is_adaptive(protocol.update) else None)
+        lam, shares = (np.asarray(a, dtype=float) for a in (features.eigenvalues, features.weights))
         early = horizon * np.geomspace(1e-6, 1.0, _READS // 4)
         self.times = np.unique(np.concatenate([np.linspace(0.0, horizon, _READS), early]))
-        eta = np.asarray(read(protocol, jnp.asarray(self.times, dtype=float), batched=False).learning_rate, dtype=float)
+        eta = np.asarray(read(protocol, jnp.asarray(self.times, dtype=float)).gradient_rate, dtype=float)
         rates = (lam * ratio)[:, None] * (eta * np.interp(self.times, at, curvature))[None]
         clock = np.concatenate(
             [np.zeros((lam.size, 1)), np.cumsum(np.diff(self.times) * 0.5 * (rates[:, 1:] + rates[:, :-1]), 1)], 1

@@ -12,11 +12,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ..numerics.matrices import inverse_root, rank_floor, square_root, triangular_root
+from ..problem import Problem
 from ..protocol.noise import Multipliers
 from ..results.measure import field_sums
 from ..results.metrics import AbstractFieldMetric
 from ..tasks import AbstractTask
 from ..tasks import columns as columns
+from ._adaptive import Gains
 from ._orthogonal import block_drop, combination, dots, drop, products, spread, totals
 from ._solver import Curvature, Inputs
 from ._step import AbstractStep
@@ -104,43 +106,68 @@ def fields(reading: Reading, sample: Sample, past: Past, delta: Array) -> Float[
 
 def gradient(
     task: AbstractTask,
-    step: AbstractStep,
-    x: Inputs,
-    delta: Array,
     r: Float[Array, "m shard local"],
     labels: Float[Array, "shard local"],
     multipliers: Multipliers | None,
 ) -> Gradient:
-    """`multipliers`: those of this step, (shard, local) each; None without gradient noise."""
+    """Without the swing. `multipliers`: those of this step, (shard, local) each; None without gradient noise."""
     l = columns.gradient(task, r, labels)
     curvature = columns.curvature(task, r, labels)
     loss, error = columns.loss(task, r, labels), columns.error(task, r, labels)
-    if multipliers is None:
+    if multipliers is None or multipliers.shares is None:
         return Gradient(l, l, curvature, curvature, loss, error, None)
-    z, share = multipliers
+    share = multipliers.shares
+    return Gradient(l, share[None] * l, curvature, share[None, None] * curvature, loss, error, None)
+
+
+def power(of: Gradient) -> Float[Array, " m"]:
+    """E[l²] of each column, over the samples that are being visited."""
+    return jnp.sum(of.shared * of.l, axis=(1, 2)) / of.loss.size
+
+
+def with_swing(
+    task: AbstractTask,
+    step: AbstractStep,
+    x: Inputs,
+    problem: Problem,
+    r: Float[Array, "m shard local"],
+    labels: Float[Array, "shard local"],
+    of: Gradient,
+    multipliers: Multipliers | None,
+    gains: Gains | None,
+) -> Gradient:
+    """The same with the swing (6)."""
+    if multipliers is None:
+        return of
+    (z, share), l, curvature, delta = multipliers, of.l, of.curvature, problem.delta
     swing = l * z[None]
-    if share is not None:
-        # A sample is visited once at most in a step: no noise acts on itself.
-        return Gradient(l, share[None] * l, curvature, share[None, None] * curvature, loss, error, swing)
-    if step.order >= 2:
+    # In epochs a sample is visited once at most in a step: no noise acts on itself.
+    if step.order >= 2 and share is None:
+        kick = l if gains is None else _own_kick(problem, gains)[:, None, None] * l
         # Milstein's term (6): a sample's noise within the step changes its own gradient within the step. The double integral of
         # the standardized noise is (z² - 1 - skewness z) / 2.
         if x.skewness is None:
-            change, square = jnp.sum(curvature * l[None], axis=1), z**2 - 1
+            change, square = jnp.sum(curvature * kick[None], axis=1), z**2 - 1
         else:
-            change = _kicked(task, r, labels, l, curvature, x.deviation * x.skewness / delta)
+            change = _kicked(task, r, labels, l, kick, curvature, x.deviation * x.skewness / delta)
             square = z**2 - 1 - x.skewness * z
         swing = swing - (0.5 * x.deviation / delta) * change * square[None]
-    return Gradient(l, l, curvature, curvature, loss, error, swing)
+    return of._replace(swing=swing)
 
 
-def _kicked(task, r, labels, l, curvature, jump):
-    """Loss of the gradient l by a kick -l `jump` of its own field, per `jump`. Noise that jumps (a visit of SGD moves its
+def _own_kick(problem: Problem, gains: Gains) -> Float[Array, " m"]:
+    """By what a sample's visit moves its own field, over what SGD's does."""
+    features = problem.features
+    return gains.columns * jnp.sum(features.weights * features.eigenvalues * gains.groups)
+
+
+def _kicked(task, r, labels, l, kick, curvature, jump):
+    """Loss of the gradient l by a kick -`kick` `jump` of its own field, per `jump`. Noise that jumps (a visit of SGD moves its
     sample's field by l eta / B) needs the difference, not its limit l' l: across a kink, or at large rates, they differ much."""
-    limit = jnp.sum(curvature * l[None], axis=1)
+    limit = jnp.sum(curvature * kick[None], axis=1)
     # Below, the difference (and its derivative in the jump) would lose more digits than the limit is wrong by.
     smooth = jump < jnp.finfo(l.dtype).eps ** (1 / 3)
-    kicked = columns.gradient(task, r - jnp.where(smooth, 0.0, jump) * l, labels)
+    kicked = columns.gradient(task, r - jnp.where(smooth, 0.0, jump) * kick, labels)
     return jnp.where(smooth, limit, (l - kicked) / jnp.where(smooth, 1.0, jump))
 
 

@@ -138,6 +138,8 @@ class FixedPoint(AbstractSolver):
     def check(self, problem, protocol, noise, steps):
         if protocol.momentum is not None:
             raise ValueError("momentum: FixedPoint takes none. Use solver=CausalInnovations().")
+        if protocol.update is not None:
+            raise ValueError("update: FixedPoint takes SGD only. Use solver=CausalInnovations().")
         if noise.in_epochs:
             raise ValueError("noise: FixedPoint takes multipliers that know no past. Use solver=CausalInnovations().")
         check_single(problem, "solver: FixedPoint()")

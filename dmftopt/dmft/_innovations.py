@@ -9,9 +9,11 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from ..protocol.noise import Multipliers
 from ..results.measure import weight_means
+from . import _adaptive as adaptive
 from . import _fields as fields
 from . import _motion as motion
 from . import _weights as weights
+from ._adaptive import Scale
 from ._fields import Past, Sample
 from ._motion import Last
 from ._solver import Curvature, Inputs
@@ -26,12 +28,13 @@ class History(NamedTuple):
 
 
 class State(NamedTuple):
-    """What is trained (the weights, or their parameters, component first), what the step before saw, and the memory of a
-    momentum."""
+    """What is trained (the weights, or their parameters, component first), what the step before saw, the memory of a momentum,
+    and that of an adaptive update."""
 
     trained: Float[Array, "*component m group basis"]
     last: Last
     memory: Float[Array, "*component m group basis"] | None
+    scale: Scale | None
 
 
 class Constants(NamedTuple):
@@ -81,7 +84,7 @@ class Advance:
     def __call__(
         self, constants: Constants, parameters: Parameters, x: Inputs, state: State, history: History, k: Int[Array, ""]
     ) -> tuple[State, History, Readout]:
-        problem, step, metrics = eqx.combine(parameters.numbers, self.static)
+        problem, step, metrics, update = eqx.combine(parameters.numbers, self.static)
         task, features, sample = problem.task, problem.features, parameters.sample
         space = weights.space(problem, constants.zetas)
         theta = motion.weights(problem, state.trained)
@@ -92,12 +95,16 @@ class Advance:
         r = fields.fields(reading, sample, past, problem.delta)
         multipliers = jax.tree.map(lambda a: a[k], constants.multipliers)
         # Fields to weights.
-        gradient = fields.gradient(task, step, x, problem.delta, r, sample.labels, multipliers)
+        gradient = fields.gradient(task, r, sample.labels, multipliers)
+        gains, scale = None, None
+        if state.scale is not None:
+            gains, scale = adaptive.gains(update, problem, state.scale, fields.power(gradient), x.ratio, x.durations)
+        gradient = fields.with_swing(task, step, x, problem, r, sample.labels, gradient, multipliers, gains)
         mean, swing = fields.means(task, gradient, r, sample, past, k, metrics.fields)
         pull, new = fields.directions(gradient, mean, swing, past, k, self.order)
         phi = jax.lax.dynamic_update_index_in_dim(history.phi, reading.phi, k, 0)
         moved, last, kicks = motion.move(
-            problem, step, x, space, state.trained, parameters.known, phi, pull, state.last, k, self.order
+            problem, step, x, space, state.trained, parameters.known, phi, pull, state.last, k, self.order, gains
         )
         memory = None
         if x.momentum is not None and state.memory is not None:
@@ -120,11 +127,11 @@ class Advance:
             weights.norm(theta, features, space),
             mean.metrics,
             weight_metrics,
-            mean.curvature,
+            mean.curvature if gains is None else mean.curvature.scaled(gains.columns),
             of_swings(reading.zetas),
             of_swings(kicks),
         )
-        return State(moved, last, memory), History(new, reading.phi), readout
+        return State(moved, last, memory, scale), History(new, reading.phi), readout
 
 
 def _past(constants: Constants, history: History, k: Int[Array, ""], dtype: Any) -> Past:

@@ -8,6 +8,8 @@ from jaxtyping import Array, Float
 from ..numerics.matrices import inverse_root, of_symmetric, rank_floor
 from ..problem import Problem
 from ..problem.features import Features
+from . import _adaptive as adaptive
+from ._adaptive import Gains
 from ._fields import Pull
 from ._solver import Inputs
 from ._step import AbstractStep, Factors
@@ -65,9 +67,11 @@ def move(
     last: Last,
     k: Array,
     order: int,
+    gains: Gains | None,
 ) -> tuple[Float[Array, "*component m group basis"], Last, Float[Array, "m group zeta"] | None]:
     """What is trained at the next time (without momentum), what this step saw, and what it added on the zetas to the weights
-    themselves, None if it is not those that are trained. `order`: of the derivatives that must be right."""
+    themselves, None if it is not those that are trained. `order`: of the derivatives that must be right. `gains`: of an adaptive
+    update, None for SGD."""
     m, rows, count = pull.zetas.shape
     root_delta = jnp.sqrt(problem.delta)
     on_zetas = pull.zetas.reshape(m, rows * count) / root_delta
@@ -87,45 +91,65 @@ def move(
     drift = jnp.tensordot(pull.known, known, 1) + jnp.tensordot(pull.phi, phi, 2)
     drift = jnp.sqrt(problem.features.eigenvalues)[None, :, None] * drift
     if problem.direct:
-        return _move_weights(problem, step, x, space, trained, drift, on_zetas, swing, pull, last, order)
+        return _move_weights(problem, step, x, space, trained, drift, on_zetas, swing, pull, last, order, gains)
     moved = _move_parameters(problem, x, space, trained, drift, on_zetas, swing)
     return moved, Last(pull.curvature, pull.power_root, None, None), None
 
 
-def _move_weights(problem, step, x, space, theta, drift, on_zetas, swing, pull, last, order):
+def _move_weights(problem, step, x, space, theta, drift, on_zetas, swing, pull, last, order, gains):
     """Equation (13):
 
     theta_{k+1} = theta_k - f (x theta_k + eta D drive_k) - c eta D (drive_k - drive_{k-1}) - s sqrt(lambda) swing."""
-    features, regularizer, m = problem.features, problem.regularizer, theta.shape[0]
+    regularizer, m = problem.regularizer, theta.shape[0]
     slope = jnp.mean(regularizer.slope(theta), axis=(0, 2))
     bend = None if problem.linear_weights else regularizer.gradient(theta) - slope[None, :, None] * theta
-    drive = Drive(drift - features.eigenvalues[None, :, None] * jnp.tensordot(pull.curvature, theta, 1), on_zetas, bend)
+    linear = problem.features.eigenvalues[None, :, None] * jnp.tensordot(pull.curvature, theta, 1)
+    drive = Drive(drift - linear, on_zetas, bend)
+    now_seen = Last(pull.curvature, pull.power_root, slope, drive)
     # Equation (11): x = D eta (lambda E[l'] + ridge h'), a matrix over the columns in each group.
     curvature = step.ahead(pull.curvature, last.curvature, x.ratio)
+    before = last.drive
+    if gains is not None:
+        half = jnp.sqrt(gains.columns)
+        theta, drive, before, swing = _in_gains(half, theta, drive, before, swing)
+        curvature = half[:, None] * curvature * half[None]
+    features = adaptive.seen(problem, gains)
     shrinkage = x.shrinkage * step.ahead(slope, last.slope, x.ratio)[:, None]
     decay = x.mean * features.eigenvalues[:, None, None] * curvature[None] + shrinkage[:, None] * jnp.eye(m)[None]
     excess = curvature_ratio(features, problem.delta)[:, None]
-    f, s, c = of_symmetric(
-        lambda h: step.factors(x.mean * features.eigenvalues[:, None] * h[None] + shrinkage, x.ratio, excess), curvature, order
-    )
+
+    def factors(excess):
+        pace = x.mean * features.eigenvalues[:, None]
+        return of_symmetric(lambda h: step.factors(pace * h[None] + shrinkage, x.ratio, excess), curvature, order)
+
+    f, s, c = factors(excess)
     if x.epoch_start is not None:
         # Within an epoch samples are fresh: a kick decays by the population's curvature.
-        _, s, _ = of_symmetric(
-            lambda h: step.factors(x.mean * features.eigenvalues[:, None] * h[None] + shrinkage, x.ratio, jnp.ones_like(excess)),
-            curvature,
-            order,
-        )
-    root = jnp.sqrt(features.eigenvalues)[None, :, None]
+        s = factors(jnp.ones_like(excess))[1]
+    root, group = jnp.sqrt(problem.features.eigenvalues), 1.0 if gains is None else gains.groups[None, :, None]
 
     def on_basis(drive):
-        return x.mean * drive.weights if drive.bend is None else x.mean * drive.weights + x.shrinkage * drive.bend
+        weights = x.mean * group * drive.weights
+        return weights if drive.bend is None else weights + x.shrinkage * drive.bend
 
-    now, then = on_basis(drive), on_basis(last.drive)
-    kicks = -root * (
-        x.mean * (_each_group(f, drive.zetas) + _each_group(c, drive.zetas - last.drive.zetas)) + _each_group(s, swing)
-    )
+    now, then = on_basis(drive), on_basis(before)
+    kicks = x.mean * (_each_group(f, drive.zetas) + _each_group(c, drive.zetas - before.zetas)) + _each_group(s, swing)
+    kicks = -root[None, :, None] * group * kicks
     moved = theta - _within(f, _within(decay, theta) + now) - _within(c, now - then)
-    return space.add_zetas(moved, kicks), Last(pull.curvature, pull.power_root, slope, drive), kicks
+    if gains is not None:
+        moved, kicks = half[:, None, None] * moved, half[:, None, None] * kicks
+    return space.add_zetas(moved, kicks), now_seen, kicks
+
+
+def _in_gains(half, theta, drive, before, swing):
+    """In the columns' units in which rates are equal and curvatures symmetric, theta / `half`."""
+    wide = half[:, None, None]
+
+    def of(drive):
+        bend = None if drive.bend is None else drive.bend / wide
+        return Drive(wide * drive.weights, half[:, None] * drive.zetas, bend)
+
+    return theta / wide, of(drive), of(before), half[:, None] * swing
 
 
 def _move_parameters(problem, x, space, parameters, drift, on_zetas, swing):

@@ -8,11 +8,11 @@ from jax.sharding import Mesh
 from jaxtyping import Array
 
 from .._checks import check_count, check_instance, check_key, check_real, front_door, numbers_to_arrays
-from ..problem import Problem, check_problem
+from ..problem import Problem, check_problem, updated
 from ..protocol import Protocol
 from ..protocol.grid import TimeGrid
 from ..protocol.noise import AbstractNoise, Poisson
-from ..protocol.rates import check_protocol
+from ..protocol.rates import check_protocol, check_update
 from ..results.codes import raise_unless
 from ..results.measure import Metrics, check_metrics
 from ..results.metrics import AbstractFieldMetric, AbstractWeightMetric
@@ -100,6 +100,7 @@ def solve(
     Raises ValueError or TypeError naming the argument for input outside its domain.
     """
     solver = configured(solver, samples if isinstance(grid, TimeGrid) else None, step)
+    problem = _as_updated(problem, protocol, grid)
     asked = _check(problem, protocol, noise, solver, replicates, key, metrics)
     if accuracy is not None:
         check_real("accuracy", accuracy, minimum=0.0, exclusive=True, cure="It is relative to each observable's largest value.")
@@ -123,6 +124,15 @@ def solve(
         solution = _on_grid(problem, protocol, grid, key, noise, solver, how, asked, mesh)
     raise_unless(solution.result, throw, "solve failed", solution.times, solution.test_risk)
     return solution
+
+
+def _as_updated(problem: Any, protocol: Any, grid: Any) -> Problem:
+    check_problem(problem)
+    check_protocol(protocol)
+    if protocol.update is not None and protocol.update.changes:
+        horizon = grid.times[-1] if isinstance(grid, TimeGrid) else float(grid)
+        check_update(protocol, horizon * jnp.linspace(0.0, 1.0, 65))
+    return updated(problem, protocol.update)
 
 
 class Settings(NamedTuple):

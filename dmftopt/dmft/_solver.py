@@ -14,6 +14,7 @@ from ..problem import Problem
 from ..protocol import Momentum, Protocol
 from ..protocol.grid import TimeGrid
 from ..protocol.noise import AbstractNoise
+from ..protocol.updates import AbstractUpdate
 from ..results.measure import Metrics
 from ..results.observables import Observables
 from ._step import AbstractStep
@@ -22,7 +23,8 @@ from ._step import AbstractStep
 class Inputs(NamedTuple):
     """The protocol on the grid, one entry per step D. Of the multipliers M, equation (2): `mean` = eta D, `deviation`, and
     `skewness` where M jumps. `shrinkage` = D eta ridge. `ratio`: D over the last step's, 0 for the first and where averages jump.
-    `momentum`: None for none. `epoch_start`: the first step of the epoch of each; None for noise that knows none."""
+    `momentum`: None for none. `epoch_start`: the first step of the epoch of each; None for noise that knows none. `durations`: D,
+    and `update`: for updates other than SGD."""
 
     mean: Float[Array, " step"]
     deviation: Float[Array, " step"]
@@ -31,6 +33,8 @@ class Inputs(NamedTuple):
     ratio: Float[Array, " step"]
     momentum: Momentum | None
     epoch_start: Float[Array, " step"] | None = None
+    durations: Float[Array, " step"] | None = None
+    update: AbstractUpdate | None = None
 
 
 class Curvature(NamedTuple):
@@ -40,6 +44,11 @@ class Curvature(NamedTuple):
     mean: Float[Array, "*time m m"]
     square: Float[Array, "*time"]
     quadratic: Float[Array, "*time"]
+
+    def scaled(self, gains: Float[Array, " m"]) -> "Curvature":
+        """Of rates that are multiplied by these, in each column."""
+        root = jnp.sqrt(gains)
+        return Curvature(root[:, None] * self.mean * root[None], self.square, self.quadratic)
 
     @property
     def size(self) -> Float[Array, "*time"]:

@@ -120,14 +120,14 @@ def _least_squares(
         residual = real(student, z * p**2) + real(teacher, z * (c * z - 1) ** 2) + real(label, (c * z) ** 2) + real(plain, z * v)
         return 0.5 * (residual - 2 * real(label, c * z) + sigma2)
 
-    def rates(eta, temperature, ridge, state):
+    def rates(eta, temperature, shrinkage, state):
         A, R, c, v = state
         c, v = (jax.lax.complex(*a) for a in (c, v))
-        decay = (eta * z.real + eta * ridge, eta * z.imag)
+        decay = (eta * z.real + shrinkage, eta * z.imag)
         decay = jax.lax.complex(*decay)
         dc = eta.astype(z.dtype) - decay * c
         dv = -2 * decay * v + (2 * temperature * loss(propagator(A, R), c, v)).astype(z.dtype) * z
-        return eta, eta * ridge, jnp.stack([dc.real, dc.imag]), jnp.stack([dv.real, dv.imag])
+        return eta, shrinkage, jnp.stack([dc.real, dc.imag]), jnp.stack([dv.real, dv.imag])
 
     still = jnp.zeros((2, nodes), dtype)
     (A, R, c, v), integrated = trajectory(rates, (zero, zero, still, still), protocol, noise, seen, how)

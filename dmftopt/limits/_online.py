@@ -12,10 +12,13 @@ from jaxtyping import Array, Float
 from .._checks import front_door, numbers_to_arrays
 from ..numerics.matrices import inverse_root, rank_floor, square_root
 from ..numerics.quadrature import gaussian_nodes, safe_sqrt
-from ..problem import Problem
+from ..problem import Problem, group_gains, updated
 from ..protocol import Protocol
 from ..protocol.grid import TimeGrid
 from ..protocol.noise import AbstractNoise, Poisson
+from ..protocol.rates import check_update
+from ..protocol.updates import AbstractUpdate, Adam
+from ..protocol.variables import number
 from ..results.measure import NOTHING, Measured, Metrics, check_metrics, coordinate_nodes, linear_values, weight_means
 from ..results.metrics import AbstractFieldMetric, AbstractWeightMetric
 from ..results.observables import from_kernel
@@ -70,7 +73,9 @@ def online(
     Differentiable in everything real. Sources: Saad and Solla, Phys. Rev. E 52 (1995) 4225; Goldt et al., arXiv:1906.08632.
     Raises TypeError for other noise, ValueError for a schedule outside its domain.
     """
-    protocol = check_continuous(problem, protocol, grid, noise)
+    protocol = check_continuous(problem, protocol, grid, noise, updates=(AbstractUpdate,))
+    check_update(protocol, grid.times)
+    problem = updated(problem, protocol.update)
     if tolerance is None:
         tolerance = 1e-6 if grid.times.dtype == jnp.float64 else 1e-5
     asked = check_metrics(metrics, problem)
@@ -99,22 +104,33 @@ def _online(problem: Problem, protocol: Protocol, grid: TimeGrid, noise: Abstrac
         overlap = jnp.einsum("a,aik,ajk->ij", weights, path, teacher)
         return jnp.einsum("a,aik,ajk->ij", weights, path, path) + jnp.tensordot(weights, v, 1), overlap
 
-    def rates(eta, temperature, ridge, state):
-        _, g, p, v, since = state
+    update = protocol.update
+    memory = jnp.asarray(number(update.memory), times.dtype) if isinstance(update, Adam) else None
+
+    def rates(eta, temperature, shrinkage, state):
+        _, scale, g, p, v, since = state
         Q, O = moments(g, p, v, shares * lam)
         a, b, power = _averages(problem.task, Q, O, rho)
-        decay = eta * (lam[:, None, None] * a[None] + ridge * jnp.eye(m, dtype=times.dtype)[None])
+        seen, passed = lam[:, None, None], None
+        if scale is not None:
+            # Over the root mean square of gradients (34): of each column, and of each eigenvalue.
+            gains, passed = _gains(scale, jnp.diagonal(power), memory)
+            seen = seen * group_gains(problem).astype(times.dtype)[:, None, None]
+            a, b, power = gains[:, None] * a, gains[:, None] * b, gains[:, None] * power * gains[None]
+        decay = eta * seen * a[None] + shrinkage * jnp.eye(m, dtype=times.dtype)[None]
         spread = decay @ v
-        lost = -decay @ g - eta * lam[:, None, None] * b[None]
-        gained = -spread - jnp.swapaxes(spread, 1, 2) + temperature * lam[:, None, None] * power[None]
-        return eta, lost, -decay @ p, gained, -decay @ since
+        lost = -decay @ g - eta * seen * b[None]
+        gained = -spread - jnp.swapaxes(spread, 1, 2) + temperature * seen**2 / lam[:, None, None] * power[None]
+        return eta, passed, lost, -decay @ p, gained, -decay @ since
 
     groups = lam.shape[0]
     still = jnp.broadcast_to(jnp.eye(m, dtype=times.dtype), (groups, m, m))
-    start = (jnp.zeros((), times.dtype), jnp.zeros((groups, m, m_star), times.dtype), still, jnp.zeros_like(still), still)
+    # Of the power: the running mean from 0, and the weight of that.
+    scale = None if memory is None else (jnp.zeros(m, times.dtype), jnp.zeros((), times.dtype))
+    start = (jnp.zeros((), times.dtype), scale, jnp.zeros((groups, m, m_star), times.dtype), still, jnp.zeros_like(still), still)
     # The last of the state is what happened since the start of the step: products of these never underflow.
     seen = survey(protocol, noise, grid)
-    (_, g, p, v, factors), integrated = trajectory(
+    (_, _, g, p, v, factors), integrated = trajectory(
         rates, start, protocol, noise, seen, how, restarted=lambda state: (*state[:-1], still)
     )
 
@@ -139,6 +155,15 @@ def _online(problem: Problem, protocol: Protocol, grid: TimeGrid, noise: Abstrac
     measured = Measured(metrics.fields, {}, _weight_metrics(problem, steady, v, metrics.weights))
     observables = fresh(problem, correlation, overlap, norm, rho, response, measured=measured)
     return ended(times, observables, in_domain(problem, grid) & seen.valid, integrated=integrated)
+
+
+def _gains(scale, power, memory):
+    """V^-1/2 of each column, and the rates of what is kept for it. A memory of 0 keeps nothing."""
+    mean, weight = scale
+    tau = jnp.where(memory > 0, memory, 1.0)
+    # Before anything is seen, what is seen first.
+    V = jnp.where((memory > 0) & (weight > 1e-6), mean / jnp.maximum(weight, 1e-6), power)
+    return 1 / jnp.sqrt(jnp.maximum(V, jnp.finfo(power.dtype).tiny)), ((power - mean) / tau, (1 - weight) / tau)
 
 
 def _weight_metrics(problem: Problem, steady, v, weights: dict[str, AbstractWeightMetric]) -> dict[str, Float[Array, "time ..."]]:

@@ -74,10 +74,11 @@ def survey(protocol: Protocol, noise: AbstractNoise, grid: TimeGrid) -> Survey:
 
 
 def coefficients(protocol: Protocol, noise: AbstractNoise, t: Float[Array, "*time"]) -> tuple[Array, Array, Array, Array]:
-    """Learning rate, temperature (eta² / B; 0 without gradient noise) and ridge at the times t, and whether they may be so."""
+    """Learning rate of gradients, temperature (its square / B; 0 without gradient noise) and shrinkage (learning rate times
+    ridge) at the times t, and whether they may be so."""
     rates = read(protocol, t, batched=noise.batched)
-    temperature = noise.temperature(rates.learning_rate, rates.batch_size)
-    return rates.learning_rate, cast(Array, temperature), rates.ridge, rates.valid
+    temperature = noise.temperature(rates.gradient_rate, rates.batch_size)
+    return rates.gradient_rate, cast(Array, temperature), rates.learning_rate * rates.ridge, rates.valid
 
 
 def trajectory(
@@ -89,8 +90,8 @@ def trajectory(
     how: Stepping,
     restarted: Callable = lambda state: state,
 ) -> tuple[Any, RESULTS]:
-    """States at the times of the grid of d state / dt = rates(learning rate, temperature, ridge, state), NaN from the first that
-    was not reached, and how it ended.
+    """States at the times of the grid of d state / dt = rates(learning rate, temperature, shrinkage, state), NaN from the first
+    that was not reached, and how it ended.
 
     The first entry of the state is the integral of the learning rate: where it is not what `seen` has, something was passed over.
     `restarted`: what becomes of the state at the start of each step of the grid.

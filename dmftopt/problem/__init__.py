@@ -10,3 +10,5 @@ from ._problem import check_direct as check_direct
 from ._problem import check_linear as check_linear
 from ._problem import check_problem as check_problem
 from ._problem import check_single as check_single
+from ._problem import group_gains as group_gains
+from ._problem import updated as updated

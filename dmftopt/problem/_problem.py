@@ -1,5 +1,6 @@
 """Problem: the task, the features and the scales of teacher and student."""
 
+import dataclasses
 from typing import Any
 
 import equinox as eqx
@@ -8,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from .._checks import as_number, check_instance, check_real, check_shape, front_door, is_concrete
+from .._checks import as_number, check_instance, check_member, check_real, check_shape, front_door, is_concrete
 from .._memory import check_memory
 from ..numerics.matrices import square_root
-from ..tasks import AbstractTask, LeastSquares
+from ..tasks import AbstractTask, LeastSquares, Updated
 from ._data import DataMap, describe
 from .features import Features
 from .parametrizations import AbstractParametrization, Direct
@@ -69,6 +70,24 @@ def _check_correlation(value: Any, columns: int) -> None:
         raise ValueError(f"{name} must be positive semidefinite: no set of columns has these correlations.")
 
 
+# In units of the fields, over which what an update makes of a gradient is differentiated where it jumps or bends.
+_UPDATE_WIDTH = 0.1
+
+
+def updated(problem: "Problem", update: Any) -> "Problem":
+    """The problem as an update (of `dmftopt.updates`, or None) that changes gradients lets it be learned."""
+    if update is None or not update.changes:
+        return problem
+    task = Updated(problem.task, update.gradient, _UPDATE_WIDTH, update.jumps)
+    return dataclasses.replace(problem, task=task)
+
+
+def group_gains(problem: "Problem") -> Float[Array, " group"]:
+    """Of each eigenvalue group, the inverse root mean square of the features as coordinates see them."""
+    lam = problem.features.eigenvalues
+    return 1 / jnp.sqrt(lam) if problem.basis == "aligned" else jnp.ones_like(lam)
+
+
 @front_door
 class Problem(eqx.Module):
     """A student theta learns from n = delta * d samples labelled through a teacher theta_star, both in d dimensions.
@@ -85,6 +104,8 @@ class Problem(eqx.Module):
     - `parametrization`: what is trained in place of the weights, see `dmftopt.parametrizations`.
     - `teacher_prior`, `student_prior`: law of these entries, see `dmftopt.priors`. Only a regularizer other than the ridge or a
       parametrization tells laws of equal scale apart.
+    - `basis`: "aligned" if the coordinates that an adaptive optimizer sees are the features' eigenvectors, "rotated" if they are
+      far from them, all of nearly equal variance. Only `dmftopt.updates` tells one from the other.
     - `data`: how raw data map to this problem, set by `Problem.from_data`. No route reads it.
 
     Teacher and student have m_star and m columns where the task has (`task.teacher_columns`, `task.columns`), otherwise one.
@@ -100,9 +121,11 @@ class Problem(eqx.Module):
     parametrization: AbstractParametrization = Direct()
     teacher_prior: AbstractPrior = Normal()
     student_prior: AbstractPrior = Normal()
+    basis: str = eqx.field(static=True, default="aligned")
     data: DataMap | None = None
 
     def __check_init__(self):
+        check_member("basis", self.basis, ("aligned", "rotated"))
         check_instance("task", self.task, AbstractTask, "Pass for instance dmftopt.tasks.LeastSquares().")
         check_instance("features", self.features, Features, "Pass for instance dmftopt.features.isotropic().")
         if self.task.teacher_columns is not None and self.task.columns is None:

@@ -3,6 +3,7 @@
 from . import averages as averages
 from . import noise as noise
 from . import schedules as schedules
+from . import updates as updates
 from . import variables as variables
 from ._protocol import Momentum as Momentum
 from ._protocol import Protocol as Protocol

@@ -9,9 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from .._checks import check_real, front_door, is_concrete
+from .._checks import check_instance, check_real, front_door, is_concrete
 from .._register import register_part
 from .schedules import Constant, knots_of
+from .updates import AbstractUpdate
 from .variables import number
 
 # What each field may not fall below, and why. (Momentum must stay below 1 as well.)
@@ -61,6 +62,8 @@ class Protocol(eqx.Module):
       the learning rate eta into eta / (1 - beta), and so the routes in continuous time take it.
     - `nesterov`: Nesterov's look-ahead in place of the heavy ball. Results are then about the points where gradients are taken
       (in continuous time there is no difference).
+    - `update`: what the optimizer makes of a batch's gradient, see `dmftopt.updates`: `updates.Adam(memory)`, `Clipped(1.0)`, ...
+      None: SGD. The ridge then acts beside the update, as AdamW's weight decay does.
     """
 
     learning_rate: Callable
@@ -68,10 +71,18 @@ class Protocol(eqx.Module):
     ridge: Callable
     momentum: Callable | None
     nesterov: bool = eqx.field(static=True)
+    update: AbstractUpdate | None
 
     @front_door
     def __init__(
-        self, learning_rate: Any, batch_size: Any = 1.0, ridge: Any = 0.0, momentum: Any = None, *, nesterov: bool = False
+        self,
+        learning_rate: Any,
+        batch_size: Any = 1.0,
+        ridge: Any = 0.0,
+        momentum: Any = None,
+        *,
+        nesterov: bool = False,
+        update: AbstractUpdate | None = None,
     ):
         self.learning_rate = _as_schedule("learning_rate", learning_rate)
         self.batch_size = _as_schedule("batch_size", batch_size)
@@ -80,12 +91,17 @@ class Protocol(eqx.Module):
         if not isinstance(nesterov, bool) or (nesterov and momentum is None):
             raise ValueError(f"nesterov must be True or False, and True goes with a momentum, got {nesterov!r}.")
         self.nesterov = nesterov
+        if update is not None:
+            check_instance("update", update, AbstractUpdate, "Pass dmftopt.updates.Adam(), say.")
+            if momentum is not None:
+                raise ValueError("momentum: an update has none beside it (Adam's own is beta1). Leave one of them out.")
+        self.update = update
 
     def in_continuous_time(self) -> "Protocol":
         """The protocol without momentum that SGD with momentum amounts to as d -> infinity."""
         if self.momentum is None:
             return self
-        return Protocol(_Amplified(self.learning_rate, self.momentum), self.batch_size, self.ridge)
+        return Protocol(_Amplified(self.learning_rate, self.momentum), self.batch_size, self.ridge, update=self.update)
 
     @property
     def knots(self) -> Float[Array, " knot"]:

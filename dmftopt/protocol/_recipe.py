@@ -12,11 +12,12 @@ import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 
-from .._checks import check_count, check_duration, check_fixed, check_real, front_door, padded
+from .._checks import check_count, check_duration, check_fixed, check_instance, check_real, front_door, padded
 from .._files import write_atomically
 from .._memory import check_memory
 from ..numerics.quadrature import GAUSS_NODES, GAUSS_WEIGHTS
 from ._protocol import Protocol, values_at
+from .averages import AbstractAverage
 from .rates import check_protocol, read
 from .schedules import knots_of
 
@@ -51,6 +52,8 @@ class Recipe(eqx.Module):
     - `batch_size`: whole numbers; every running sum is within 1 of the schedule's, so samples are spent as planned.
     - `weight_decay`: coefficient of theta in the gradient, ridge(t) * (mean square norm) / dimension.
     - `momentum`: beta(t), 0 if the protocol has none.
+    - `average_gain`: the average of the weights moves by this share of the way to them after each step (1 - decay of an EMA; 1
+      before it begins, 1 / count for a plain mean). None: none is kept.
 
     `samples`: of the training set, delta * dimension.
     """
@@ -61,6 +64,7 @@ class Recipe(eqx.Module):
     momentum: np.ndarray
     dimension: int
     samples: int
+    average_gain: np.ndarray | None = None
 
     def __len__(self) -> int:
         return self.learning_rate.size
@@ -86,12 +90,13 @@ class Recipe(eqx.Module):
     def save(self, path: str | os.PathLike[str]) -> None:
         """As a table, one row per step: `.csv`, or `.json` (an object of arrays with dimension and samples). Whole or not at
         all. Raises ValueError for another suffix."""
-        table = {name: getattr(self, name).tolist() for name in _COLUMNS}
+        kept = () if self.average_gain is None else ("average_gain",)
+        table = {name: getattr(self, name).tolist() for name in (*_COLUMNS, *kept)}
         match Path(path).suffix:
             case ".csv":
                 text = io.StringIO()
                 writer = csv.writer(text, lineterminator="\n")
-                writer.writerow(("step", "time", *_COLUMNS))
+                writer.writerow(("step", "time", *table))
                 for step, row in enumerate(zip(*table.values(), strict=True)):
                     writer.writerow((step, step / self.dimension, *row))
                 data = text.getvalue()
@@ -103,14 +108,25 @@ class Recipe(eqx.Module):
 
 
 @front_door
-def recipe(protocol: Protocol, *, horizon: float, dimension: int, delta: float, mean_square_norm: float = 1.0) -> Recipe:
+def recipe(
+    protocol: Protocol,
+    *,
+    horizon: float,
+    dimension: int,
+    delta: float,
+    mean_square_norm: float = 1.0,
+    average: AbstractAverage | None = None,
+) -> Recipe:
     """The steps of the run that `protocol` describes, read at t = step / `dimension`, as SGD does; batch sizes are the means over
     a step, so that all together they are d ∫B dt samples, to the nearest whole one.
 
     `mean_square_norm`: that of the raw features; `problem.data.mean_square_norm` for a problem made by `Problem.from_data`
-    (whose centers are to be subtracted first). Batch sizes below 1 and other values outside their domain raise ValueError.
+    (whose centers are to be subtracted first). `average`: of the weights, to be kept beside them. Batch sizes below 1 and other
+    values outside their domain raise ValueError.
     """
     check_protocol(protocol)
+    if average is not None:
+        check_instance("average", average, AbstractAverage, "Pass dmftopt.averages.Exponential(memory), say.")
     check_duration("horizon", horizon, "It is the final time, SGD steps / dimension.")
     check_count("dimension", dimension)
     check_real("delta", delta, minimum=0.0, exclusive=True, cure="It is training samples / dimension.")
@@ -144,4 +160,5 @@ def recipe(protocol: Protocol, *, horizon: float, dimension: int, delta: float, 
         momentum=np.zeros(steps) if at_starts.momentum is None else per_step(at_starts.momentum.coefficient),
         dimension=dimension,
         samples=samples,
+        average_gain=None if average is None else np.asarray(average.gains(steps, dimension), dtype=float),
     )

@@ -6,12 +6,13 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from .._checks import check_instance
+from .._checks import check_instance, is_concrete
 from ..numerics.quadrature import safe_sqrt
 from ._protocol import Momentum, Protocol, in_domain, values_at
 from .grid import TimeGrid
 from .integrals import node_times
 from .schedules import Tabulated
+from .updates import AbstractUpdate, is_adaptive
 
 
 class Rates(eqx.Module):
@@ -21,7 +22,15 @@ class Rates(eqx.Module):
     batch_size: Float[Array, "*time"]
     ridge: Float[Array, "*time"]
     momentum: Momentum | None
+    update: AbstractUpdate | None
     valid: Bool[Array, ""]
+
+    @property
+    def gradient_rate(self) -> Float[Array, "*time"]:
+        """What the gradient of a batch is multiplied by, but for what depends on its own size (34)."""
+        if not is_adaptive(self.update):
+            return self.learning_rate
+        return self.learning_rate * safe_sqrt(self.batch_size)
 
     def tabulated(self, times: Float[Array, "*time"]) -> Protocol:
         """The protocol that is known at these times only, those it was read at: arrays, whatever kinds of schedules it had."""
@@ -31,24 +40,37 @@ class Rates(eqx.Module):
 
         rate, batch_size, ridge = (table(values) for values in (self.learning_rate, self.batch_size, self.ridge))
         if self.momentum is None:
-            return Protocol(rate, batch_size, ridge)
+            return Protocol(rate, batch_size, ridge, update=self.update)
         return Protocol(rate, batch_size, ridge, table(self.momentum.coefficient), nesterov=self.momentum.nesterov)
 
 
 class Averages(eqx.Module):
-    """A protocol averaged over each step of a grid: learning rate, batch size, learning rate times ridge, the learning rate that
-    with this batch size has the average of eta²/B, momentum, and whether all of it is in its domain."""
+    """A protocol averaged over each step of a grid: learning rate (of gradients), batch size, learning rate times ridge, the
+    learning rate that with this batch size has the average of eta²/B, momentum, update, and whether all is in its domain."""
 
     learning_rate: Float[Array, " step"]
     batch_size: Float[Array, " step"]
     shrinkage: Float[Array, " step"]
     noisy_rate: Float[Array, " step"]
     momentum: Momentum | None
+    update: AbstractUpdate | None
     valid: Bool[Array, ""]
 
 
 def check_protocol(protocol: Any) -> None:
     check_instance("protocol", protocol, Protocol, "Build it with dmftopt.Protocol(learning_rate=...).")
+
+
+def check_update(protocol: Protocol, times: Float[Array, " time"]) -> None:
+    """Raise ValueError for an update that is not known at these batch sizes."""
+    if protocol.update is None or not protocol.update.changes:
+        return
+    batch_size = read(protocol, times).batch_size
+    if is_concrete(batch_size) and float(jnp.max(batch_size)) > 1 + 1e-5:
+        raise ValueError(
+            f"batch_size must be 1 with updates.{type(protocol.update).__name__}, got {float(jnp.max(batch_size)):g}: of larger "
+            "batches the norm depends on all samples. Use updates.Adam, or SGD."
+        )
 
 
 def read(protocol: Protocol, times: Float[Array, "*time"], *, batched: bool = True) -> Rates:
@@ -68,7 +90,7 @@ def read(protocol: Protocol, times: Float[Array, "*time"], *, batched: bool = Tr
     valid = jnp.asarray(True)
     for name, value in named.items():
         valid = valid & jnp.all(in_domain(name, value))
-    return Rates(learning_rate, batch_size, ridge, momentum, valid)
+    return Rates(learning_rate, batch_size, ridge, momentum, protocol.update, valid)
 
 
 def knots(protocol: Protocol, horizon: Any) -> Float[Array, " knot"]:
@@ -85,11 +107,12 @@ def averaged(
     """The protocol read at `nodes` (0 to 1) of each step of the grid, and averaged with these weights. Raises as `read` does."""
     rates = read(protocol, node_times(grid.times, nodes), batched=batched)
     w = jnp.asarray(weights, grid.times.dtype)
-    learning_rate, batch_size = rates.learning_rate @ w, rates.batch_size @ w
+    learning_rate, batch_size = rates.gradient_rate @ w, rates.batch_size @ w
     noisy = learning_rate
     if len(weights) > 1:
-        noisy = safe_sqrt((rates.learning_rate**2 / rates.batch_size) @ w * batch_size)
+        noisy = safe_sqrt((rates.gradient_rate**2 / rates.batch_size) @ w * batch_size)
     momentum = rates.momentum
     if momentum is not None:
         momentum = Momentum(momentum.coefficient @ w, momentum.nesterov)
-    return Averages(learning_rate, batch_size, (rates.learning_rate * rates.ridge) @ w, noisy, momentum, rates.valid)
+    shrinkage = (rates.learning_rate * rates.ridge) @ w
+    return Averages(learning_rate, batch_size, shrinkage, noisy, momentum, rates.update, rates.valid)

@@ -89,10 +89,14 @@ def step_through(
     # Each step has a key of its own.
     key_order = jax.random.fold_in(key, rates.learning_rate.shape[0])
     queue = None if epochs is None else epochs.queue(key_order, samples)
+    transform = None if rates.update is None else rates.update.transform(dimension)
+    pace = 1.0 if rates.update is None else rates.update.rate(dimension)
 
     def step(s, state):
-        parameters, memory, seen, mean = state
+        parameters, memory, seen, mean, optimizer = state
         learning_rate, batch_size, ridge = rates.learning_rate[s], rates.batch_size[s], rates.ridge[s]
+        # The optimizer takes the gradient of the batch as it is.
+        weight = learning_rate if transform is None else jnp.ones_like(learning_rate)
         key_count, key_batch = jax.random.split(jax.random.fold_in(key, s))
         whole = jnp.floor(batch_size)
         more = jax.random.uniform(key_count, dtype=parameters.dtype) < batch_size - whole
@@ -103,10 +107,13 @@ def step_through(
                 i = jax.random.randint(jax.random.fold_in(key_batch, j), (1,), 0, samples)
             else:
                 i = jax.lax.dynamic_slice_in_dim(queue, seen + j, 1)
-            return velocity + model.drawn(parameters, i, jnp.where(j < count, learning_rate / batch_size, 0.0)[None])
+            return velocity + model.drawn(parameters, i, jnp.where(j < count, weight / batch_size, 0.0)[None])
 
         # The same number of draws in every run, so that runs stay batched; the last may count for nothing.
         velocity = jax.lax.fori_loop(0, jnp.ceil(batch_size).astype(int), add, jnp.zeros_like(parameters))
+        if transform is not None:
+            velocity, optimizer = transform.update(velocity, optimizer, parameters)
+            velocity = learning_rate * pace * velocity
         momentum = jax.tree.map(lambda a: a[s], rates.momentum)
         moved, memory = _updated(problem, momentum, parameters, memory, velocity, learning_rate * ridge / dimension)
         if kick is not None:
@@ -115,14 +122,15 @@ def step_through(
             moved, memory = moved + kicked, None if memory is None else memory + kicked
         if gains is not None:
             mean = mean + gains[s] * (moved - mean)
-        return moved, memory, seen + count, mean
+        return moved, memory, seen + count, mean, optimizer
 
     def record(state, span):
         state = jax.lax.fori_loop(span[0], span[1], step, state)
         return state, problem.parametrization.weights(state[0] if gains is None else state[3])
 
     parameters, memory = _start(problem, instance, rates.momentum)
-    start = parameters, memory, jnp.zeros((), int), None if gains is None else parameters
+    optimizer = None if transform is None else transform.init(parameters)
+    start = parameters, memory, jnp.zeros((), int), None if gains is None else parameters, optimizer
     _, path = jax.lax.scan(record, start, jnp.stack([at[:-1], at[1:]], axis=1))
     return jnp.concatenate([instance.student[None], path])
 

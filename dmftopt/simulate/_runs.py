@@ -101,6 +101,7 @@ def sgf(
     """
     check_instance("grid", grid, TimeGrid, "Build it with dmftopt.TimeGrid.uniform(horizon, steps).")
     check_count("substeps", substeps)
+    _check_plain(protocol, "sgf")
     setup = _setup(problem, protocol, dimension, runs, key, grid.steps + 1, grid.steps * substeps)
     times = grid.times[:-1, None] + grid.step_sizes[:, None] * jnp.linspace(0, 1, substeps, endpoint=False)[None]
     fine = TimeGrid(jnp.append(times.ravel(), grid.times[-1]))
@@ -135,11 +136,18 @@ def gradient_descent(
     check_instance("grid", grid, TimeGrid, "Build it with dmftopt.TimeGrid.uniform(horizon, steps).")
     if not isinstance(noise, (NoNoise, Bernoulli)):
         raise TypeError(f"noise must be NoNoise() or Bernoulli(fraction), got {noise!r}. Use sgd or sgf for small batches.")
+    _check_plain(protocol, "gradient_descent")
     setup = _setup(problem, protocol, dimension, runs, key, grid.steps + 1, grid.steps)
     rates = read(protocol, grid.times[:-1], batched=False)
     fraction = jnp.asarray(noise.fraction if isinstance(noise, Bernoulli) else 1.0, dtype=float)
     arguments = (rates, grid.step_sizes, fraction)
     return _simulation("gradient_descent", setup, grid.times, arguments, descend, metrics, rates.valid, throw)
+
+
+def _check_plain(protocol: Any, route: str) -> None:
+    check_protocol(protocol)
+    if protocol.update is not None:
+        raise ValueError(f"update: simulate.{route} takes none. Use simulate.sgd.")
 
 
 def _gains(average: Any, problem: Problem, times: Array, steps: int, dimension: int) -> Array:

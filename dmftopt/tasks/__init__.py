@@ -19,3 +19,4 @@ from ._regression import LeastSquares as LeastSquares
 from ._regression import LogCosh as LogCosh
 from ._regression import PhaseRetrieval as PhaseRetrieval
 from ._softmax import Softmax as Softmax
+from ._updated import Updated as Updated

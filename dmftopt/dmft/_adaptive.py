@@ -1,0 +1,66 @@
+"""Rates over the root mean square of gradients: equation (34) of README.md."""
+
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from ..problem import Problem, group_gains
+from ..problem.features import Features
+from ..protocol.updates import AbstractUpdate
+from ..protocol.variables import number
+
+
+class Scale(NamedTuple):
+    """Of each column: the running mean of the power P over the update's memory, from 0, and the power of the step before; and the
+    weight of that mean so far."""
+
+    mean: Float[Array, " m"]
+    power: Float[Array, " m"]
+    weight: Float[Array, ""]
+
+
+class Gains(NamedTuple):
+    """What rates are multiplied by: of each column, V^-1/2, and of each eigenvalue group, lambda^-1/2."""
+
+    columns: Float[Array, " m"]
+    groups: Float[Array, " group"]
+
+
+def before(m: int, dtype) -> Scale:
+    return Scale(jnp.zeros(m, dtype), jnp.zeros(m, dtype), jnp.zeros((), dtype))
+
+
+def seen(problem: Problem, gains: Any) -> Features:
+    """The features with the eigenvalues by which the modes decay; `gains`: None for SGD."""
+    features = problem.features
+    return features if gains is None else Features(features.eigenvalues * group_gains(problem), features.weights)
+
+
+def gains(
+    update: AbstractUpdate, problem: Problem, scale: Scale, power: Float[Array, " m"], ratio: Array, duration: Array
+) -> tuple[Gains, Scale]:
+    """In the middle of a step, and what is kept for the next.
+
+    With memory tau, dA/dt = (P - A) / tau and V = A / weight, P being linear in the step: its change from the last one goes on.
+    """
+    change = ratio * (power - scale.power)
+    # Never below a tenth of what it was.
+    change = jnp.maximum(change, -1.8 * power)
+    memory = jnp.asarray(number(update.memory), power.dtype)  # pyright: ignore
+    short = memory <= 0
+    tau = jnp.where(short, 1.0, memory)
+
+    def after(share):
+        """Mean and weight after this share of the step."""
+        kept = jnp.where(short, 0.0, jnp.exp(-share * duration / tau))
+        lag = jnp.where(short, 0.0, tau / jnp.where(duration > 0, duration, 1.0)) * (1 - kept)
+        return kept * scale.mean + (1 - kept) * power + (share - lag) * change, kept * scale.weight + 1 - kept
+
+    mean, weight = after(0.5)
+    tiny = jnp.finfo(power.dtype).tiny
+    V = jnp.maximum(mean, tiny) / jnp.maximum(weight, tiny)
+    # At the very start, of a step of no length: nothing was seen.
+    V = jnp.where(weight > 0, V, jnp.maximum(power, tiny))
+    ended, ended_weight = after(1.0)
+    return Gains(1 / jnp.sqrt(V), group_gains(problem)), Scale(ended, power, ended_weight)

@@ -84,7 +84,7 @@ def move(
         # What the mean gradient shares with the directions of this epoch is noise too, of the samples still to be visited in it
         # (35): it is taken like the swing, of which it is the other part.
         power = pull.power_root @ pull.power_root
-        mine = jnp.repeat(jnp.arange(rows) >= x.epoch_start, count)
+        mine = jnp.repeat(jnp.arange(rows, dtype=on_zetas.dtype) >= x.epoch_start, count)[None]
         ahead = step.ahead(pull.power_root, last.power_root, x.ratio) @ inverse_root(power, rank_floor(power), order)
         swing = swing + x.mean * ahead @ jnp.where(mine, on_zetas, 0.0)
         on_zetas = jnp.where(mine, 0.0, on_zetas)

@@ -15,7 +15,7 @@ import numpy as np
 from jax.scipy.special import ndtri
 from jaxtyping import Array, Bool, Float
 
-from .._checks import as_number, check_real, check_shape, is_concrete, without_derivative
+from .._checks import as_number, check_real, check_shape, front_door, is_concrete, without_derivative
 
 
 class Multipliers(NamedTuple):
@@ -155,6 +155,7 @@ class Poisson(AbstractNoise):
         return learning_rate**2 / batch_size
 
 
+@front_door
 class Shuffled(AbstractNoise):
     """Epochs: every sample is visited once in each pass over the training set, at a uniform time of it, as data loaders do.
 
@@ -191,7 +192,7 @@ class Shuffled(AbstractNoise):
         # Where in each epoch a sample is visited: the most even of the uniforms.
         position = uniforms[epochs.number if self.reshuffle else jnp.zeros_like(epochs.number)]
         waiting = (position >= epochs.begun[:, None]).astype(uniforms.dtype)
-        return epochs.given_past(waiting, waiting * (position < epochs.ended[:, None]))
+        return epochs.given_past(waiting, jnp.where(position < epochs.ended[:, None], waiting, 0.0))
 
     def coarsened(self, fine, step_sizes, visits):
         waiting, visited = self._epochs(visits).of(fine)

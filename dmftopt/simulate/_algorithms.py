@@ -112,7 +112,9 @@ def step_through(
         # The same number of draws in every run, so that runs stay batched; the last may count for nothing.
         velocity = jax.lax.fori_loop(0, jnp.ceil(batch_size).astype(int), add, jnp.zeros_like(parameters))
         if transform is not None:
-            velocity, optimizer = transform.update(velocity, optimizer, parameters)
+            # Optax raises numbers to counts, which strict promotion would not have.
+            with jax.numpy_dtype_promotion("standard"):
+                velocity, optimizer = transform.update(velocity, optimizer, parameters)
             velocity = learning_rate * pace * velocity
         momentum = jax.tree.map(lambda a: a[s], rates.momentum)
         moved, memory = _updated(problem, momentum, parameters, memory, velocity, learning_rate * ridge / dimension)

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from helpers import problem
 
@@ -153,3 +154,101 @@ def test_what_cannot_be(wrong, error, match):
 def solved(update, batch_size=1.0, **options):
     protocol = dmftopt.Protocol(0.1, batch_size, update=update)
     return dmftopt.solve(LOGISTIC, protocol, TimeGrid.uniform(1.0, 4), key=KEY, samples=512, **options)
+
+
+FULL = {"noise": dmftopt.noise.NoNoise(), "step": dmftopt.DiscreteStep()}
+DESCENT = dmftopt.Protocol(1.0, 1.0, 0.05)
+
+
+def test_plain_descent_of_optax_is_the_plain_step():
+    grid = TimeGrid.uniform(6.0, 6)
+    plain = dmftopt.solve(LOGISTIC, dmftopt.Protocol(0.5, 1.0, 0.05), grid, key=KEY, samples=512, **FULL)
+    particles = dmftopt.CausalInnovations(samples=512, particles=512)
+    other = dmftopt.solve(LOGISTIC, DESCENT, grid, key=KEY, solver=particles, optimizer=optax.sgd(0.5), **FULL)
+    np.testing.assert_allclose(other.student_overlap, plain.student_overlap, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.long_run
+@pytest.mark.parametrize(
+    "optimizer, noise",
+    [(optax.adam(0.1), dmftopt.noise.NoNoise()), (optax.lion(0.05), dmftopt.noise.Bernoulli(0.3))],
+    ids=["adam", "lion, batches"],
+)
+def test_any_optimizer_at_full_batch(optimizer, noise):
+    p, grid = problem(dmftopt.tasks.Logistic("sign"), SPECTRUM), TimeGrid.uniform(12.0, 12)
+    options = {"noise": noise, "optimizer": optimizer, "key": KEY}
+    solution = dmftopt.solve(p, DESCENT, grid, samples=4096, step=dmftopt.DiscreteStep(), replicates=2, **options)
+    real = dmftopt.simulate.gradient_descent(p, DESCENT, grid, dimension=800, runs=24, **options)
+    for name in ("test_risk", "train_loss", "student_overlap", "teacher_overlap", "norm"):
+        theory, found = np.asarray(getattr(solution, name)), np.asarray(getattr(real, name))
+        error = 2.5 * np.asarray(getattr(real.standard_error, name)) + 0.005 * np.max(np.abs(found))
+        assert np.all(np.abs(theory - found) < error), name
+
+
+def test_derivatives_through_the_state_of_an_optimizer():
+    adam, grid = optax.adam(0.1), TimeGrid.uniform(4.0, 4)
+    solver = dmftopt.CausalInnovations(samples=256, particles=256)
+
+    def risk(scale):
+        p = problem(dmftopt.tasks.Logistic("sign"), SPECTRUM, student_scale=scale)
+        return dmftopt.solve(p, DESCENT, grid, key=KEY, solver=solver, optimizer=adam, **FULL).test_risk[-1]
+
+    slope = jax.grad(risk)(0.5)
+    assert abs((risk(0.5 + 1e-5) - risk(0.5 - 1e-5)) / 2e-5 - slope) < 1e-6 * abs(slope)
+
+
+@pytest.mark.parametrize(
+    "optimizer, options, match",
+    [
+        (optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(1.0)), FULL, "optimizer must be elementwise"),
+        (optax.adam(0.1), {}, "it goes with full or extensive batches"),
+        (optax.adam(0.1), {**FULL, "solver": dmftopt.FixedPoint(512)}, "FixedPoint takes none"),
+    ],
+)
+def test_optimizers_that_cannot_be(optimizer, options, match):
+    with pytest.raises(ValueError, match=match):
+        dmftopt.solve(LOGISTIC, DESCENT, TimeGrid.uniform(4.0, 4), key=KEY, optimizer=optimizer, **options)
+
+
+def test_recipes_for_optax():
+    """A recipe's optimizer on a raw problem does what simulate does in the problem's units."""
+    c, d = 4.0, 50
+    rng = np.random.default_rng(0)
+    for update, name in ((Adam.of(0.99, d), "adamw"), (Clipped(0.5), "clipped"), (Normalized(), "normalized"), (None, "sgd")):
+        protocol = dmftopt.Protocol(0.7, 1.0, 0.3, update=update)
+        recipe = dmftopt.recipe(protocol, horizon=1.0, dimension=d, delta=2.0, mean_square_norm=c)
+        assert recipe.optimizer["name"] == name
+        transform = recipe.to_optax()
+        raw = jnp.asarray(rng.normal(size=d))
+        state, theta = transform.init(raw), raw * c**0.5
+        own = None if update is None else update.transform(d)
+        memory = None if own is None else own.init(theta)
+        with jax.numpy_dtype_promotion("standard"):
+            for _ in range(d):
+                gradient = jnp.asarray(rng.normal(size=d))
+                # Features x sqrt(c) and weights theta / sqrt(c).
+                updates, state = transform.update(gradient * c**0.5, state, raw)
+                raw = raw + updates
+                moved = gradient if own is None else None
+                if own is not None:
+                    moved, memory = own.update(gradient, memory, theta)
+                rate = 1.0 if update is None else update.rate(d)
+                theta = theta - 0.7 * (rate * moved + 0.3 * theta / d)
+        np.testing.assert_allclose(raw * c**0.5, theta, rtol=1e-5, atol=1e-6)
+
+
+def test_data_say_which_basis():
+    rng = np.random.default_rng(0)
+    scales = np.linspace(0.3, 2.0, 20)
+    plain = rng.normal(size=(4000, 20)) * scales
+    turn = np.linalg.qr(rng.normal(size=(20, 20)))[0]
+    hadamard = np.array([[1.0]])
+    for _ in range(4):
+        hadamard = np.block([[hadamard, hadamard], [hadamard, -hadamard]])
+    rotated = rng.normal(size=(4000, 16)) * np.linspace(0.3, 2.0, 16) @ hadamard / 4
+    y = rng.normal(size=4000)
+    bases = [dmftopt.Problem.from_data(x, x[:, 0] + y, train_size=100).basis for x in (plain, rotated, plain @ turn * scales)]
+    assert bases == ["aligned", "rotated", "mixed"]
+    mixed = dmftopt.Problem.from_data(plain @ turn * scales, plain[:, 0] + y, train_size=100)
+    with pytest.raises(ValueError, match="neither their eigenvectors"):
+        dmftopt.solve(mixed, dmftopt.Protocol(0.1, update=Adam()), TimeGrid.uniform(1.0, 4), key=KEY, samples=512)

@@ -235,6 +235,11 @@ def _simulated(objective: Objective, run: Run, recipe: Recipe, which: int, runs:
     return np.asarray([realized(objective, run, recipe, runs // batches, k, which=which, length=longest) for k in keys])
 
 
+def _rate(protocol: Protocol, dimension: int) -> float:
+    """The optimizer's own learning rate over the protocol's."""
+    return 1.0 if protocol.update is None else protocol.update.rate(dimension)
+
+
 def realized(
     objective: Objective, run: Run, recipe: Recipe, runs: int, key: Array, *, which: int = 0, length: int | None = None
 ) -> float:
@@ -247,9 +252,9 @@ def realized(
 
     momentum = per_step(recipe.momentum) if run.protocol.momentum is not None else None
     protocol = Protocol(
-        per_step(recipe.learning_rate),
+        per_step(recipe.learning_rate / _rate(run.protocol, d)),
         per_step(recipe.batch_size.astype(float)),
-        per_step(recipe.weight_decay * d),
+        per_step(recipe.weight_decay * d * _rate(run.protocol, d)),
         momentum,
         nesterov=run.protocol.nesterov,
         update=run.protocol.update,

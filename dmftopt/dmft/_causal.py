@@ -7,12 +7,16 @@ normals, so the two sides (`_fields`, `_weights`) meet only through the numbers 
 weights).
 """
 
+from typing import Any
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import optax
 from jaxtyping import Array
 
 from .._checks import check_count, check_instance, front_door
+from .._optimizers import check_elementwise
 from ..problem import Problem
 from ..protocol.updates import is_adaptive
 from ..results.measure import Measured, Metrics, coordinate_nodes
@@ -47,6 +51,9 @@ class CausalInnovations(AbstractSolver):
     - `particles`: with the ridge the law of the weights is known exactly; with another regularizer or a parametrization it is
       sampled, by so many coordinates (a power of two) in each eigenvalue group.
     - `sample_weights`: sample it with the ridge too, to check one against the other.
+    - `optimizer`: any elementwise optax transformation, such as `optax.adam(0.1)`, in place of the plain step of full-batch or
+      extensive-batch descent (noise `NoNoise()` or `Bernoulli()`, `DiscreteStep()`): sampled weights, which carry its state,
+      theta <- theta + eta D update(gradient), where the gradient is d times the mean one, plus ridge h. Leave eta at 1.
     - `adjoint`: how it is differentiated, `WriteOnceAdjoint()` (reverse mode, little memory) or `DirectAdjoint()` (forward mode
       and second derivatives too).
     """
@@ -56,8 +63,11 @@ class CausalInnovations(AbstractSolver):
     particles: int = eqx.field(static=True, default=4096)
     sample_weights: bool = eqx.field(static=True, default=False)
     adjoint: AbstractAdjoint = WriteOnceAdjoint()
+    optimizer: optax.GradientTransformation | None = eqx.field(static=True, default=None)
 
     def __check_init__(self):
+        if self.optimizer is not None:
+            check_elementwise(self.optimizer)
         for name in ("samples", "particles"):
             count = getattr(self, name)
             check_count(name, count, minimum=4)
@@ -74,9 +84,16 @@ class CausalInnovations(AbstractSolver):
 
     def _particles(self, linear_weights: bool) -> int:
         """0 where the weights are exact: the one place that decides it."""
-        return self.particles if self.sample_weights or not linear_weights else 0
+        return self.particles if self.sample_weights or self.optimizer is not None or not linear_weights else 0
 
     def check(self, problem, protocol, noise, steps):
+        if self.optimizer is not None:
+            algorithm = not self.step_for(noise).continuous and (noise.discrete or noise.deterministic)
+            if not algorithm or protocol.momentum is not None or protocol.update is not None:
+                raise ValueError(
+                    "optimizer: it goes with full or extensive batches, noise.NoNoise() or noise.Bernoulli(fraction) and "
+                    "step=DiscreteStep(), without momentum or update. At small batches use Protocol(update=updates.Adam(...))."
+                )
         if self.step_for(noise).continuous and not problem.direct:
             raise ValueError(
                 "step: with a parametrization the noise depends on the weights. Pass DiscreteStep() (of first order)."
@@ -129,13 +146,14 @@ class CausalInnovations(AbstractSolver):
         update = inputs.update
         numbers, static = eqx.partition((problem, step, metrics, update), eqx.is_inexact_array)
         constants, sample = _laid_out(problem, randomness, start, zetas)
-        state = _start(problem, start, inputs, directions * times)
+        state = _start(problem, start, inputs, directions * times, self.optimizer)
         row = jax.eval_shape(
             lambda: History(jnp.zeros((directions, *sample.labels.shape), sample.labels.dtype), jnp.zeros_like(start.theta))
         )
         # One more step than there are updates, so that the fields at the last time are read; it does not move.
         xs = jax.tree.map(lambda value: jnp.append(value, 0.0), inputs._replace(update=None))
-        advance = Advance(static, is_told(problem, inputs, not noise.deterministic), self.adjoint.order)
+        tells = self.optimizer is None and is_told(problem, inputs, not noise.deterministic)
+        advance = Advance(static, tells, self.adjoint.order, self.optimizer)
         parameters = Parameters(numbers, start.known, sample, nodes, theta_star)
         out = self.adjoint.scan(advance, times, constants, parameters, xs, state, row)
         return Outcome(_observables(problem, step, inputs, start, metrics, out), jnp.asarray(True), out.curvature)
@@ -152,10 +170,12 @@ def _laid_out(problem: Problem, points: Points, start: Start, zetas: Array | Non
     return Constants(laid_out(points.innovations), multipliers, zetas), Sample(laid_out(known), laid_out(labels))
 
 
-def _start(problem: Problem, start: Start, inputs: Inputs, zetas: int) -> State:
+def _start(problem: Problem, start: Start, inputs: Inputs, zetas: int, optimizer: Any) -> State:
     trained = motion.trained(problem, start.theta)
     scale = adaptive.before(problem.m, trained.dtype) if is_adaptive(inputs.update) else None
-    return State(trained, motion.before(problem, start.theta, zetas), None if inputs.momentum is None else trained, scale)
+    last = motion.before(problem, start.theta, zetas)
+    own = None if optimizer is None else motion.as_floats(optimizer.init(trained))
+    return State(trained, last, None if inputs.momentum is None else trained, scale, own)
 
 
 def _observables(

@@ -29,12 +29,13 @@ class History(NamedTuple):
 
 class State(NamedTuple):
     """What is trained (the weights, or their parameters, component first), what the step before saw, the memory of a momentum,
-    and that of an adaptive update."""
+    that of an adaptive update, and the state of an optimizer, as floats."""
 
     trained: Float[Array, "*component m group basis"]
     last: Last
     memory: Float[Array, "*component m group basis"] | None
     scale: Scale | None
+    optimizer: PyTree
 
 
 class Constants(NamedTuple):
@@ -76,10 +77,10 @@ class Readout(NamedTuple):
 class Advance:
     """(constants, parameters, inputs, state, history, k) -> (state, row of the history, readout): what an adjoint scans.
     `static`: what is no number in problem, step and metrics. `tells`: whether the noise tells the response. `order`: of the
-    derivatives that must be right."""
+    derivatives that must be right. `optimizer`: of optax, None for plain steps."""
 
-    def __init__(self, static: Any, tells: bool, order: int):
-        self.static, self.tells, self.order = static, tells, order
+    def __init__(self, static: Any, tells: bool, order: int, optimizer: Any):
+        self.static, self.tells, self.order, self.optimizer = static, tells, order, optimizer
 
     def __call__(
         self, constants: Constants, parameters: Parameters, x: Inputs, state: State, history: History, k: Int[Array, ""]
@@ -97,14 +98,15 @@ class Advance:
         # Fields to weights.
         gradient = fields.gradient(task, r, sample.labels, multipliers)
         gains, scale = None, None
-        if state.scale is not None:
+        if state.scale is not None and x.durations is not None:
             gains, scale = adaptive.gains(update, problem, state.scale, fields.power(gradient), x.ratio, x.durations)
         gradient = fields.with_swing(task, step, x, problem, r, sample.labels, gradient, multipliers, gains)
         mean, swing = fields.means(task, gradient, r, sample, past, k, metrics.fields)
         pull, new = fields.directions(gradient, mean, swing, past, k, self.order)
         phi = jax.lax.dynamic_update_index_in_dim(history.phi, reading.phi, k, 0)
-        moved, last, kicks = motion.move(
-            problem, step, x, space, state.trained, parameters.known, phi, pull, state.last, k, self.order, gains
+        plan = motion.Plan(step, gains, self.optimizer, state.optimizer, self.order)
+        moved, last, kicks, optimizer = motion.move(
+            problem, plan, x, space, state.trained, parameters.known, phi, pull, state.last, k
         )
         memory = None
         if x.momentum is not None and state.memory is not None:
@@ -131,7 +133,7 @@ class Advance:
             of_swings(reading.zetas),
             of_swings(kicks),
         )
-        return State(moved, last, memory, scale), History(new, reading.phi), readout
+        return State(moved, last, memory, scale, optimizer), History(new, reading.phi), readout
 
 
 def _past(constants: Constants, history: History, k: Int[Array, ""], dtype: Any) -> Past:

@@ -1,9 +1,10 @@
 """How one time step moves the weights: equations (10) to (16) of README.md."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 from ..numerics.matrices import inverse_root, of_symmetric, rank_floor
 from ..problem import Problem
@@ -55,9 +56,25 @@ def weights(problem: Problem, trained: Float[Array, "*component m group basis"])
     return trained if problem.direct else problem.parametrization.weights(trained)
 
 
+class Plan(NamedTuple):
+    """How the weights are moved: `step`; `gains` of an adaptive update, None for SGD; an `optimizer` of optax in place of the
+    step, with its `state`; `order` of the derivatives that must be right."""
+
+    step: AbstractStep
+    gains: Gains | None
+    optimizer: Any
+    state: PyTree
+    order: int
+
+
+def as_floats(state: PyTree) -> PyTree:
+    """The state of an optimizer, as what can be differentiated: whole numbers too."""
+    return jax.tree.map(lambda a: a if jnp.issubdtype(a.dtype, jnp.inexact) else a.astype(float), state)
+
+
 def move(
     problem: Problem,
-    step: AbstractStep,
+    plan: Plan,
     x: Inputs,
     space: Space,
     trained: Float[Array, "*component m group basis"],
@@ -66,12 +83,10 @@ def move(
     pull: Pull,
     last: Last,
     k: Array,
-    order: int,
-    gains: Gains | None,
-) -> tuple[Float[Array, "*component m group basis"], Last, Float[Array, "m group zeta"] | None]:
-    """What is trained at the next time (without momentum), what this step saw, and what it added on the zetas to the weights
-    themselves, None if it is not those that are trained. `order`: of the derivatives that must be right. `gains`: of an adaptive
-    update, None for SGD."""
+) -> tuple[Float[Array, "*component m group basis"], Last, Float[Array, "m group zeta"] | None, PyTree]:
+    """What is trained at the next time (without momentum), what this step saw, what it added on the zetas to the weights
+    themselves, None if it is not those that are trained, and the optimizer's state."""
+    step, order = plan.step, plan.order
     m, rows, count = pull.zetas.shape
     root_delta = jnp.sqrt(problem.delta)
     on_zetas = pull.zetas.reshape(m, rows * count) / root_delta
@@ -82,7 +97,7 @@ def move(
     swing = x.deviation * (swing.reshape(m, rows * count) / root_delta)
     if x.epoch_start is not None:
         # What the mean gradient shares with the directions of this epoch is noise too, of the samples still to be visited in it
-        # (35): it is taken like the swing, of which it is the other part.
+        # (33): it is taken like the swing, of which it is the other part.
         power = pull.power_root @ pull.power_root
         mine = jnp.repeat(jnp.arange(rows, dtype=on_zetas.dtype) >= x.epoch_start, count)[None]
         ahead = step.ahead(pull.power_root, last.power_root, x.ratio) @ inverse_root(power, rank_floor(power), order)
@@ -90,10 +105,14 @@ def move(
         on_zetas = jnp.where(mine, 0.0, on_zetas)
     drift = jnp.tensordot(pull.known, known, 1) + jnp.tensordot(pull.phi, phi, 2)
     drift = jnp.sqrt(problem.features.eigenvalues)[None, :, None] * drift
+    if plan.optimizer is not None:
+        moved, state = _move_by_optimizer(problem, plan, x, space, trained, drift, on_zetas, swing)
+        # Nothing is extrapolated.
+        return moved, last, None, state
     if problem.direct:
-        return _move_weights(problem, step, x, space, trained, drift, on_zetas, swing, pull, last, order, gains)
+        return *_move_weights(problem, step, x, space, trained, drift, on_zetas, swing, pull, last, order, plan.gains), None
     moved = _move_parameters(problem, x, space, trained, drift, on_zetas, swing)
-    return moved, Last(pull.curvature, pull.power_root, None, None), None
+    return moved, Last(pull.curvature, pull.power_root, None, None), None, None
 
 
 def _move_weights(problem, step, x, space, theta, drift, on_zetas, swing, pull, last, order, gains):
@@ -108,7 +127,7 @@ def _move_weights(problem, step, x, space, theta, drift, on_zetas, swing, pull, 
     now_seen = Last(pull.curvature, pull.power_root, slope, drive)
     # Equation (11): x = D eta (lambda E[l'] + ridge h'), a matrix over the columns in each group.
     curvature = step.ahead(pull.curvature, last.curvature, x.ratio)
-    before = last.drive
+    before, half = last.drive, None
     if gains is not None:
         half = jnp.sqrt(gains.columns)
         theta, drive, before, swing = _in_gains(half, theta, drive, before, swing)
@@ -136,7 +155,7 @@ def _move_weights(problem, step, x, space, theta, drift, on_zetas, swing, pull, 
     kicks = x.mean * (_each_group(f, drive.zetas) + _each_group(c, drive.zetas - before.zetas)) + _each_group(s, swing)
     kicks = -root[None, :, None] * group * kicks
     moved = theta - _within(f, _within(decay, theta) + now) - _within(c, now - then)
-    if gains is not None:
+    if half is not None:
         moved, kicks = half[:, None, None] * moved, half[:, None, None] * kicks
     return space.add_zetas(moved, kicks), now_seen, kicks
 
@@ -157,6 +176,23 @@ def _move_parameters(problem, x, space, parameters, drift, on_zetas, swing):
     kicks = jnp.sqrt(problem.features.eigenvalues)[None, :, None] * (x.mean * on_zetas + swing)[:, None]
     pulled = problem.parametrization.pull(parameters, space.add_zetas(x.mean * drift, kicks))
     return parameters - pulled - x.shrinkage * problem.regularizer.gradient(parameters)
+
+
+def _move_by_optimizer(problem, plan: Plan, x, space, parameters, drift, on_zetas, swing):
+    """p_{k+1} = p_k + eta D update(df/dp (drive + swing / (eta D)) + ridge h(p)), equation (36)."""
+    moves = x.mean > 0
+    pace = jnp.where(moves, x.mean, 1.0)
+    kicks = jnp.sqrt(problem.features.eigenvalues)[None, :, None] * (on_zetas + swing / pace)[:, None]
+    gradient = space.add_zetas(drift, kicks)
+    if not problem.direct:
+        gradient = problem.parametrization.pull(parameters, gradient)
+    gradient = gradient + x.shrinkage / pace * problem.regularizer.gradient(parameters)
+    kinds = jax.eval_shape(plan.optimizer.init, parameters)
+    before = jax.tree.map(lambda a, kind: a.astype(kind.dtype), plan.state, kinds)
+    # Optax raises numbers to counts, which strict promotion would not have.
+    with jax.numpy_dtype_promotion("standard"):
+        updates, state = plan.optimizer.update(gradient, before, parameters)
+    return parameters + x.mean * updates, as_floats(state)
 
 
 def _within(matrix: Float[Array, "group m m"], vectors: Float[Array, "m group basis"]) -> Float[Array, "m group basis"]:

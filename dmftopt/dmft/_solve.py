@@ -8,11 +8,12 @@ from jax.sharding import Mesh
 from jaxtyping import Array
 
 from .._checks import check_count, check_instance, check_key, check_real, front_door, numbers_to_arrays
-from ..problem import Problem, check_problem, updated
+from ..problem import Problem, check_basis, check_problem, updated
 from ..protocol import Protocol
 from ..protocol.grid import TimeGrid
 from ..protocol.noise import AbstractNoise, Poisson
 from ..protocol.rates import check_protocol, check_update
+from ..protocol.updates import is_adaptive
 from ..results.codes import raise_unless
 from ..results.measure import Metrics, check_metrics
 from ..results.metrics import AbstractFieldMetric, AbstractWeightMetric
@@ -40,6 +41,7 @@ def solve(
     solver: AbstractSolver = CausalInnovations(),
     samples: int | None = None,
     step: AbstractStep | None = None,
+    optimizer: Any = None,
     replicates: int | None = None,
     richardson: bool = False,
     estimate_bias: bool = False,
@@ -70,7 +72,8 @@ def solve(
       batches that are a fraction of the training set.
     - `solver`: `CausalInnovations(samples=4096)`, one causal pass, or `FixedPoint()`, the published iteration: slow, an
       independent check. See there for their settings.
-    - `samples`, `step`: short for these settings of the solver, population size and time step.
+    - `samples`, `step`, `optimizer`: short for these settings of the solver: population size, time step, and an optax
+      transformation in place of plain full-batch steps.
 
     Other arguments:
 
@@ -99,7 +102,7 @@ def solve(
 
     Raises ValueError or TypeError naming the argument for input outside its domain.
     """
-    solver = configured(solver, samples if isinstance(grid, TimeGrid) else None, step)
+    solver = configured(solver, samples if isinstance(grid, TimeGrid) else None, step, optimizer)
     problem = _as_updated(problem, protocol, grid)
     asked = _check(problem, protocol, noise, solver, replicates, key, metrics)
     if accuracy is not None:
@@ -132,6 +135,8 @@ def _as_updated(problem: Any, protocol: Any, grid: Any) -> Problem:
     if protocol.update is not None and protocol.update.changes:
         horizon = grid.times[-1] if isinstance(grid, TimeGrid) else float(grid)
         check_update(protocol, horizon * jnp.linspace(0.0, 1.0, 65))
+    if is_adaptive(protocol.update):
+        check_basis(problem)
     return updated(problem, protocol.update)
 
 

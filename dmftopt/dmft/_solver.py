@@ -119,8 +119,11 @@ class AbstractSolver(eqx.Module):
         """`randomness`: what `draw` returned."""
 
 
-def configured(solver: Any, samples: Any, step: Any) -> AbstractSolver:
+def configured(solver: Any, samples: Any, step: Any, optimizer: Any = None) -> AbstractSolver:
     """The solver with these settings where they are not None: the short way to give them. Raises TypeError for no solver."""
     check_instance("solver", solver, AbstractSolver, "Pass dmftopt.CausalInnovations() or dmftopt.FixedPoint().")
-    given = {name: value for name, value in (("samples", samples), ("step", step)) if value is not None}
+    settings = {"samples": samples, "step": step, "optimizer": optimizer}
+    given = {name: value for name, value in settings.items() if value is not None}
+    if optimizer is not None and not hasattr(solver, "optimizer"):
+        raise ValueError(f"optimizer: {type(solver).__name__} takes none. Use solver=CausalInnovations().")
     return dataclasses.replace(solver, **given) if given else solver

@@ -6,6 +6,7 @@ from . import priors as priors
 from . import regularizers as regularizers
 from ._data import DataMap as DataMap
 from ._problem import Problem as Problem
+from ._problem import check_basis as check_basis
 from ._problem import check_direct as check_direct
 from ._problem import check_linear as check_linear
 from ._problem import check_problem as check_problem

@@ -9,6 +9,9 @@ from jaxtyping import Float
 from .._checks import Aside, check_count
 from .features import group_eigenvalues, split_groups
 
+# Relative spread of the columns' variances, and of what columns share, that Adam would hardly notice (rates go with the root).
+_EVEN = 0.25
+
 
 class DataMap(Aside):
     """The way back to raw data.
@@ -34,6 +37,7 @@ class Description(NamedTuple):
     teacher_scale: np.ndarray
     label_noise: float
     delta: float
+    basis: str
     map: DataMap
 
 
@@ -104,5 +108,18 @@ def describe(features: Any, labels: Any, *, train_size: int, groups: int) -> Des
         teacher_scale=teacher_scale[parent],
         label_noise=float(np.sqrt(variance)),
         delta=train_size / d,
+        basis=_basis(x),
         map=DataMap(center, label_center, mean_square_norm, int(train_size)),
     )
+
+
+def _basis(x: np.ndarray) -> str:
+    """Of centered features, see `Problem.basis`: what the columns' variances are to the eigenvalues."""
+    covariance = x.T @ x / x.shape[0]
+    variances = np.diagonal(covariance)
+    shared = np.sum(covariance**2) - np.sum(variances**2)
+    # What sampling alone would make of independent columns.
+    sampling = (variances.sum() ** 2 - np.sum(variances**2)) / x.shape[0]
+    if variances.std() < _EVEN * variances.mean():
+        return "rotated"
+    return "aligned" if shared - sampling < _EVEN**2 * np.sum(variances**2) else "mixed"

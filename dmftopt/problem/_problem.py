@@ -82,6 +82,15 @@ def updated(problem: "Problem", update: Any) -> "Problem":
     return dataclasses.replace(problem, task=task)
 
 
+def check_basis(problem: "Problem") -> None:
+    """For updates that see single coordinates."""
+    if problem.basis == "mixed":
+        raise ValueError(
+            "update: the columns of the features are neither their eigenvectors nor of nearly equal variance, and what Adam does "
+            "to them is not known. Scale all columns to the same variance, and make the problem anew."
+        )
+
+
 def group_gains(problem: "Problem") -> Float[Array, " group"]:
     """Of each eigenvalue group, the inverse root mean square of the features as coordinates see them."""
     lam = problem.features.eigenvalues
@@ -105,7 +114,8 @@ class Problem(eqx.Module):
     - `teacher_prior`, `student_prior`: law of these entries, see `dmftopt.priors`. Only a regularizer other than the ridge or a
       parametrization tells laws of equal scale apart.
     - `basis`: "aligned" if the coordinates that an adaptive optimizer sees are the features' eigenvectors, "rotated" if they are
-      far from them, all of nearly equal variance. Only `dmftopt.updates` tells one from the other.
+      far from them, all of nearly equal variance; "mixed" if neither, which Adam's theory does not take. Only `dmftopt.updates`
+      tells one from the other.
     - `data`: how raw data map to this problem, set by `Problem.from_data`. No route reads it.
 
     Teacher and student have m_star and m columns where the task has (`task.teacher_columns`, `task.columns`), otherwise one.
@@ -125,7 +135,7 @@ class Problem(eqx.Module):
     data: DataMap | None = None
 
     def __check_init__(self):
-        check_member("basis", self.basis, ("aligned", "rotated"))
+        check_member("basis", self.basis, ("aligned", "rotated", "mixed"))
         check_instance("task", self.task, AbstractTask, "Pass for instance dmftopt.tasks.LeastSquares().")
         check_instance("features", self.features, Features, "Pass for instance dmftopt.features.isotropic().")
         if self.task.teacher_columns is not None and self.task.columns is None:
@@ -240,6 +250,7 @@ class Problem(eqx.Module):
             task=LeastSquares(label_noise=estimate.label_noise),
             features=Features(jnp.asarray(estimate.eigenvalues), jnp.asarray(estimate.weights)),
             delta=estimate.delta,
+            basis=estimate.basis,
             teacher_scale=jnp.asarray(estimate.teacher_scale),
             student_scale=0.0,
             data=estimate.map,

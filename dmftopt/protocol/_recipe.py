@@ -6,11 +6,12 @@ import itertools
 import json
 import os
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from .._checks import check_count, check_duration, check_fixed, check_instance, check_real, front_door, padded
 from .._files import write_atomically
@@ -48,14 +49,15 @@ class Multiplier:
 class Recipe(eqx.Module):
     """What to do at each of the `horizon * dimension` steps of a run. One array entry per step:
 
-    - `learning_rate`: for raw features, eta(t) / (their mean square norm).
+    - `learning_rate`: for raw features of mean square norm c, eta(t) / c; that of Adam is eta(t) / sqrt(c d).
     - `batch_size`: whole numbers; every running sum is within 1 of the schedule's, so samples are spent as planned.
-    - `weight_decay`: coefficient of theta in the gradient, ridge(t) * (mean square norm) / dimension.
+    - `weight_decay`: coefficient of theta in the gradient, ridge(t) c / d; of AdamW's decoupled decay, ridge(t) sqrt(c / d).
     - `momentum`: beta(t), 0 if the protocol has none.
     - `average_gain`: the average of the weights moves by this share of the way to them after each step (1 - decay of an EMA; 1
       before it begins, 1 / count for a plain mean). None: none is kept.
 
-    `samples`: of the training set, delta * dimension.
+    `samples`: of the training set, delta * dimension. Predicted with `noise.Shuffled()`, pass through it in epochs, reshuffled
+    before each. `optimizer`: name and numbers: "sgd", "adamw" (beta1, beta2, eps), "rmsprop", "normalized", "clipped" (max_norm).
     """
 
     learning_rate: np.ndarray
@@ -65,6 +67,7 @@ class Recipe(eqx.Module):
     dimension: int
     samples: int
     average_gain: np.ndarray | None = None
+    optimizer: dict[str, Any] = eqx.field(default_factory=lambda: {"name": "sgd"})
 
     def __len__(self) -> int:
         return self.learning_rate.size
@@ -74,6 +77,31 @@ class Recipe(eqx.Module):
         with `SGD(..., lr=1.0)`."""
         check_real("base", base, minimum=0.0, exclusive=True, cure="It is the optimizer's own learning rate.")
         return Multiplier(self.learning_rate, float(base))
+
+    def to_optax(self) -> optax.GradientTransformation:
+        """The optimizer with its schedules of learning rate and weight decay, for gradients of a batch's mean loss, without
+        decay. (Momentum that varies is not optax's: a constant one only.)"""
+
+        def at(values):
+            table = jnp.asarray(values, dtype=float)
+            return lambda step: table[jnp.minimum(step, table.size - 1)]
+
+        rate, decay = optax.scale_by_learning_rate(at(self.learning_rate)), optax.add_decayed_weights(at(self.weight_decay))
+        numbers = {name: value for name, value in self.optimizer.items() if name != "name"}
+        match self.optimizer["name"]:
+            case "sgd":
+                if np.ptp(self.momentum) > 0:
+                    raise ValueError("momentum: optax takes a constant one. Follow recipe.momentum step by step.")
+                return optax.chain(decay, optax.trace(float(self.momentum[0])), rate)
+            case "adamw":
+                own = optax.scale_by_adam(numbers["beta1"], numbers["beta2"], numbers["eps"])
+            case "rmsprop":
+                own = optax.scale_by_rms(numbers["beta2"], numbers["eps"], eps_in_sqrt=False, bias_correction=True)
+            case "normalized":
+                own = optax.normalize_by_update_norm()
+            case _:
+                own = optax.clip_by_global_norm(numbers["max_norm"])
+        return optax.chain(own, decay, rate)
 
     def epochs(self) -> list[Epoch]:
         """The run cut into passes over the training set (the last may be shorter), for loaders whose batch size can change only
@@ -101,7 +129,8 @@ class Recipe(eqx.Module):
                     writer.writerow((step, step / self.dimension, *row))
                 data = text.getvalue()
             case ".json":
-                data = json.dumps({"dimension": self.dimension, "samples": self.samples, **table}, allow_nan=False) + "\n"
+                known = {"dimension": self.dimension, "samples": self.samples, "optimizer": self.optimizer}
+                data = json.dumps({**known, **table}, allow_nan=False) + "\n"
             case suffix:
                 raise ValueError(f"path must end in .csv or .json, got {suffix!r}.")
         write_atomically(path, lambda file: file.write(data.encode()))
@@ -152,13 +181,16 @@ def recipe(
     planned = np.maximum(np.asarray(batch_size, dtype=float)[: nodes.size], 1.0).reshape(nodes.shape) @ np.asarray(GAUSS_WEIGHTS)
     seen = np.append(0.0, np.cumsum(np.diff(edges) * planned))[np.searchsorted(edges, ends)]
     spent = np.floor(dimension * seen + 0.5)
-    c = float(mean_square_norm)
+    c, update = float(mean_square_norm), protocol.update
+    # The optimizer's own rate over eta; its product with the weight decay is eta ridge / d.
+    rate = 1 / c if update is None else update.raw_rate(dimension, c)
     return Recipe(
-        learning_rate=per_step(at_starts.learning_rate) / c,
+        learning_rate=per_step(at_starts.learning_rate) * rate,
         batch_size=np.diff(spent).astype(int),
-        weight_decay=per_step(at_starts.ridge) * c / dimension,
+        weight_decay=per_step(at_starts.ridge) / (dimension * rate),
         momentum=np.zeros(steps) if at_starts.momentum is None else per_step(at_starts.momentum.coefficient),
         dimension=dimension,
         samples=samples,
         average_gain=None if average is None else np.asarray(average.gains(steps, dimension), dtype=float),
+        optimizer={"name": "sgd"} if update is None else update.described(dimension, c),
     )

@@ -44,13 +44,15 @@ def times_until(schedule: Callable, samples: Float[Array, " time"]) -> Float[Arr
     def panels(horizon):
         return horizon * jnp.linspace(0.0, 1.0, PANELS + 1, dtype=samples.dtype)
 
+    def inverted(samples, horizon):
+        edges = panels(horizon)
+        return jnp.interp(samples, jax.lax.stop_gradient(samples_until(schedule, edges, edges[:1])), edges)
+
     horizon = samples[-1]
     for _ in range(_ROUNDS):
         # At first too late, as B >= 1; panels on what is needed only are finer.
-        edges = panels(horizon)
-        seen = jax.lax.stop_gradient(samples_until(schedule, edges, edges[:1]))
-        horizon = jnp.interp(samples[-1], seen, edges)
-    times, edges = jnp.interp(samples, seen, edges), panels(horizon)
+        horizon = inverted(samples[-1], horizon)
+    times, edges = inverted(samples, horizon * (1 + 1e-3)), panels(horizon)
     for _ in range(2):
         times = jax.lax.stop_gradient(times)
         rate = jax.lax.stop_gradient(values_at("batch_size", schedule, times))

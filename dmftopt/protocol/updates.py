@@ -35,9 +35,17 @@ class AbstractUpdate(eqx.Module):
     def transform(self, dimension: int) -> optax.GradientTransformation:
         """The algorithm itself, of the gradient of a batch, without learning rate and weight decay."""
 
+    @abc.abstractmethod
+    def described(self, dimension: int, mean_square_norm: float) -> dict[str, Any]:
+        """Name and numbers of the algorithm on raw features of this mean square norm, for recipes."""
+
     def rate(self, dimension: int) -> float:
         """The optimizer's own learning rate, over the protocol's."""
         return 1.0
+
+    def raw_rate(self, dimension: int, mean_square_norm: float) -> float:
+        """The same on raw features."""
+        return self.rate(dimension) / mean_square_norm**0.5
 
 
 @register_part
@@ -87,6 +95,10 @@ class Adam(AbstractUpdate):
         steps = jnp.asarray(number(self.memory), dtype=float) * dimension
         return 1 - 1 / jnp.where(steps > 0, jnp.maximum(steps, 1.0), dimension**0.5)
 
+    def described(self, dimension, mean_square_norm):
+        numbers = {"beta1": self.beta1, "beta2": self.beta2(dimension), "eps": self.eps}
+        return {"name": "adamw", **{name: float(number(value)) for name, value in numbers.items()}}
+
     def transform(self, dimension):
         return optax.scale_by_adam(b1=number(self.beta1), b2=self.beta2(dimension), eps=self.eps)
 
@@ -94,11 +106,15 @@ class Adam(AbstractUpdate):
         return dimension**-0.5
 
 
+@register_part
 class RMSprop(Adam):
     """Adam without its first moment: `optax.rmsprop(..., bias_correction=True)`. The same limit."""
 
     def __init__(self, memory: Any = 0.0, eps: float = 1e-8):
         super().__init__(memory, 0.0, eps)
+
+    def described(self, dimension, mean_square_norm):
+        return {**super().described(dimension, mean_square_norm), "name": "rmsprop"}
 
     def transform(self, dimension):
         return optax.scale_by_rms(decay=self.beta2(dimension), eps=self.eps, eps_in_sqrt=False, bias_correction=True)
@@ -114,6 +130,9 @@ class Normalized(AbstractUpdate):
     def gradient(self, l):
         size = jnp.sqrt(jnp.sum(l**2, axis=0, keepdims=True))
         return jnp.where(size > 0, l / jnp.where(size > 0, size, 1.0), 0.0)
+
+    def described(self, dimension, mean_square_norm):
+        return {"name": "normalized"}
 
     def transform(self, dimension):
         return optax.normalize_by_update_norm()
@@ -136,8 +155,14 @@ class Clipped(AbstractUpdate):
         limit = jnp.asarray(number(self.threshold), l.dtype)
         return l * jnp.where(size > limit, limit / jnp.where(size > limit, size, 1.0), 1.0)
 
+    def described(self, dimension, mean_square_norm):
+        return {"name": "clipped", "max_norm": float(number(self.threshold)) * mean_square_norm**0.5}
+
     def transform(self, dimension):
         return optax.clip_by_global_norm(number(self.threshold))
+
+    def raw_rate(self, dimension, mean_square_norm):
+        return 1 / mean_square_norm
 
 
 def is_adaptive(update: AbstractUpdate | None) -> bool:

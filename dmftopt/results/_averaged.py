@@ -1,5 +1,7 @@
 """Risks of averaged weights, from the two-time correlation of a run."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -72,7 +74,7 @@ def averaged(
     found = _observables(problem, weights, result.correlation, Q, O, fields)
     known = result.known_error()
     bound = None if known is None else _bound(problem, jnp.abs(weights), known, Q, O, fields)
-    return Averaged(result.times, found, bound)
+    return Averaged(times=result.times, observables=found, bound=bound)
 
 
 def _observables(problem: Problem, weights: Array, correlation: Array, Q: Array, O: Array, fields: dict) -> Observables:
@@ -96,7 +98,7 @@ def _bound(problem: Problem, weights: Array, known: Observables, Q: Array, O: Ar
     dQ = jnp.einsum("kj,kl,jlab->kab", weights, weights, known.correlation)
     dO = jnp.einsum("kj,jab->kab", weights, known.teacher_overlap)
 
-    def of(function):
+    def of(function) -> Any:
         if function(Q, O) is None:
             return None
         by_Q, by_O = jax.grad(lambda Q, O: jnp.sum(function(Q, O)), argnums=(0, 1))(Q, O)

@@ -3,7 +3,7 @@
 SGD, stochastic gradient flow and gradient descent of a problem are those of `dmftopt.flows`, for the model `Training`.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -114,8 +114,8 @@ def step_through(
         if transform is not None:
             # Optax raises numbers to counts, which strict promotion would not have.
             with jax.numpy_dtype_promotion("standard"):
-                velocity, optimizer = transform.update(velocity, optimizer, parameters)
-            velocity = learning_rate * pace * velocity
+                updates, optimizer = transform.update(velocity, optimizer, parameters)
+            velocity = learning_rate * pace * jnp.asarray(updates)
         momentum = jax.tree.map(lambda a: a[s], rates.momentum)
         moved, memory = _updated(problem, momentum, parameters, memory, velocity, learning_rate * ridge / dimension)
         if kick is not None:
@@ -162,26 +162,38 @@ def diffuse(
 
 
 def descend(
-    problem: Problem, instance: Instance, key: Array, rates: Rates, step_sizes: Float[Array, " step"], fraction: Array
+    problem: Problem,
+    instance: Instance,
+    key: Array,
+    rates: Rates,
+    step_sizes: Float[Array, " step"],
+    fraction: Array,
+    optimizer: Any = None,
 ) -> Float[Array, "time m d"]:
-    """Full-batch or extensive-batch gradient descent, one update per time step, at the `rates` of each."""
+    """Full-batch or extensive-batch gradient descent, one update per time step, at the `rates` of each. `optimizer`: of optax."""
     samples, dimension = instance.features.shape
     model = _training(problem, instance)
 
     def step(state, inputs):
-        parameters, memory = state
+        parameters, memory, own = state
         learning_rate, ridge, coefficient, size, key = inputs
         taken = (jax.random.uniform(key, (samples,), parameters.dtype) < fraction).astype(parameters.dtype)
         # A step of size D is dimension * D steps of SGD.
-        weights = size * learning_rate * dimension * model.probabilities * taken / fraction
-        velocity = model.force(parameters, model.data, weights)
-        shrinkage = size * learning_rate * ridge
-        moved, memory = _updated(problem, coefficient, parameters, memory, velocity, shrinkage)
-        return (moved, memory), problem.parametrization.weights(moved)
+        weights = dimension * model.probabilities * taken / fraction
+        velocity, pace = model.force(parameters, model.data, weights), size * learning_rate
+        if optimizer is None:
+            moved, memory = _updated(problem, coefficient, parameters, memory, pace * velocity, pace * ridge)
+        else:
+            gradient = ridge * problem.regularizer.gradient(parameters) - velocity
+            with jax.numpy_dtype_promotion("standard"):
+                updates, own = optimizer.update(gradient, own, parameters)
+            moved = parameters + pace * jnp.asarray(updates)
+        return (moved, memory, own), problem.parametrization.weights(moved)
 
     keys = jax.random.split(key, step_sizes.shape[0])
     inputs = (rates.learning_rate, rates.ridge, rates.momentum, step_sizes, keys)
-    _, path = jax.lax.scan(step, _start(problem, instance, rates.momentum), inputs)
+    start = _start(problem, instance, rates.momentum)
+    _, path = jax.lax.scan(step, (*start, None if optimizer is None else optimizer.init(start[0])), inputs)
     return jnp.concatenate([instance.student[None], path])
 
 

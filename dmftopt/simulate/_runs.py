@@ -9,6 +9,7 @@ from jaxtyping import Array, Int
 
 from .._checks import check_count, check_instance, check_key, check_member, front_door, is_concrete, numbers_to_arrays, padded
 from .._memory import check_memory
+from .._optimizers import check_elementwise
 from ..numerics.quadrature import GAUSS_NODES, GAUSS_WEIGHTS
 from ..problem import Problem, check_direct
 from ..protocol import Protocol
@@ -122,6 +123,7 @@ def gradient_descent(
     runs: int,
     key: Array,
     noise: NoNoise | Bernoulli = NoNoise(),
+    optimizer: Any = None,
     metrics: dict[str, AbstractFieldMetric | AbstractWeightMetric] | None = None,
     throw: bool = True,
 ) -> Simulation:
@@ -131,7 +133,9 @@ def gradient_descent(
 
     on n = delta * d training samples (rounded, and it is the rounded n that counts), with M = eta D for `noise.NoNoise()` (full
     batch), and M = (eta D / b) s, s ~ Bernoulli(b) for `noise.Bernoulli(b)`, and the protocol's momentum if it has one. It is
-    read at the start of each step. Returns means and standard errors over `runs`. `metrics` and `throw` as in `sgd`.
+    read at the start of each step. `optimizer`: of optax, elementwise, in place of the plain step, as in `solve`: theta <- theta
+    + eta D update(gradient), of d times the mean gradient plus ridge h. Returns means and standard errors over `runs`. `metrics`
+    and `throw` as in `sgd`.
     """
     check_instance("grid", grid, TimeGrid, "Build it with dmftopt.TimeGrid.uniform(horizon, steps).")
     if not isinstance(noise, (NoNoise, Bernoulli)):
@@ -140,7 +144,11 @@ def gradient_descent(
     setup = _setup(problem, protocol, dimension, runs, key, grid.steps + 1, grid.steps)
     rates = read(protocol, grid.times[:-1], batched=False)
     fraction = jnp.asarray(noise.fraction if isinstance(noise, Bernoulli) else 1.0, dtype=float)
-    arguments = (rates, grid.step_sizes, fraction)
+    if optimizer is not None:
+        check_elementwise(optimizer)
+        if protocol.momentum is not None:
+            raise ValueError("momentum: an optimizer has its own. Leave one of them out.")
+    arguments = (rates, grid.step_sizes, fraction, optimizer)
     return _simulation("gradient_descent", setup, grid.times, arguments, descend, metrics, rates.valid, throw)
 
 

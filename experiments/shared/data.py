@@ -38,32 +38,46 @@ def split(x: np.ndarray, y: np.ndarray, train_size: int, seed: int) -> list[jax.
     return [jnp.asarray(a, dtype=float) for a in parts]
 
 
-def follow(splits, keys, recipe, records: int) -> tuple[np.ndarray, np.ndarray]:
+def follow(splits, keys, recipe, records: int, shuffled: bool = False) -> tuple[np.ndarray, np.ndarray]:
     """SGD that follows a `dmftopt.Recipe`, by optax, on each of several splits (arrays with a leading axis): test mean squared
-    errors at `records` + 1 equally spaced times, and the final shares of wrong signs."""
+    errors at `records` + 1 equally spaced times, and the final shares of wrong signs. `shuffled`: in epochs, as data loaders do
+    it, or drawn with replacement."""
     arrays = [jnp.asarray(a) for a in (recipe.learning_rate, recipe.batch_size, recipe.weight_decay)]
     errors, wrong = _follow_all(
-        *splits, keys, *(a.astype(float) if a.dtype.kind == "f" else a for a in arrays), len(recipe), records
+        *splits,
+        keys,
+        *(a.astype(float) if a.dtype.kind == "f" else a for a in arrays),
+        len(recipe),
+        records=records,
+        visits=int(recipe.batch_size.sum()) if shuffled else 0,
     )
     return np.asarray(errors), np.asarray(wrong)[:, -1]
 
 
-@functools.partial(jax.jit, static_argnames="records")
-def _follow_all(x_train, y_train, x_test, y_test, keys, rate, batch, decay, steps, records):
+@functools.partial(jax.jit, static_argnames=("records", "visits"))
+def _follow_all(x_train, y_train, x_test, y_test, keys, rate, batch, decay, steps, *, records, visits):
     axes = (0, 0, 0, 0, 0, None, None, None, None)
-    one = functools.partial(_follow, records=records)
+    one = functools.partial(_follow, records=records, visits=visits)
     return jax.vmap(one, in_axes=axes)(x_train, y_train, x_test, y_test, keys, rate, batch, decay, steps)
 
 
-def _follow(x_train, y_train, x_test, y_test, key, rate, batch, decay, steps, *, records: int):
-    """With optax: one entry per step of learning rate, whole batch size and weight decay."""
+def _follow(x_train, y_train, x_test, y_test, key, rate, batch, decay, steps, *, records: int, visits: int):
+    """With optax: one entry per step of learning rate, whole batch size and weight decay. `visits`: in all, in epochs; 0 for
+    draws with replacement."""
+    samples = x_train.shape[0]
+    epochs = jax.random.split(jax.random.fold_in(key, steps), max(1, -(-visits // samples)))
+    queue = jax.vmap(lambda key: jax.random.permutation(key, samples))(epochs).ravel()
+    starts = jnp.cumsum(batch) - batch
     optimizer = optax.chain(optax.add_decayed_weights(lambda k: decay[k]), optax.sgd(lambda k: rate[k]))
 
     def step(k, state):
         theta, optimizer_state = state
 
         def add(j, gradient):
-            i = jax.random.randint(jax.random.fold_in(jax.random.fold_in(key, k), j), (), 0, x_train.shape[0])
+            if visits:
+                i = queue[starts[k] + j]
+            else:
+                i = jax.random.randint(jax.random.fold_in(jax.random.fold_in(key, k), j), (), 0, samples)
             return gradient + (x_train[i] @ theta - y_train[i]) * x_train[i]
 
         gradient = jax.lax.fori_loop(0, batch[k], add, jnp.zeros_like(theta)) / batch[k]

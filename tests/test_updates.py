@@ -14,6 +14,7 @@ Adam = dmftopt.updates.Adam
 Clipped = dmftopt.updates.Clipped
 Normalized = dmftopt.updates.Normalized
 RMSprop = dmftopt.updates.RMSprop
+Sign = dmftopt.updates.Sign
 KEY = jax.random.key(0)
 SPECTRUM = dmftopt.features.spectrum([3.0, 1.0, 0.3], [0.2, 0.4, 0.4])
 LOGISTIC = problem(dmftopt.tasks.Logistic("sign"), SPECTRUM, delta=2.0, student_scale=0.0)
@@ -25,10 +26,11 @@ def close(a, b, tolerance):
 
 
 @pytest.mark.parametrize("basis", ["aligned", "rotated"])
-@pytest.mark.parametrize("update", [Adam(0.0), Adam(0.5)], ids=["short", "long"])
+@pytest.mark.parametrize("update", [Adam(0.0), Adam(0.5), Sign()], ids=["short", "long", "sign"])
 def test_solver_with_fresh_samples_is_the_online_limit(basis, update):
     p = dmftopt.Problem(dmftopt.tasks.LeastSquares(0.5), SPECTRUM, delta=1e5, student_scale=0.5, basis=basis)
-    protocol = dmftopt.Protocol(dmftopt.schedules.linear_decay(0.6, 3.0), 2.0, 0.1, update=update)
+    batch_size = 2.0 if isinstance(update, Adam) else 1.0
+    protocol = dmftopt.Protocol(dmftopt.schedules.linear_decay(0.6, 3.0), batch_size, 0.1, update=update)
     grid = TimeGrid.geometric(3.0, 32)
     solution = dmftopt.solve(p, protocol, grid, key=KEY, samples=4096)
     exact = dmftopt.limits.online(p, protocol, grid)
@@ -63,13 +65,14 @@ def test_adam_on_a_finite_training_set(beta2, overlap, risk):
     "p, rate, update",
     [
         (LOGISTIC, 1.0, Adam(2.0)),
-        (LOGISTIC, 0.8, Normalized()),
+        (LOGISTIC, 0.6, Sign()),
+        pytest.param(LOGISTIC, 0.8, Normalized(), marks=pytest.mark.slow),
         pytest.param(problem(dmftopt.tasks.LeastSquares(0.5), SPECTRUM, delta=2.0), 0.6, RMSprop(0.5), marks=pytest.mark.slow),
         (problem(dmftopt.tasks.LeastSquares(0.5), SPECTRUM, delta=2.0), 0.8, Clipped(0.5)),
         pytest.param(problem(dmftopt.tasks.Softmax(3), SPECTRUM, delta=2.0), 0.8, Clipped(0.5), marks=pytest.mark.slow),
         pytest.param(problem(dmftopt.tasks.Committee(2, 2), SPECTRUM, delta=2.0), 0.6, Adam(0.5), marks=pytest.mark.slow),
     ],
-    ids=["adam", "normalized", "rmsprop", "clipped", "softmax", "committee"],
+    ids=["adam", "sign", "normalized", "rmsprop", "clipped", "softmax", "committee"],
 )
 def test_updates_are_those_of_optax(p, rate, update):
     protocol = dmftopt.Protocol(rate, 1.0, 0.05, update=update)
@@ -127,6 +130,7 @@ def test_all_of_it_composes():
         (lambda: dmftopt.Protocol(0.1, update="adam"), TypeError, "update must be"),
         (lambda: dmftopt.Protocol(0.1, momentum=0.9, update=Adam()), ValueError, "an update has none beside it"),
         (lambda: solved(Clipped(1.0), batch_size=2.0), ValueError, "batch_size must be 1"),
+        (lambda: solved(Sign(), batch_size=2.0), ValueError, "batch_size must be 1"),
         (lambda: solved(Adam(), noise=dmftopt.noise.NoNoise()), ValueError, "dominated by the noise"),
         (lambda: solved(Adam(), solver=dmftopt.FixedPoint(512)), ValueError, "FixedPoint takes SGD only"),
         (

@@ -37,6 +37,11 @@ def seen(problem: Problem, gains: Any) -> Features:
     return features if gains is None else Features(features.eigenvalues * group_gains(problem), features.weights)
 
 
+def fixed(problem: Problem, dtype: Any) -> Gains:
+    """Of an update that does not look at the size of gradients."""
+    return Gains(jnp.ones(problem.m, dtype), group_gains(problem))
+
+
 def gains(
     update: AbstractUpdate, problem: Problem, scale: Scale, power: Float[Array, " m"], ratio: Array, duration: Array
 ) -> tuple[Gains, Scale]:

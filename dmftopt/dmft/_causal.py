@@ -18,7 +18,7 @@ from jaxtyping import Array
 from .._checks import check_count, check_instance, front_door
 from .._optimizers import check_elementwise
 from ..problem import Problem
-from ..protocol.updates import is_adaptive
+from ..protocol.updates import is_adaptive, is_coordinatewise
 from ..results.measure import Measured, Metrics, coordinate_nodes
 from ..results.observables import Observables, from_kernel
 from ..tasks import columns as columns
@@ -98,7 +98,7 @@ class CausalInnovations(AbstractSolver):
             raise ValueError(
                 "step: with a parametrization the noise depends on the weights. Pass DiscreteStep() (of first order)."
             )
-        if is_adaptive(protocol.update) and (noise.deterministic or noise.discrete or not problem.direct):
+        if is_coordinatewise(protocol.update) and (noise.deterministic or noise.discrete or not problem.direct):
             raise ValueError(
                 "update: gradients are taken to be dominated by the noise of small batches. Use noise.Poisson() or "
                 "noise.Shuffled(), without a parametrization."

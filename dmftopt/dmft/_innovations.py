@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
 
 from ..protocol.noise import Multipliers
+from ..protocol.updates import is_coordinatewise
 from ..results.measure import weight_means
 from . import _adaptive as adaptive
 from . import _fields as fields
@@ -93,6 +94,9 @@ class Advance:
 
         # Weights to fields.
         reading = weights.read(theta, parameters.known, not task.mixture, history.phi, past.written, k, features, space)
+        if update is not None:
+            # Of what moves the weights, the part that the features know (34).
+            reading = reading._replace(P=update.overlap * reading.P)
         r = fields.fields(reading, sample, past, problem.delta)
         multipliers = jax.tree.map(lambda a: a[k], constants.multipliers)
         # Fields to weights.
@@ -100,11 +104,14 @@ class Advance:
         gains, scale = None, None
         if state.scale is not None and x.durations is not None:
             gains, scale = adaptive.gains(update, problem, state.scale, fields.power(gradient), x.ratio, x.durations)
+        elif is_coordinatewise(update):
+            gains = adaptive.fixed(problem, r.dtype)
         gradient = fields.with_swing(task, step, x, problem, r, sample.labels, gradient, multipliers, gains)
         mean, swing = fields.means(task, gradient, r, sample, past, k, metrics.fields)
         pull, new = fields.directions(gradient, mean, swing, past, k, self.order)
         phi = jax.lax.dynamic_update_index_in_dim(history.phi, reading.phi, k, 0)
-        plan = motion.Plan(step, gains, self.optimizer, state.optimizer, self.order)
+        overlap = 1.0 if update is None else update.overlap
+        plan = motion.Plan(step, gains, overlap, self.optimizer, state.optimizer, self.order)
         moved, last, kicks, optimizer = motion.move(
             problem, plan, x, space, state.trained, parameters.known, phi, pull, state.last, k
         )

@@ -57,11 +57,12 @@ def weights(problem: Problem, trained: Float[Array, "*component m group basis"])
 
 
 class Plan(NamedTuple):
-    """How the weights are moved: `step`; `gains` of an adaptive update, None for SGD; an `optimizer` of optax in place of the
-    step, with its `state`; `order` of the derivatives that must be right."""
+    """How the weights are moved: `step`; `gains` of a coordinatewise update, None for SGD, and its `overlap`; an `optimizer` of
+    optax in place of the step, with its `state`; `order` of the derivatives that must be right."""
 
     step: AbstractStep
     gains: Gains | None
+    overlap: float
     optimizer: Any
     state: PyTree
     order: int
@@ -88,7 +89,8 @@ def move(
     themselves, None if it is not those that are trained, and the optimizer's state."""
     step, order = plan.step, plan.order
     m, rows, count = pull.zetas.shape
-    root_delta = jnp.sqrt(problem.delta)
+    # What moves the weights is larger than its part along the features.
+    root_delta = plan.overlap * jnp.sqrt(problem.delta)
     on_zetas = pull.zetas.reshape(m, rows * count) / root_delta
     swing = jnp.zeros_like(pull.zetas)
     if count > m:

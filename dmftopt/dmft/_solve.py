@@ -13,7 +13,7 @@ from ..protocol import Protocol
 from ..protocol.grid import TimeGrid
 from ..protocol.noise import AbstractNoise, Poisson
 from ..protocol.rates import check_protocol, check_update
-from ..protocol.updates import is_adaptive
+from ..protocol.updates import is_coordinatewise
 from ..results.codes import raise_unless
 from ..results.measure import Metrics, check_metrics
 from ..results.metrics import AbstractFieldMetric, AbstractWeightMetric
@@ -135,7 +135,7 @@ def _as_updated(problem: Any, protocol: Any, grid: Any) -> Problem:
     if protocol.update is not None and protocol.update.changes:
         horizon = grid.times[-1] if isinstance(grid, TimeGrid) else float(grid)
         check_update(protocol, horizon * jnp.linspace(0.0, 1.0, 65))
-    if is_adaptive(protocol.update):
+    if is_coordinatewise(protocol.update):
         check_basis(problem)
     return updated(problem, protocol.update)
 

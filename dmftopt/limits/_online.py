@@ -17,7 +17,7 @@ from ..protocol import Protocol
 from ..protocol.grid import TimeGrid
 from ..protocol.noise import AbstractNoise, Poisson
 from ..protocol.rates import check_update
-from ..protocol.updates import AbstractUpdate, Adam
+from ..protocol.updates import AbstractUpdate, Adam, is_coordinatewise
 from ..protocol.variables import number
 from ..results.measure import NOTHING, Measured, Metrics, check_metrics, coordinate_nodes, linear_values, weight_means
 from ..results.metrics import AbstractFieldMetric, AbstractWeightMetric
@@ -104,7 +104,7 @@ def _online(problem: Problem, protocol: Protocol, grid: TimeGrid, noise: Abstrac
         overlap = jnp.einsum("a,aik,ajk->ij", weights, path, teacher)
         return jnp.einsum("a,aik,ajk->ij", weights, path, path) + jnp.tensordot(weights, v, 1), overlap
 
-    update = protocol.update
+    update, overlap = protocol.update, 1.0 if protocol.update is None else protocol.update.overlap
     memory = jnp.asarray(number(update.memory), times.dtype) if isinstance(update, Adam) else None
 
     def rates(eta, temperature, shrinkage, state):
@@ -112,15 +112,16 @@ def _online(problem: Problem, protocol: Protocol, grid: TimeGrid, noise: Abstrac
         Q, O = moments(g, p, v, shares * lam)
         a, b, power = _averages(problem.task, Q, O, rho)
         seen, passed = lam[:, None, None], None
+        if is_coordinatewise(update):
+            seen = seen * group_gains(problem).astype(times.dtype)[:, None, None]
         if scale is not None:
             # Over the root mean square of gradients (34): of each column, and of each eigenvalue.
             gains, passed = _gains(scale, jnp.diagonal(power), memory)
-            seen = seen * group_gains(problem).astype(times.dtype)[:, None, None]
             a, b, power = gains[:, None] * a, gains[:, None] * b, gains[:, None] * power * gains[None]
         decay = eta * seen * a[None] + shrinkage * jnp.eye(m, dtype=times.dtype)[None]
         spread = decay @ v
         lost = -decay @ g - eta * seen * b[None]
-        gained = -spread - jnp.swapaxes(spread, 1, 2) + temperature * seen**2 / lam[:, None, None] * power[None]
+        gained = -spread - jnp.swapaxes(spread, 1, 2) + temperature / overlap**2 * seen**2 / lam[:, None, None] * power[None]
         return eta, passed, lost, -decay @ p, gained, -decay @ since
 
     groups = lam.shape[0]

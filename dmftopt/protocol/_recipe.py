@@ -57,7 +57,8 @@ class Recipe(eqx.Module):
       before it begins, 1 / count for a plain mean). None: none is kept.
 
     `samples`: of the training set, delta * dimension. Predicted with `noise.Shuffled()`, pass through it in epochs, reshuffled
-    before each. `optimizer`: name and numbers: "sgd", "adamw" (beta1, beta2, eps), "rmsprop", "normalized", "clipped" (max_norm).
+    before each. `optimizer`: name and numbers: "sgd", "adamw" (beta1, beta2, eps), "rmsprop", "sign", "normalized", "clipped"
+    (max_norm).
     """
 
     learning_rate: np.ndarray
@@ -97,6 +98,8 @@ class Recipe(eqx.Module):
                 own = optax.scale_by_adam(numbers["beta1"], numbers["beta2"], numbers["eps"])
             case "rmsprop":
                 own = optax.scale_by_rms(numbers["beta2"], numbers["eps"], eps_in_sqrt=False, bias_correction=True)
+            case "sign":
+                own = optax.scale_by_sign()
             case "normalized":
                 own = optax.normalize_by_update_norm()
             case _:

@@ -28,9 +28,10 @@ class Rates(eqx.Module):
     @property
     def gradient_rate(self) -> Float[Array, "*time"]:
         """What the gradient of a batch is multiplied by, but for what depends on its own size (34)."""
-        if not is_adaptive(self.update):
+        if self.update is None:
             return self.learning_rate
-        return self.learning_rate * safe_sqrt(self.batch_size)
+        rate = self.update.overlap * self.learning_rate
+        return rate * safe_sqrt(self.batch_size) if is_adaptive(self.update) else rate
 
     def tabulated(self, times: Float[Array, "*time"]) -> Protocol:
         """The protocol that is known at these times only, those it was read at: arrays, whatever kinds of schedules it had."""

@@ -20,12 +20,16 @@ from .variables import as_variable, number
 
 
 class AbstractUpdate(eqx.Module):
-    """`adaptive`: the rate of each coordinate is over the root mean square of its gradient. `changes`: it is the gradient in the
-    fields that is changed, by `gradient`, where that of a batch is that of one sample; `jumps`: where that passes through 0."""
+    """`adaptive`: the rate of each coordinate is over the root mean square of its gradient. `coordinatewise`: it is over that of
+    its feature at least. `changes`: it is the gradient in the fields that is changed, by `gradient`, where that of a batch is
+    that of one sample; `jumps`: where that passes through 0. `overlap`: correlation of what moves a coordinate with its
+    feature."""
 
     adaptive: ClassVar[bool] = False
     changes: ClassVar[bool] = False
     jumps: ClassVar[bool] = False
+    coordinatewise: ClassVar[bool] = False
+    overlap: ClassVar[float] = 1.0
 
     def gradient(self, l: Float[Array, "m ..."]) -> Float[Array, "m ..."]:
         """What moves the weights in place of the loss's gradient l in the fields, at batch size 1."""
@@ -71,6 +75,7 @@ class Adam(AbstractUpdate):
     beta1: float = eqx.field(converter=as_number, default=0.9)
     eps: float = eqx.field(converter=as_number, default=1e-8)
     adaptive: ClassVar[bool] = True
+    coordinatewise: ClassVar[bool] = True
 
     def __check_init__(self):
         check_real("memory", number(self.memory), minimum=0.0, cure="It is a time: 1 / ((1 - beta2) dimension).")
@@ -165,5 +170,33 @@ class Clipped(AbstractUpdate):
         return 1 / mean_square_norm
 
 
+@register_part
+class Sign(AbstractUpdate):
+    """signSGD at batch size 1: theta_j moves by -(eta / sqrt(d)) sign(gradient_j). As sign(x_j l) = sign(x_j) sign(l), and
+    sign(x_j) is sqrt(2 / pi) x_j / (its standard deviation) and a rest that nothing else knows, l -> sign(l) with rates as
+    Adam's, and noise that is pi / 2 times as strong."""
+
+    changes: ClassVar[bool] = True
+    jumps: ClassVar[bool] = True
+    coordinatewise: ClassVar[bool] = True
+    overlap: ClassVar[float] = (2 / np.pi) ** 0.5
+
+    def gradient(self, l):
+        return jnp.sign(l)
+
+    def described(self, dimension, mean_square_norm):
+        return {"name": "sign"}
+
+    def transform(self, dimension):
+        return optax.scale_by_sign()
+
+    def rate(self, dimension):
+        return dimension**-0.5
+
+
 def is_adaptive(update: AbstractUpdate | None) -> bool:
     return update is not None and update.adaptive
+
+
+def is_coordinatewise(update: AbstractUpdate | None) -> bool:
+    return update is not None and update.coordinatewise

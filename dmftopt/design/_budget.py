@@ -177,11 +177,12 @@ class Budget(eqx.Module):
 def stretched(protocol: Protocol, horizon: Any, average: AbstractAverage | None) -> Run:
     """From relative time, 0 to 1, to time 0 to `horizon`."""
     horizon = jnp.asarray(horizon, dtype=float)
-    names = ("learning_rate", "batch_size", "ridge", "momentum")
+    names = ("learning_rate", "batch_size", "ridge", "momentum", "friction")
     fields = [getattr(protocol, name) for name in names]
     fields = [None if f is None else Scaled(f, horizon) for f in fields]
     average = None if average is None else average.stretched(horizon)
-    return Run(Protocol(*fields, nesterov=protocol.nesterov, update=protocol.update), horizon, average)
+    *fields, friction = fields
+    return Run(Protocol(*fields, nesterov=protocol.nesterov, update=protocol.update, friction=friction), horizon, average)
 
 
 def _mean_batch_size(schedule: Callable) -> Float[Array, ""]:

@@ -41,6 +41,10 @@ def stiffness(problem: Problem, inputs: Inputs, curvature: Curvature) -> Float[A
     features = seen(problem, inputs.update if is_coordinatewise(inputs.update) else None)
     fastest = features.eigenvalues * curvature_ratio(features, problem.delta)
     steps = fastest[:, None] * (inputs.mean * curvature.size[:-1])[None]
+    if inputs.friction is not None:
+        # An oscillation, or the slower of two decays.
+        D = jnp.where(inputs.durations > 0, inputs.durations, 1.0)
+        steps = jnp.minimum(jnp.sqrt(steps * D[None]), steps / jnp.maximum(inputs.friction, 1e-12)[None])
     clock = jnp.cumsum(steps, axis=1) - steps
     felt = steps * (_RESTING + (1 - _RESTING) * jnp.exp(-clock / 3))
     return jax.lax.stop_gradient(jnp.sqrt((features.weights * features.eigenvalues) @ felt**2))
@@ -51,7 +55,7 @@ def stability(problem: Problem, inputs: Inputs, curvature: Curvature) -> Float[A
     has itself added, keeps itself alive. Exact for least squares at constant rates. 0 without noise, and for losses that
     are not l·l / 2 along the run: where gradients saturate growth ends by itself. Of epochs, and of rates over the size of
     gradients, the critical value is not known."""
-    if inputs.epoch_start is not None or is_adaptive(inputs.update):
+    if inputs.epoch_start is not None or is_adaptive(inputs.update) or inputs.friction is not None:
         return jnp.zeros_like(inputs.mean)
     mean, trace = curvature.mean[:-1], jnp.trace(curvature.mean[:-1], axis1=1, axis2=2)
     square, m = curvature.square[:-1], mean.shape[-1]

@@ -98,6 +98,8 @@ class CausalInnovations(AbstractSolver):
             raise ValueError(
                 "step: with a parametrization the noise depends on the weights. Pass DiscreteStep() (of first order)."
             )
+        if protocol.friction is not None and (not self.step_for(noise).continuous or not problem.linear_weights):
+            raise ValueError("friction goes with continuous time, direct weights and regularizers.Ridge(). Leave step out.")
         if is_coordinatewise(protocol.update) and (noise.deterministic or noise.discrete or not problem.direct):
             raise ValueError(
                 "update: gradients are taken to be dominated by the noise of small batches. Use noise.Poisson() or "
@@ -152,7 +154,7 @@ class CausalInnovations(AbstractSolver):
         )
         # One more step than there are updates, so that the fields at the last time are read; it does not move.
         xs = jax.tree.map(lambda value: jnp.append(value, 0.0), inputs._replace(update=None))
-        tells = self.optimizer is None and is_told(problem, inputs, not noise.deterministic)
+        tells = self.optimizer is None and inputs.friction is None and is_told(problem, inputs, not noise.deterministic)
         advance = Advance(static, tells, self.adjoint.order, self.optimizer)
         parameters = Parameters(numbers, start.known, sample, nodes, theta_star)
         out = self.adjoint.scan(advance, times, constants, parameters, xs, state, row)
@@ -175,7 +177,8 @@ def _start(problem: Problem, start: Start, inputs: Inputs, zetas: int, optimizer
     scale = adaptive.before(problem.m, trained.dtype) if is_adaptive(inputs.update) else None
     last = motion.before(problem, start.theta, zetas)
     own = None if optimizer is None else motion.as_floats(optimizer.init(trained))
-    return State(trained, last, None if inputs.momentum is None else trained, scale, own)
+    memory = None if inputs.momentum is None else trained
+    return State(trained, last, jnp.zeros_like(trained) if inputs.friction is not None else memory, scale, own)
 
 
 def _observables(

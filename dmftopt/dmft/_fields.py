@@ -142,7 +142,8 @@ def with_swing(
     (z, share), l, curvature, delta = multipliers, of.l, of.curvature, problem.delta
     swing = l * z[None]
     # In epochs a sample is visited once at most in a step: no noise acts on itself.
-    if step.order >= 2 and share is None:
+    # Where it is a velocity that is kicked, a sample's own field follows later.
+    if step.order >= 2 and share is None and x.friction is None:
         kick = l if gains is None else _own_kick(problem, gains)[:, None, None] * l
         # Milstein's term (6): a sample's noise within the step changes its own gradient within the step. The double integral of
         # the standardized noise is (z² - 1 - skewness z) / 2.

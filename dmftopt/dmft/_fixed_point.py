@@ -140,6 +140,8 @@ class FixedPoint(AbstractSolver):
             raise ValueError("momentum: FixedPoint takes none. Use solver=CausalInnovations().")
         if protocol.update is not None:
             raise ValueError("update: FixedPoint takes SGD only. Use solver=CausalInnovations().")
+        if protocol.friction is not None:
+            raise ValueError("friction: FixedPoint takes none. Use solver=CausalInnovations().")
         if noise.in_epochs:
             raise ValueError("noise: FixedPoint takes multipliers that know no past. Use solver=CausalInnovations().")
         check_single(problem, "solver: FixedPoint()")

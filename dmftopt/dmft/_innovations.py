@@ -111,11 +111,15 @@ class Advance:
         pull, new = fields.directions(gradient, mean, swing, past, k, self.order)
         phi = jax.lax.dynamic_update_index_in_dim(history.phi, reading.phi, k, 0)
         overlap = 1.0 if update is None else update.overlap
-        plan = motion.Plan(step, gains, overlap, self.optimizer, state.optimizer, self.order)
-        moved, last, kicks, optimizer = motion.move(
+        plan = motion.Plan(step, gains, overlap, self.optimizer, state.optimizer, state.memory, self.order)
+        moved, last, kicks, carried = motion.move(
             problem, plan, x, space, state.trained, parameters.known, phi, pull, state.last, k
         )
-        memory = None
+        memory, optimizer = None, None
+        if x.friction is not None:
+            memory = carried
+        else:
+            optimizer = carried
         if x.momentum is not None and state.memory is not None:
             moved, memory = x.momentum.carry(state.trained, moved, state.memory)
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from ..numerics.matrices import inverse_root, of_symmetric, rank_floor
+from ..numerics.matrices import exponential, inverse_root, of_symmetric, rank_floor
 from ..problem import Problem
 from ..problem.features import Features
 from . import _adaptive as adaptive
@@ -58,13 +58,15 @@ def weights(problem: Problem, trained: Float[Array, "*component m group basis"])
 
 class Plan(NamedTuple):
     """How the weights are moved: `step`; `gains` of a coordinatewise update, None for SGD, and its `overlap`; an `optimizer` of
-    optax in place of the step, with its `state`; `order` of the derivatives that must be right."""
+    optax in place of the step, with its `state`; `velocity` where there is friction; `order` of the derivatives that must be
+    right."""
 
     step: AbstractStep
     gains: Gains | None
     overlap: float
     optimizer: Any
     state: PyTree
+    velocity: Float[Array, "*component m group basis"] | None
     order: int
 
 
@@ -86,7 +88,7 @@ def move(
     k: Array,
 ) -> tuple[Float[Array, "*component m group basis"], Last, Float[Array, "m group zeta"] | None, PyTree]:
     """What is trained at the next time (without momentum), what this step saw, what it added on the zetas to the weights
-    themselves, None if it is not those that are trained, and the optimizer's state."""
+    themselves, None if it is not those that are trained, and the optimizer's state or the velocity."""
     step, order = plan.step, plan.order
     m, rows, count = pull.zetas.shape
     # What moves the weights is larger than its part along the features.
@@ -111,6 +113,8 @@ def move(
         moved, state = _move_by_optimizer(problem, plan, x, space, trained, drift, on_zetas, swing)
         # Nothing is extrapolated.
         return moved, last, None, state
+    if x.friction is not None and plan.velocity is not None:
+        return _move_with_velocity(problem, step, x, space, trained, plan.velocity, drift, on_zetas, swing, pull, last)
     if problem.direct:
         return *_move_weights(problem, step, x, space, trained, drift, on_zetas, swing, pull, last, order, plan.gains), None
     moved = _move_parameters(problem, x, space, trained, drift, on_zetas, swing)
@@ -180,6 +184,36 @@ def _move_parameters(problem, x, space, parameters, drift, on_zetas, swing):
     return parameters - pulled - x.shrinkage * problem.regularizer.gradient(parameters)
 
 
+def _move_with_velocity(problem, step, x, space, theta, velocity, drift, on_zetas, swing, pull, last):
+    """Equation (37): theta' = v, v' = -gamma v - eta (lambda H + ridge) theta - eta drive, exactly but for the drive, which is
+    linear in time, and the noise, which kicks v in the middle of the step."""
+    m, lam, D = theta.shape[0], problem.features.eigenvalues, jnp.where(x.durations > 0, x.durations, 1.0)
+    drive = Drive(drift - lam[None, :, None] * jnp.tensordot(pull.curvature, theta, 1), on_zetas, None)
+    curvature = step.ahead(pull.curvature, last.curvature, x.ratio)
+    one, none = jnp.eye(m, dtype=theta.dtype), jnp.zeros((m, m), theta.dtype)
+
+    def propagators(lam):
+        """From position, velocity, drive and its change to position and velocity after the step, and from a kick, halfway."""
+        pull_back = x.mean / D * lam * curvature + x.shrinkage / D * one
+        A = jnp.block([[none, one], [-pull_back, -x.friction * one]])
+        forced = jnp.concatenate([none, -x.mean / D * one])
+        zero = jnp.zeros((2 * m, m), theta.dtype)
+        rows = [jnp.block([[D * A, D * forced, zero]]), jnp.block([[zero.T, none, one]]), jnp.block([[zero.T, none, none]])]
+        # The change is reached at the end of the step.
+        return exponential(jnp.concatenate(rows))[: 2 * m], exponential(0.5 * D * A)[:, m:]
+
+    whole, half = jax.vmap(propagators)(lam)
+    from_state, from_drive, from_change = whole[:, :, : 2 * m], whole[:, :, 2 * m : 3 * m], whole[:, :, 3 * m :]
+    change = Drive(x.ratio * (drive.weights - last.drive.weights), x.ratio * (drive.zetas - last.drive.zetas), None)
+    root = jnp.sqrt(lam)[None, :, None]
+    kicks = root * (_each_group(from_drive, drive.zetas) + _each_group(from_change, change.zetas) - _each_group(half, swing))
+    moved = _within(from_state, jnp.concatenate([theta, velocity]))
+    moved = moved + _within(from_drive, drive.weights) + _within(from_change, change.weights)
+    moved = space.add_zetas(moved, kicks)
+    slope = last.slope
+    return moved[:m], Last(pull.curvature, pull.power_root, slope, drive), None, moved[m:]
+
+
 def _move_by_optimizer(problem, plan: Plan, x, space, parameters, drift, on_zetas, swing):
     """p_{k+1} = p_k + eta D update(df/dp (drive + swing / (eta D)) + ridge h(p)), equation (36)."""
     moves = x.mean > 0
@@ -197,11 +231,11 @@ def _move_by_optimizer(problem, plan: Plan, x, space, parameters, drift, on_zeta
     return parameters + x.mean * updates, as_floats(state)
 
 
-def _within(matrix: Float[Array, "group m m"], vectors: Float[Array, "m group basis"]) -> Float[Array, "m group basis"]:
+def _within(matrix: Float[Array, "group out m"], vectors: Float[Array, "m group basis"]) -> Float[Array, "out group basis"]:
     return jnp.einsum("gab,bgz->agz", matrix, vectors)
 
 
-def _each_group(matrix: Float[Array, "group m m"], vectors: Float[Array, "m zeta"]) -> Float[Array, "m group zeta"]:
+def _each_group(matrix: Float[Array, "group out m"], vectors: Float[Array, "m zeta"]) -> Float[Array, "out group zeta"]:
     return jnp.einsum("gab,bz->agz", matrix, vectors)
 
 

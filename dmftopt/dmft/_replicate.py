@@ -53,8 +53,9 @@ class Level(NamedTuple):
             ratio=jnp.append(0.0, D[1:] / D[:-1]) * noise.continues(self.visits),
             momentum=average.momentum,
             epoch_start=noise.epoch_starts(self.visits),
-            durations=None if average.update is None else D,
+            durations=None if average.update is None and average.friction is None else D,
             update=average.update,
+            friction=average.friction,
         )
 
     def valid(self, noise: AbstractNoise) -> Bool[Array, ""]:

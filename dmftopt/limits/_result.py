@@ -39,6 +39,8 @@ def check_inputs(problem: Any, protocol: Any, updates: tuple[type, ...] = ()) ->
     check_problem(problem)
     check_linear(problem, "A limit")
     check_protocol(protocol)
+    if protocol.friction is not None:
+        raise ValueError("friction: limits take none. Use solve.")
     if protocol.update is not None and not isinstance(protocol.update, updates):
         raise ValueError(f"update: this limit takes no {type(protocol.update).__name__}. Use solve.")
 

@@ -148,3 +148,17 @@ def triangular_root(
     for c in range(m):
         roots = column(c, roots)
     return roots
+
+
+def exponential(matrix: Float[Array, "n n"]) -> Float[Array, "n n"]:
+    """e^matrix of a small matrix of norm up to some hundred, by Taylor's series and squaring: products only (batches of LAPACK's
+    factorizations, which `jax.scipy.linalg.expm` needs, can hang jaxlib's CPU threads)."""
+    squarings, terms = 9, 8
+    small = matrix / 2**squarings
+    term = total = jnp.eye(matrix.shape[0], dtype=matrix.dtype)
+    for k in range(1, terms + 1):
+        term = term @ small / k
+        total = total + term
+    for _ in range(squarings):
+        total = total @ total
+    return total

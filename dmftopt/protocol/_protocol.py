@@ -21,6 +21,7 @@ _DOMAIN = {
     "batch_size": (1.0, "SGD uses at least one sample per step."),
     "ridge": (0.0, "A negative ridge is unbounded below."),
     "momentum": (0.0, "It is a share of the last change."),
+    "friction": (0.0, "With less than none nothing ever comes to rest."),
 }
 # What rounding may take off a minimum: a batch size of 1 is exp(log(1)) where logarithms are tuned, and 1 + s (B - 1) under a
 # budget. Such values are used as they are.
@@ -62,6 +63,9 @@ class Protocol(eqx.Module):
       the learning rate eta into eta / (1 - beta), and so the routes in continuous time take it.
     - `nesterov`: Nesterov's look-ahead in place of the heavy ball. Results are then about the points where gradients are taken
       (in continuous time there is no difference).
+    - `friction`: gamma(t) of a heavy ball whose memory is of order d: SGD with beta = 1 - gamma / d and the learning rate
+      eta / d, that is d theta / dt = v, dv = -gamma v dt - eta (gradient and its noise). None: none. At large gamma it is SGD at
+      the rate eta / gamma.
     - `update`: what the optimizer makes of a batch's gradient, see `dmftopt.updates`: `updates.Adam(memory)`, `Clipped(1.0)`, ...
       None: SGD. The ridge then acts beside the update, as AdamW's weight decay does.
     """
@@ -72,6 +76,7 @@ class Protocol(eqx.Module):
     momentum: Callable | None
     nesterov: bool = eqx.field(static=True)
     update: AbstractUpdate | None
+    friction: Callable | None
 
     @front_door
     def __init__(
@@ -83,6 +88,7 @@ class Protocol(eqx.Module):
         *,
         nesterov: bool = False,
         update: AbstractUpdate | None = None,
+        friction: Any = None,
     ):
         self.learning_rate = _as_schedule("learning_rate", learning_rate)
         self.batch_size = _as_schedule("batch_size", batch_size)
@@ -96,6 +102,9 @@ class Protocol(eqx.Module):
             if momentum is not None:
                 raise ValueError("momentum: an update has none beside it (Adam's own is beta1). Leave one of them out.")
         self.update = update
+        if friction is not None and (momentum is not None or update is not None):
+            raise ValueError("friction is a momentum of its own. Leave momentum and update out.")
+        self.friction = None if friction is None else _as_schedule("friction", friction)
 
     def in_continuous_time(self) -> "Protocol":
         """The protocol without momentum that SGD with momentum amounts to as d -> infinity."""
@@ -106,7 +115,7 @@ class Protocol(eqx.Module):
     @property
     def knots(self) -> Float[Array, " knot"]:
         """Times at which one of the schedules says that it jumps or has kinks, field by field (see `dmftopt.schedules`)."""
-        fields = (self.learning_rate, self.batch_size, self.ridge, self.momentum)
+        fields = (self.learning_rate, self.batch_size, self.ridge, self.momentum, self.friction)
         return jnp.concatenate([knots_of(field) for field in fields if field is not None])
 
 

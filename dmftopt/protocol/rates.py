@@ -23,6 +23,7 @@ class Rates(eqx.Module):
     ridge: Float[Array, "*time"]
     momentum: Momentum | None
     update: AbstractUpdate | None
+    friction: Float[Array, "*time"] | None
     valid: Bool[Array, ""]
 
     @property
@@ -41,13 +42,14 @@ class Rates(eqx.Module):
 
         rate, batch_size, ridge = (table(values) for values in (self.learning_rate, self.batch_size, self.ridge))
         if self.momentum is None:
-            return Protocol(rate, batch_size, ridge, update=self.update)
+            friction = None if self.friction is None else table(self.friction)
+            return Protocol(rate, batch_size, ridge, update=self.update, friction=friction)
         return Protocol(rate, batch_size, ridge, table(self.momentum.coefficient), nesterov=self.momentum.nesterov)
 
 
 class Averages(eqx.Module):
     """A protocol averaged over each step of a grid: learning rate (of gradients), batch size, learning rate times ridge, the
-    learning rate that with this batch size has the average of eta²/B, momentum, update, and whether all is in its domain."""
+    learning rate that with this batch size has the average of eta²/B, momentum, update, friction, and whether all is valid."""
 
     learning_rate: Float[Array, " step"]
     batch_size: Float[Array, " step"]
@@ -55,6 +57,7 @@ class Averages(eqx.Module):
     noisy_rate: Float[Array, " step"]
     momentum: Momentum | None
     update: AbstractUpdate | None
+    friction: Float[Array, " step"] | None
     valid: Bool[Array, ""]
 
 
@@ -88,10 +91,13 @@ def read(protocol: Protocol, times: Float[Array, "*time"], *, batched: bool = Tr
     if protocol.momentum is not None:
         momentum = Momentum(values_at("momentum", protocol.momentum, times), protocol.nesterov)
         named["momentum"] = momentum.coefficient
+    friction = None
+    if protocol.friction is not None:
+        friction = named["friction"] = values_at("friction", protocol.friction, times)
     valid = jnp.asarray(True)
     for name, value in named.items():
         valid = valid & jnp.all(in_domain(name, value))
-    return Rates(learning_rate, batch_size, ridge, momentum, protocol.update, valid)
+    return Rates(learning_rate, batch_size, ridge, momentum, protocol.update, friction, valid)
 
 
 def knots(protocol: Protocol, horizon: Any) -> Float[Array, " knot"]:
@@ -116,4 +122,5 @@ def averaged(
     if momentum is not None:
         momentum = Momentum(momentum.coefficient @ w, momentum.nesterov)
     shrinkage = (rates.learning_rate * rates.ridge) @ w
-    return Averages(learning_rate, batch_size, shrinkage, noisy, momentum, rates.update, rates.valid)
+    friction = None if rates.friction is None else rates.friction @ w
+    return Averages(learning_rate, batch_size, shrinkage, noisy, momentum, rates.update, friction, rates.valid)

@@ -1,3 +1,4 @@
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -12,7 +13,7 @@ from .._memory import check_memory
 from .._optimizers import check_elementwise
 from ..numerics.quadrature import GAUSS_NODES, GAUSS_WEIGHTS
 from ..problem import Problem, check_direct
-from ..protocol import Protocol
+from ..protocol import Momentum, Protocol
 from ..protocol.averages import AbstractAverage
 from ..protocol.grid import TimeGrid, record_steps
 from ..protocol.noise import Bernoulli, NoNoise
@@ -154,8 +155,9 @@ def gradient_descent(
 
 def _check_plain(protocol: Any, route: str) -> None:
     check_protocol(protocol)
-    if protocol.update is not None:
-        raise ValueError(f"update: simulate.{route} takes none. Use simulate.sgd.")
+    for name in ("update", "friction"):
+        if getattr(protocol, name) is not None:
+            raise ValueError(f"{name}: simulate.{route} takes none. Use simulate.sgd.")
 
 
 def _gains(average: Any, problem: Problem, times: Array, steps: int, dimension: int) -> Array:
@@ -183,7 +185,11 @@ def recorded(problem, protocol, horizon, dimension, runs, key, records) -> tuple
     check_count("dimension", dimension, minimum=2)
     at = record_steps(records, horizon, dimension)
     setup = _setup(problem, protocol, dimension, runs, key, at.size, int(at[-1]))
-    return setup, read(protocol, jnp.asarray(padded(np.arange(at[-1]) / dimension))), at
+    rates = read(protocol, jnp.asarray(padded(np.arange(at[-1]) / dimension)))
+    if rates.friction is not None:
+        momentum = Momentum(1 - rates.friction / dimension, False)
+        rates = dataclasses.replace(rates, learning_rate=rates.learning_rate / dimension, momentum=momentum)
+    return setup, rates, at
 
 
 def _simulation(name, setup: Setup, times, arguments: Any, algorithm: Callable, metrics, valid, throw: bool) -> Simulation:

@@ -12,11 +12,12 @@ import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
+import optax
 import tyro
 from matplotlib.figure import Figure
 
 import dmftopt
-from dmftopt import noise, parametrizations, priors, regularizers, tasks
+from dmftopt import noise, parametrizations, priors, regularizers, tasks, updates
 
 from ..shared import sweep
 from ..shared.results import SweepSettings, finish, markdown, write_figure
@@ -38,7 +39,8 @@ class Settings(SweepSettings):
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """`noise`: Poisson (the simulation is SGD), or NoNoise and Bernoulli (gradient descent of one update per grid step)."""
+    """`noise`: Poisson or Shuffled (the simulation is SGD, drawn or in epochs), or NoNoise and Bernoulli (gradient descent of one
+    update per grid step, by an `optimizer` of optax)."""
 
     task: Any
     protocol: Any
@@ -51,6 +53,7 @@ class Model:
     samples: int = 16384
     particles: int = 8192
     problem: dict[str, Any] = dataclasses.field(default_factory=dict)
+    optimizer: Any = None
 
 
 def sgd(rate: float, ridge: float = 0.1, **settings: Any) -> dmftopt.Protocol:
@@ -124,6 +127,27 @@ MODELS: dict[str, Callable[[], Model]] = {
     "momentum, batches of n/5": lambda: Model(
         tasks.Logistic("sign"), dmftopt.Protocol(0.5, ridge=0.1, momentum=0.7), noise=noise.Bernoulli(0.2), horizon=20.0
     ),
+    "shuffled epochs": lambda: Model(tasks.Logistic("sign"), sgd(1.5), noise=noise.Shuffled(), horizon=4.0),
+    "shuffled epochs, softmax": lambda: Model(
+        tasks.Softmax(3, labels="softmax"), sgd(1.5), teacher_scale=2.0, noise=noise.Shuffled(), horizon=4.0
+    ),
+    "the same order in every epoch": lambda: Model(
+        tasks.LeastSquares(0.3), sgd(0.6), noise=noise.Shuffled(reshuffle=False), horizon=4.0
+    ),
+    "AdamW, shuffled": lambda: Model(
+        tasks.Logistic("sign"), sgd(0.8, update=updates.Adam(0.5)), noise=noise.Shuffled(), horizon=4.0
+    ),
+    "Adam, committee": lambda: Model(
+        tasks.Committee(2, 2, activation="erf", label_noise=0.1),
+        sgd(0.4, 0.01, update=updates.Adam(0.5)),
+        4.0,
+        problem={"initial_correlation": lean(2, 2, 0.4)},
+    ),
+    "signSGD": lambda: Model(tasks.Logistic("sign"), sgd(0.6, update=updates.Sign())),
+    "clipped SGD": lambda: Model(tasks.LeastSquares(0.5), sgd(0.8, update=updates.Clipped(0.5))),
+    "Adam, full batch": lambda: Model(
+        tasks.Logistic("sign"), dmftopt.Protocol(1.0, ridge=0.1), noise=noise.NoNoise(), horizon=20.0, optimizer=optax.adam(0.1)
+    ),
     "SGD with momentum": lambda: Model(tasks.Logistic("sign"), sgd(0.3, momentum=0.8)),
 }
 
@@ -136,13 +160,20 @@ def solved_and_trained(name: str, *, small: bool, dimension: int, runs: int, rep
     descent = isinstance(model.noise, (noise.NoNoise, noise.Bernoulli))
     # Fewer steps, of the same size.
     steps = 4 if small else model.steps
-    grid = dmftopt.TimeGrid.uniform(model.horizon * steps / model.steps, steps)
+    horizon = model.horizon * steps / model.steps
+    grid = dmftopt.TimeGrid.uniform(horizon, steps)
+    order = "replacement"
+    if isinstance(model.noise, noise.Shuffled):
+        # Batches of one.
+        grid = dmftopt.TimeGrid.of_epochs(problem, model.protocol, horizon / model.delta, steps)
+        order = "shuffled" if model.noise.reshuffle else "fixed"
     solution = dmftopt.solve(
         problem,
         model.protocol,
         grid,
         noise=model.noise,
         step=dmftopt.DiscreteStep() if descent else None,
+        optimizer=model.optimizer,
         solver=dmftopt.CausalInnovations(particles=256 if small else model.particles),
         samples=512 if small else model.samples,
         replicates=replicates,
@@ -150,9 +181,10 @@ def solved_and_trained(name: str, *, small: bool, dimension: int, runs: int, rep
     )
     size: Any = {"dimension": dimension, "runs": runs, "key": jax.random.key(seed + 1)}
     if descent:
-        return solution, dmftopt.simulate.gradient_descent(problem, model.protocol, grid, noise=model.noise, **size)
+        how: Any = {"noise": model.noise, "optimizer": model.optimizer, **size}
+        return solution, dmftopt.simulate.gradient_descent(problem, model.protocol, grid, **how)
     times = grid.times[:: 1 if small else 4]
-    return solution, dmftopt.simulate.sgd(problem, model.protocol, horizon=float(times[-1]), records=times, **size)
+    return solution, dmftopt.simulate.sgd(problem, model.protocol, horizon=float(times[-1]), records=times, order=order, **size)
 
 
 def cell(name: str, **size: Any) -> dict[str, Any]:

@@ -8,6 +8,7 @@ largest of some hundred correlated entries is 2 to 3.5 standard errors by chance
 import dataclasses
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -53,11 +54,10 @@ def problem(task, delta: float = 2.0) -> dmftopt.Problem:
     return dmftopt.Problem(task, features, delta, jnp.array([0.5, 1.0, 1.5, 1.0]), 0.5**0.5)
 
 
-def protocol(rate: float) -> dmftopt.Protocol:
+def protocol(rate: float, **options: Any) -> dmftopt.Protocol:
     schedules = dmftopt.schedules
-    return dmftopt.Protocol(
-        schedules.cosine(rate, HORIZON, 0.1), schedules.PiecewiseLinear((0.0, HORIZON), jnp.array([1.0, 3.0])), 0.1
-    )
+    batch_size = schedules.PiecewiseLinear((0.0, HORIZON), jnp.array([1.0, 3.0]))
+    return dmftopt.Protocol(schedules.cosine(rate, HORIZON, 0.1), batch_size, 0.1, **options)
 
 
 def pairs(settings: Settings) -> dict[str, Callable]:
@@ -73,6 +73,17 @@ def pairs(settings: Settings) -> dict[str, Callable]:
     def sgd(p, rate, dimension=settings.dimension, runs=settings.runs):
         size = {"dimension": dimension, "runs": runs, "key": jax.random.key(1)}
         return simulate.sgd(p, protocol(rate), horizon=HORIZON, records=grid.times[::2], **size)
+
+    def epochs(task, rate):
+        """One pass over a training set of as many samples as the run sees: 8 d."""
+        p, law = problem(task, 8.0), noise.Shuffled()
+        at = dmftopt.TimeGrid.of_epochs(p, protocol(rate), 1, settings.steps)
+        return solve(p, rate, at, noise=law), limits.online(p, protocol(rate), at)
+
+    def adam(task):
+        p, how = problem(task, 1e7), protocol(0.8, update=dmftopt.updates.Adam(1.0))
+        found = dmftopt.solve(p, how, grid, key=jax.random.key(0), noise=noise.Brownian(), richardson=True, **size)
+        return found, limits.online(p, how, grid)
 
     def fixed_point(p, rate, law):
         plain = {"step": dmftopt.DiscreteStep(), "noise": law}
@@ -100,6 +111,9 @@ def pairs(settings: Settings) -> dict[str, Callable]:
         "solver (Brownian) / online, sign labels": lambda: (
             solve(seen_once, 2.0, noise=noise.Brownian()), limits.online(seen_once, protocol(2.0), grid)
         ),
+        "solver (one shuffled epoch) / online, sign labels": lambda: epochs(sign, 2.0),
+        "solver (one shuffled epoch) / online, least squares": lambda: epochs(squares, 0.8),
+        "solver (Adam) / online, sign labels": lambda: adam(sign),
         "solver (Brownian) / fixed point, sign labels": lambda: fixed_point(problem(sign), 2.0, noise.Brownian()),
         "solver (Poisson) / fixed point, sign labels": lambda: fixed_point(problem(sign), 2.0, noise.Poisson()),
         "finite d, online / SGD, d = 40, delta = 500": lambda: (

@@ -1,0 +1,113 @@
+"""Momentum with a memory of order d: moments of each mode by hand, heavy-ball SGD, the overdamped limit, derivatives."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import problem
+
+import dmftopt
+from dmftopt import TimeGrid
+
+KEY = jax.random.key(0)
+SPECTRUM = dmftopt.features.spectrum([3.0, 1.0, 0.3], [0.2, 0.4, 0.4])
+
+
+def moments(p, eta, gamma, ridge, horizon, steps=20000):
+    """Test risks of online least squares: second moments of (theta - a theta_star, v) in each mode, midpoint rule."""
+    lam, weights = (np.asarray(a) for a in (p.features.eigenvalues, p.features.weights))
+    noise = float(p.task.label_noise) ** 2
+    # Coefficients of the teacher in (theta, v), and second moments of the rest.
+    mean = np.zeros((2, lam.size))
+    square = np.zeros((3, lam.size))
+    square[0] = float(p.student_scale) ** 2
+    dt = horizon / steps
+
+    def change(mean, square):
+        risk = np.sum(weights * lam * (square[0] + (mean[0] - 1) ** 2)) + noise
+        position, velocity = mean
+        d_mean = np.stack([velocity, -gamma * velocity - eta * (lam * (position - 1) + ridge * position)])
+        tt, tv, vv = square
+        k = eta * (lam + ridge)
+        return d_mean, np.stack([2 * tv, vv - gamma * tv - k * tt, -2 * gamma * vv - 2 * k * tv + eta**2 * lam * risk])
+
+    for _ in range(steps):
+        first = change(mean, square)
+        second = change(mean + 0.5 * dt * first[0], square + 0.5 * dt * first[1])
+        mean, square = mean + dt * second[0], square + dt * second[1]
+    return 0.5 * (np.sum(weights * lam * (square[0] + (mean[0] - 1) ** 2)) + noise)
+
+
+@pytest.mark.parametrize("gamma", [0.5, 4.0])
+def test_online_least_squares_is_that_of_the_moments(gamma):
+    p = problem(dmftopt.tasks.LeastSquares(0.5), SPECTRUM, delta=1e6)
+    protocol = dmftopt.Protocol(1.0, 1.0, 0.1, friction=gamma)
+    solution = dmftopt.solve(p, protocol, TimeGrid.uniform(5.0, 48), key=KEY, noise=dmftopt.noise.Brownian(), samples=4096)
+    assert abs(float(solution.test_risk[-1]) / moments(p, 1.0, gamma, 0.1, 5.0) - 1) < 0.01
+
+
+def test_steps_are_of_second_order():
+    p = problem(dmftopt.tasks.LeastSquares(0.5), SPECTRUM, delta=1e6)
+    exact, errors = moments(p, 1.0, 0.5, 0.1, 5.0), []
+    for steps in (6, 12):
+        protocol, grid = dmftopt.Protocol(1.0, 1.0, 0.1, friction=0.5), TimeGrid.uniform(5.0, steps)
+        solution = dmftopt.solve(p, protocol, grid, key=KEY, noise=dmftopt.noise.Brownian(), samples=2**14, throw=False)
+        errors.append(abs(float(solution.test_risk[-1]) - exact))
+    assert errors[1] < 0.4 * errors[0]
+
+
+@pytest.mark.long_run
+@pytest.mark.parametrize("order", [pytest.param("replacement", marks=pytest.mark.slow), "shuffled"])
+def test_heavy_ball_sgd(order):
+    p = problem(dmftopt.tasks.Logistic("sign"), SPECTRUM, delta=2.0)
+    protocol = dmftopt.Protocol(2.0, 1.0, 0.05, friction=1.0)
+    grid = TimeGrid.of_epochs(p, protocol, 2, 40)
+    noise = dmftopt.noise.Shuffled() if order == "shuffled" else dmftopt.noise.Poisson()
+    solution = dmftopt.solve(p, protocol, grid, key=KEY, noise=noise, samples=4096, replicates=2)
+    real = dmftopt.simulate.sgd(p, protocol, horizon=4.0, dimension=600, runs=32, key=KEY, order=order, records=grid.times[::10])
+    for name in ("test_risk", "train_loss", "student_overlap", "teacher_overlap"):
+        theory, found = np.asarray(getattr(solution, name))[::10], np.asarray(getattr(real, name))
+        error = 2.5 * np.asarray(getattr(real.standard_error, name)) + 0.01 * np.max(np.abs(found))
+        assert np.all(np.abs(theory - found) < error), name
+
+
+def test_much_friction_is_sgd():
+    p = problem(dmftopt.tasks.Logistic("sign"), SPECTRUM, delta=2.0)
+    grid = TimeGrid.uniform(3.0, 24)
+    plain = dmftopt.solve(p, dmftopt.Protocol(0.8, 1.0, 0.1), grid, key=KEY, samples=1024)
+    heavy = dmftopt.solve(p, dmftopt.Protocol(80.0, 1.0, 0.1, friction=100.0), grid, key=KEY, samples=1024)
+    assert np.max(np.abs(heavy.test_risk - plain.test_risk)) < 0.02
+    assert abs(heavy.test_risk[-1] / plain.test_risk[-1] - 1) < 0.01
+
+
+def test_derivatives_in_friction():
+    p = problem(dmftopt.tasks.Logistic("sign"), SPECTRUM, delta=2.0)
+
+    def risk(x):
+        protocol = dmftopt.Protocol(x[0], 1.0, 0.1, friction=dmftopt.schedules.linear_decay(x[1], 6.0))
+        return dmftopt.solve(p, protocol, TimeGrid.uniform(3.0, 6), key=KEY, samples=256).test_risk[-1]
+
+    x = jnp.array([2.0, 1.5])
+    gradient = jax.grad(risk)(x)
+    for i in range(2):
+        h = 1e-5 * jnp.eye(2)[i]
+        assert abs((risk(x + h) - risk(x - h)) / 2e-5 - gradient[i]) < 1e-6 * abs(gradient[i]) + 1e-9
+
+
+@pytest.mark.parametrize(
+    "wrong, match",
+    [
+        (lambda p: dmftopt.Protocol(0.1, friction=-1.0), "friction must be >= 0"),
+        (lambda p: dmftopt.Protocol(0.1, momentum=0.5, friction=1.0), "momentum of its own"),
+        (lambda p: dmftopt.limits.online(p, dmftopt.Protocol(0.1, friction=1.0), TimeGrid([0, 1])), "limits take none"),
+        (lambda p: solved(p, step=dmftopt.DiscreteStep()), "friction goes with continuous time"),
+        (lambda p: solved(p, solver=dmftopt.FixedPoint(512)), "FixedPoint takes none"),
+    ],
+)
+def test_what_cannot_be(wrong, match):
+    with pytest.raises(ValueError, match=match):
+        wrong(problem(dmftopt.tasks.Logistic("sign")))
+
+
+def solved(p, **options):
+    return dmftopt.solve(p, dmftopt.Protocol(0.1, friction=1.0), TimeGrid.uniform(1.0, 4), key=KEY, **options)

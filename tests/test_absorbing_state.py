@@ -246,6 +246,7 @@ def test_wrong_inputs(call, message):
         call()
 
 
+@pytest.mark.slow
 def test_smoke_and_resume(tmp_path):
     command = [sys.executable, "-m", f"{EXPERIMENT}.run", "--smoke", "--out", tmp_path / "absorbing"]
     root = Path(__file__).parents[1]

@@ -41,7 +41,7 @@ def check(solution, simulation):
     "task, features, scale, protocol",
     [
         (dmftopt.tasks.LeastSquares(0.3), four_groups(), GROUPED, DECAY),
-        (dmftopt.tasks.Logistic("sign"), None, 1.0, constant(3.0)),
+        pytest.param(dmftopt.tasks.Logistic("sign"), None, 1.0, constant(3.0), marks=pytest.mark.slow),
         pytest.param(dmftopt.tasks.Logistic("logistic"), None, 2.0, DECAY, marks=pytest.mark.slow),
     ],
     ids=["ls-groups-decay", "sign-eta3", "logistic-decay"],
@@ -66,7 +66,7 @@ def test_brownian_noise_is_stochastic_gradient_flow():
     "law",
     [
         pytest.param(dmftopt.noise.NoNoise(), marks=pytest.mark.slow, id="full batch"),
-        pytest.param(dmftopt.noise.Bernoulli(0.2), id="extensive batch"),
+        pytest.param(dmftopt.noise.Bernoulli(0.2), marks=pytest.mark.slow, id="extensive batch"),
     ],
 )
 def test_discrete_step_is_gradient_descent_with_a_finite_step(law):

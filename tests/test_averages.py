@@ -63,7 +63,9 @@ def test_polyak_average_of_a_quadratic_in_closed_form():
 
 
 @pytest.mark.long_run
-@pytest.mark.parametrize("average", [Exponential(0.7), Polyak(1.5)], ids=str)
+@pytest.mark.parametrize(
+    "average", [pytest.param(Exponential(0.7), marks=pytest.mark.slow, id="ema"), pytest.param(Polyak(1.5), id="polyak")]
+)
 def test_averages_are_those_that_sgd_keeps(average):
     p = problem(dmftopt.tasks.LeastSquares(0.5), delta=2.0)
     grid = dmftopt.TimeGrid.of_epochs(p, PROTOCOL, 2, 40)
@@ -84,7 +86,7 @@ def test_averages_are_those_that_sgd_keeps(average):
 def test_derivatives_in_memory_and_schedule():
     def risk(x):
         protocol = dmftopt.Protocol(dmftopt.schedules.linear_decay(x[0], 4.0))
-        run = dmftopt.solve(P, protocol, dmftopt.TimeGrid.uniform(4.0, 16), key=KEY, samples=256)
+        run = dmftopt.solve(P, protocol, dmftopt.TimeGrid.uniform(4.0, 8), key=KEY, samples=128)
         return dmftopt.averaged(run, P, Exponential(x[1], x[2])).test_risk[-1]
 
     x = jnp.array([0.8, 0.6, 0.7])

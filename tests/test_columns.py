@@ -212,6 +212,7 @@ def test_the_plateau_is_the_solver_s_too(plateau):
     np.testing.assert_allclose(found.teacher_overlap, exact.teacher_overlap, atol=0.02)
 
 
+@pytest.mark.slow
 def test_identical_units_stay_identical_in_the_online_limit():
     """Directions in which units do not differ are null directions of their fields."""
     p = dmftopt.Problem(tasks.Committee(2, 2, "tanh"), dmftopt.features.isotropic(), 1.0, 1.0, 0.0)
@@ -250,6 +251,7 @@ RELU = dmftopt.Problem(
 
 
 @pytest.mark.parametrize("p", [pytest.param(COMMITTEE, marks=pytest.mark.slow, id="committee"), pytest.param(XOR, id="mixture")])
+@pytest.mark.slow
 @pytest.mark.long_run
 def test_the_solver_is_sgd(p):
     """Gate: 2 combined standard errors plus 0.5%, as for a single column (tests/test_against_simulation.py)."""

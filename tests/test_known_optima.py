@@ -26,6 +26,7 @@ def search(objective, start, steps, rate, **options):
     return dmftopt.optimize(objective, start, optimizer=optimizer, steps=steps, progress=False, **options)
 
 
+@pytest.mark.slow
 def test_optimal_rate_of_online_least_squares():
     """Online least squares on isotropic features: with E = E[(theta - theta_star)²], test risk (E + sigma²)/2, section 5's
     equations for Q and O (E = Q - 2 O + rho, E[l w_star] = O - rho, E[l w] = Q - O, E[l²] = E + sigma²) add up to

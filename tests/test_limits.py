@@ -105,7 +105,9 @@ def test_the_solver_is_least_squares():
     assert response.excess(4, 0.025) <= 0
 
 
-@pytest.mark.parametrize("task", [dmftopt.tasks.Logistic("logistic"), Hinge()], ids=["logistic", "hinge"])
+@pytest.mark.parametrize(
+    "task", [dmftopt.tasks.Logistic("logistic"), pytest.param(Hinge(), marks=pytest.mark.slow)], ids=["logistic", "hinge"]
+)
 @pytest.mark.long_run
 def test_the_solver_is_online_where_samples_abound(task):
     """Gate as above; samples are seen at most once at delta = 1e6, so train losses are means over the solver's samples.
@@ -124,6 +126,7 @@ def test_the_solver_is_online_where_samples_abound(task):
     assert comparison.agrees(sigmas=4, relative=0.005), f"\n{comparison}"
 
 
+@pytest.mark.slow
 @pytest.mark.long_run
 def test_online_is_sgd_on_a_kinked_loss():
     """Gate: 3 standard errors plus 1/d = 1% and the share T E[B] / delta = 0.8% of steps on a sample seen before."""

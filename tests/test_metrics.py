@@ -136,6 +136,7 @@ def test_classes_of_clusters_in_columns():
     np.testing.assert_allclose(entry[:, 21:25], 1.5**4 * 6.0, rtol=0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.long_run
 def test_against_sgd_without_retracing_for_other_numbers(logistic):
     traces = 0

@@ -26,7 +26,11 @@ RATES = {
 def multipliers(law, rate, keys=KEYS):
     """Standardized multipliers (key, step, sample) on a grid with these rates."""
     grid = dmftopt.TimeGrid(np.concatenate([[0.0], np.cumsum(rate)]))
-    return np.asarray(jax.jit(jax.vmap(lambda key: draw(key, SAMPLES, grid, law, jnp.asarray(rate)).multipliers[:-1]))(keys))
+
+    def standardized(key):
+        return draw(key, SAMPLES, grid, law, jnp.asarray(rate)).multipliers.standardized[:-1]
+
+    return np.asarray(jax.jit(jax.vmap(standardized))(keys))
 
 
 @pytest.fixture(scope="module", params=RATES.values(), ids=RATES.keys())

@@ -107,7 +107,10 @@ def write_once_gradient(task, noise):
     return jax.jit(jax.grad(lambda v: objective(v, dmftopt.WriteOnceAdjoint(), task, noise)))
 
 
-@pytest.mark.parametrize("task, noise", ADJOINTS.values(), ids=ADJOINTS)
+@pytest.mark.parametrize(
+    "task, noise",
+    [pytest.param(*given, marks=[pytest.mark.slow] if name == "committee" else [], id=name) for name, given in ADJOINTS.items()],
+)
 def test_direct_adjoint_forwards(task, noise):
     """Against the gradient of the write-once adjoint."""
     expected = write_once_gradient(task, noise)(VALUES)

@@ -119,8 +119,9 @@ def test_layout_of_the_points(law):
     if law.deterministic:
         assert points.multipliers is None
     else:
-        np.testing.assert_array_equal(points.multipliers[:-1], law.standardized(uniforms[4::2], GRID.rotation(), RATE))
-        np.testing.assert_array_equal(points.multipliers[-1], 0.0)
+        expected = law.standardized(uniforms[4::2], GRID.rotation(), RATE)
+        np.testing.assert_array_equal(points.multipliers.standardized[:-1], expected)
+        np.testing.assert_array_equal(points.multipliers.standardized[-1], 0.0)
 
 
 def test_halves_are_the_first_and_the_last_samples():
@@ -151,9 +152,9 @@ def test_coarsened_points_are_normalized_pair_sums(law):
         assert coarse.multipliers is None
         return
     weights = RATE if isinstance(law, noise.Poisson) else GRID.step_sizes
-    expected = pair_sums(np.asarray(points.multipliers[:-1]), weights)
-    np.testing.assert_allclose(coarse.multipliers[:-1], expected, rtol=0, atol=1e-13)
-    np.testing.assert_array_equal(coarse.multipliers[-1], 0.0)
+    expected = pair_sums(np.asarray(points.multipliers.standardized[:-1]), weights)
+    np.testing.assert_allclose(coarse.multipliers.standardized[:-1], expected, rtol=0, atol=1e-13)
+    np.testing.assert_array_equal(coarse.multipliers.standardized[-1], 0.0)
 
 
 def test_coarsened_poisson_multipliers_count_the_visits_of_both_steps():
@@ -161,7 +162,7 @@ def test_coarsened_poisson_multipliers_count_the_visits_of_both_steps():
     coarse = points.coarsened(GRID, noise.Poisson(), RATE)
 
     def counts(multipliers, rate):
-        return np.asarray(multipliers[:-1]) * np.sqrt(rate)[:, None] + np.asarray(rate)[:, None]
+        return np.asarray(multipliers.standardized[:-1]) * np.sqrt(rate)[:, None] + np.asarray(rate)[:, None]
 
     fine = counts(points.multipliers, RATE)
     # Counts of order 10, rounded.

@@ -34,8 +34,10 @@ def test_solver_with_fresh_samples_is_the_online_limit(basis, update):
     grid = TimeGrid.geometric(3.0, 32)
     solution = dmftopt.solve(p, protocol, grid, key=KEY, samples=4096)
     exact = dmftopt.limits.online(p, protocol, grid)
+    # A gradient that jumps makes the step of first order.
+    tolerance = 0.02 if isinstance(update, Sign) else 0.004
     for name in ("test_risk", "student_overlap", "teacher_overlap", "norm"):
-        assert close(getattr(solution, name), getattr(exact, name), 0.004), name
+        assert close(getattr(solution, name), getattr(exact, name), tolerance), name
 
 
 def test_adam_by_hand():
@@ -68,7 +70,7 @@ def test_adam_on_a_finite_training_set(beta2, overlap, risk):
         (LOGISTIC, 0.6, Sign()),
         pytest.param(LOGISTIC, 0.8, Normalized(), marks=pytest.mark.slow),
         pytest.param(problem(dmftopt.tasks.LeastSquares(0.5), SPECTRUM, delta=2.0), 0.6, RMSprop(0.5), marks=pytest.mark.slow),
-        (problem(dmftopt.tasks.LeastSquares(0.5), SPECTRUM, delta=2.0), 0.8, Clipped(0.5)),
+        pytest.param(problem(dmftopt.tasks.LeastSquares(0.5), SPECTRUM, delta=2.0), 0.8, Clipped(0.5), marks=pytest.mark.slow),
         pytest.param(problem(dmftopt.tasks.Softmax(3), SPECTRUM, delta=2.0), 0.8, Clipped(0.5), marks=pytest.mark.slow),
         pytest.param(problem(dmftopt.tasks.Committee(2, 2), SPECTRUM, delta=2.0), 0.6, Adam(0.5), marks=pytest.mark.slow),
     ],
@@ -252,7 +254,7 @@ def test_data_say_which_basis():
     rotated = rng.normal(size=(4000, 16)) * np.linspace(0.3, 2.0, 16) @ hadamard / 4
     y = rng.normal(size=4000)
     bases = [dmftopt.Problem.from_data(x, x[:, 0] + y, train_size=100).basis for x in (plain, rotated, plain @ turn * scales)]
-    assert bases == ["aligned", "rotated", "mixed"]
+    assert bases == [problem(basis=name).basis for name in ("aligned", "rotated", "mixed")] == [1.0, 0.0, -1.0]
     mixed = dmftopt.Problem.from_data(plain @ turn * scales, plain[:, 0] + y, train_size=100)
     with pytest.raises(ValueError, match="neither their eigenvectors"):
         dmftopt.solve(mixed, dmftopt.Protocol(0.1, update=Adam()), TimeGrid.uniform(1.0, 4), key=KEY, samples=512)

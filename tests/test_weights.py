@@ -86,6 +86,7 @@ def against_sgd(p, protocol, grid, **options):
     check(solution, simulation)
 
 
+@pytest.mark.slow
 @pytest.mark.long_run
 def test_sgd():
     p = problem(

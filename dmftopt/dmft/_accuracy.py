@@ -41,7 +41,7 @@ def stiffness(problem: Problem, inputs: Inputs, curvature: Curvature) -> Float[A
     features = seen(problem, inputs.update if is_coordinatewise(inputs.update) else None)
     fastest = features.eigenvalues * curvature_ratio(features, problem.delta)
     steps = fastest[:, None] * (inputs.mean * curvature.size[:-1])[None]
-    if inputs.friction is not None:
+    if inputs.friction is not None and inputs.durations is not None:
         # An oscillation, or the slower of two decays.
         D = jnp.where(inputs.durations > 0, inputs.durations, 1.0)
         steps = jnp.minimum(jnp.sqrt(steps * D[None]), steps / jnp.maximum(inputs.friction, 1e-12)[None])

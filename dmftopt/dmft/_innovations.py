@@ -102,7 +102,7 @@ class Advance:
         # Fields to weights.
         gradient = fields.gradient(task, r, sample.labels, multipliers)
         gains, scale = None, None
-        if state.scale is not None and x.durations is not None:
+        if update is not None and state.scale is not None and x.durations is not None:
             gains, scale = adaptive.gains(update, problem, state.scale, fields.power(gradient), x.ratio, x.durations)
         elif is_coordinatewise(update):
             gains = adaptive.fixed(problem, r.dtype)

@@ -4,10 +4,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array
 
-from .._checks import check_count, check_instance, check_key, check_real, front_door, numbers_to_arrays
+from .._checks import check_count, check_instance, check_key, check_real, front_door, is_concrete, numbers_to_arrays
 from ..problem import Problem, check_basis, check_problem, updated
 from ..protocol import Protocol
 from ..protocol.grid import TimeGrid
@@ -153,6 +154,8 @@ def _on_grid(problem, protocol, grid, key, noise, solver, how: Settings, asked, 
     if noise.in_epochs:
         grid = grid.counted(protocol.batch_size, problem.delta)
     _check_levels(problem, protocol, grid, noise, solver, how)
+    if grid.epochs is not None and noise.in_epochs:
+        check_waiting(problem, grid, solver.samples)
     protocol = protocol.in_continuous_time() if step.continuous else protocol
     mesh = check_mesh(mesh, solver.samples, how.replicates)
     steps = grid.steps * (2 if how.richardson else 1)
@@ -184,6 +187,26 @@ def _check(problem, protocol, noise, solver, replicates, key, metrics) -> Metric
         raise ValueError("step: an extensive batch is one discrete update per grid step. Use DiscreteStep(), or leave step out.")
     check_key(key)
     return check_metrics(metrics, problem)
+
+
+# What the noise of drawn samples may be of that of SGD, at the end of an epoch: more is an error of five percent.
+_MOST_DRAWN = 0.2
+
+
+def check_waiting(problem: Problem, grid: TimeGrid, samples: int) -> None:
+    """Raise ValueError where too few samples wait at the end of an epoch to tell what moves the largest eigenvalue: of the noise
+    there delta lambda / samples is theirs, times the steps of an epoch."""
+    if not all(is_concrete(value) for value in (grid.epochs, problem.delta, problem.features.eigenvalues)):
+        return
+    visits, largest = np.diff(np.asarray(grid.epochs)), float(np.max(np.asarray(problem.features.eigenvalues)))
+    needed = float(problem.delta) * largest / (float(visits.min()) * _MOST_DRAWN)
+    if samples < needed:
+        enough = 1 << int(np.ceil(np.log2(needed)))
+        raise ValueError(
+            f"samples must be at least {enough} with noise.Shuffled() on this grid, got {samples}: few of "
+            f"them wait at the end of an epoch, and along an eigenvalue of {largest:.2g} times the mean their own noise would be "
+            "felt. Use fewer steps in an epoch, or noise.Poisson()."
+        )
 
 
 def _check_levels(problem, protocol, grid, noise, solver, how: Settings) -> None:

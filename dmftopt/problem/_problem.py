@@ -52,6 +52,16 @@ def check_direct(problem: "Problem", route: str) -> None:
         raise ValueError(f"{route} takes parametrizations.Direct() only, got {name}. Use solve without it.")
 
 
+_BASES = {"aligned": 1.0, "rotated": 0.0, "mixed": -1.0}
+
+
+def _as_basis(value: Any) -> Any:
+    if isinstance(value, str):
+        check_member("basis", value, _BASES)
+        return _BASES[value]
+    return as_number(value)
+
+
 def _check_correlation(value: Any, columns: int) -> None:
     name = "initial_correlation"
     shapes = ((columns, columns), ()) if columns == 2 else ((columns, columns),)
@@ -84,7 +94,7 @@ def updated(problem: "Problem", update: Any) -> "Problem":
 
 def check_basis(problem: "Problem") -> None:
     """For updates that see single coordinates."""
-    if problem.basis == "mixed":
+    if is_concrete(problem.basis) and problem.basis == _BASES["mixed"]:
         raise ValueError(
             "update: the columns of the features are neither their eigenvectors nor of nearly equal variance, and what Adam does "
             "to them is not known. Scale all columns to the same variance, and make the problem anew."
@@ -94,7 +104,7 @@ def check_basis(problem: "Problem") -> None:
 def group_gains(problem: "Problem") -> Float[Array, " group"]:
     """Of each eigenvalue group, the inverse root mean square of the features as coordinates see them."""
     lam = problem.features.eigenvalues
-    return 1 / jnp.sqrt(lam) if problem.basis == "aligned" else jnp.ones_like(lam)
+    return lam ** (-0.5 * jnp.asarray(problem.basis, lam.dtype))
 
 
 @front_door
@@ -114,8 +124,8 @@ class Problem(eqx.Module):
     - `teacher_prior`, `student_prior`: law of these entries, see `dmftopt.priors`. Only a regularizer other than the ridge or a
       parametrization tells laws of equal scale apart.
     - `basis`: "aligned" if the coordinates that an adaptive optimizer sees are the features' eigenvectors, "rotated" if they are
-      far from them, all of nearly equal variance; "mixed" if neither, which Adam's theory does not take. Only `dmftopt.updates`
-      tells one from the other.
+      far from them, all of nearly equal variance; "mixed" if neither, which Adam's theory does not take (held as 1, 0, -1: a
+      number, so that data sets share their programs). Only `dmftopt.updates` tells one from the other.
     - `data`: how raw data map to this problem, set by `Problem.from_data`. No route reads it.
 
     Teacher and student have m_star and m columns where the task has (`task.teacher_columns`, `task.columns`), otherwise one.
@@ -131,11 +141,10 @@ class Problem(eqx.Module):
     parametrization: AbstractParametrization = Direct()
     teacher_prior: AbstractPrior = Normal()
     student_prior: AbstractPrior = Normal()
-    basis: str = eqx.field(static=True, default="aligned")
+    basis: Any = eqx.field(converter=_as_basis, default="aligned")
     data: DataMap | None = None
 
     def __check_init__(self):
-        check_member("basis", self.basis, ("aligned", "rotated", "mixed"))
         check_instance("task", self.task, AbstractTask, "Pass for instance dmftopt.tasks.LeastSquares().")
         check_instance("features", self.features, Features, "Pass for instance dmftopt.features.isotropic().")
         if self.task.teacher_columns is not None and self.task.columns is None:

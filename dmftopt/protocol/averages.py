@@ -26,7 +26,9 @@ from .variables import as_variable, number
 class AbstractAverage(eqx.Module):
     """An average of the weights along a run, differentiable in its parameters. Times are those of the protocol."""
 
-    start: eqx.AbstractVar[Any]
+    @abc.abstractmethod
+    def begins(self) -> Any:
+        """The time `start`, a number."""
 
     @abc.abstractmethod
     def log_density(self, time: Float[Array, "..."]) -> Float[Array, "..."]:
@@ -42,12 +44,12 @@ class AbstractAverage(eqx.Module):
 
     def check(self, times: Float[Array, " time"]) -> None:
         """Raise ValueError for an average that a run on these times cannot tell, or does not begin."""
-        if is_concrete(times) and is_concrete(start := number(self.start)) and not float(start) < float(times[-1]):
+        if is_concrete(times) and is_concrete(start := self.begins()) and not float(start) < float(times[-1]):
             raise ValueError(f"average: it starts at {float(start):g}, but the run ends at {float(times[-1]):g}. Start earlier.")
 
     def weights(self, times: Float[Array, " time"]) -> Float[Array, "time time"]:
         """Row k: the weights of theta(times) in the average at times[k], with theta linear in between. Rows sum to 1."""
-        start = jnp.asarray(number(self.start), times.dtype)
+        start = jnp.asarray(self.begins(), times.dtype)
         left, right = times[:-1], times[1:]
         first = jnp.clip(start, left, right)
         nodes = first[:, None] + (right - first)[:, None] * jnp.asarray(GAUSS_NODES, times.dtype)[None]
@@ -72,7 +74,7 @@ class AbstractAverage(eqx.Module):
     def gains(self, steps: int, dimension: int) -> Float[Array, " step"]:
         """Of SGD's steps: the average takes this share of the weights after each; 1 before it begins."""
         after = (np.arange(steps) + 1) / dimension
-        start = jnp.asarray(number(self.start), dtype=float)
+        start = jnp.asarray(self.begins(), dtype=float)
         counted = jnp.asarray(after) > start + 0.5 / dimension
         log_density = self.log_density(jnp.asarray(after))
         top = jnp.max(log_density)
@@ -101,6 +103,9 @@ class Exponential(AbstractAverage):
         check_real("memory", number(self.memory), minimum=0.0, exclusive=True, cure=cure)
         check_shape("memory", number(self.memory), ((),), "Give one number.")
         _check_start(self.start)
+
+    def begins(self):
+        return number(self.start)
 
     def log_density(self, time):
         return time / number(self.memory)
@@ -148,6 +153,9 @@ class Polyak(AbstractAverage):
     def __check_init__(self):
         _check_start(self.start)
 
+    def begins(self):
+        return number(self.start)
+
     def log_density(self, time):
         return jnp.zeros_like(time)
 
@@ -166,6 +174,9 @@ class Weighted(AbstractAverage):
     def __check_init__(self):
         check_function("density", self.density, "time")
         _check_start(self.start)
+
+    def begins(self):
+        return number(self.start)
 
     def log_density(self, time):
         value = jnp.asarray(self.density(time), dtype=float)

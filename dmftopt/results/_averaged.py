@@ -13,7 +13,7 @@ from ..protocol.averages import AbstractAverage
 from ..tasks import columns as columns
 from .measure import check_metrics, test_means
 from .metrics import AbstractFieldMetric
-from .observables import AbstractResult, Observables
+from .observables import AbstractResult, AveragedObservables, Observables
 
 
 @register
@@ -79,16 +79,12 @@ def averaged(
 
 def _observables(problem: Problem, weights: Array, correlation: Array, Q: Array, O: Array, fields: dict) -> Observables:
     arguments = problem.task, Q, O, problem.rho
-    return Observables(
+    return AveragedObservables(
         test_risk=columns.test_risk(*arguments),
-        train_loss=None,
         student_overlap=Q,
         teacher_overlap=O,
         correlation=jnp.einsum("kj,lm,jmab->klab", weights, weights, correlation),
-        norm=None,
         test_error=columns.test_error(*arguments),
-        train_error=None,
-        response=None,
         test_metrics=test_means(fields, problem, Q, O, problem.rho),
     )
 
@@ -104,14 +100,10 @@ def _bound(problem: Problem, weights: Array, known: Observables, Q: Array, O: Ar
         by_Q, by_O = jax.grad(lambda Q, O: jnp.sum(function(Q, O)), argnums=(0, 1))(Q, O)
         return jnp.sum(jnp.abs(by_Q) * dQ, axis=(1, 2)) + jnp.sum(jnp.abs(by_O) * dO, axis=(1, 2))
 
-    return Observables(
+    return AveragedObservables(
         test_risk=of(lambda Q, O: columns.test_risk(problem.task, Q, O, problem.rho)),
-        train_loss=None,
         student_overlap=dQ,
         teacher_overlap=dO,
         correlation=jnp.einsum("kj,lm,jmab->klab", weights, weights, known.correlation),
-        norm=None,
         test_error=of(lambda Q, O: columns.test_error(problem.task, Q, O, problem.rho)),
-        train_error=None,
-        response=None,
     )

@@ -37,7 +37,7 @@ class Observables(eqx.Module):
     - `student_overlap` (time, m, m): E[theta lambda theta^T]. `teacher_overlap` (time, m, m_star): E[theta lambda theta_star^T];
       for a mixture, whose columns theta_star are means of clusters, the mean field of each cluster.
     - `correlation` (time, time, m, m): two-time E[theta(t) lambda theta(s)^T].
-    - `norm` (time, m, m): E[theta theta^T], not weighted by the features. It and `train_loss` are None for averaged weights.
+    - `norm` (time, m, m): E[theta theta^T], not weighted by the features.
     - `test_error`, `train_error` (time,): 0-1 errors, None unless the task is a classification.
     - `train_metrics`, `test_metrics`, `weight_metrics`: by name, (time, ...) each, what was asked for with `metrics`, see
       `dmftopt.metrics`.
@@ -47,11 +47,11 @@ class Observables(eqx.Module):
     """
 
     test_risk: Float[Array, " time"]
-    train_loss: Float[Array, " time"] | None
+    train_loss: Float[Array, " time"]
     student_overlap: Float[Array, "time m m"]
     teacher_overlap: Float[Array, "time m m_star"]
     correlation: Float[Array, "time time m m"]
-    norm: Float[Array, "time m m"] | None
+    norm: Float[Array, "time m m"]
     test_error: Float[Array, " time"] | None
     train_error: Float[Array, " time"] | None
     response: Float[Array, "time step m m"] | None
@@ -78,6 +78,17 @@ class Observables(eqx.Module):
         response = None if self.response is None else self.response[keep][:, keep[1:] - 1]
         plain = dataclasses.replace(self, response=None).along_time(lambda a: a[keep])
         return dataclasses.replace(plain, response=response)
+
+
+@register_part
+class AveragedObservables(Observables):
+    """Of averaged weights: what depends on fields of training samples, and the norm, is not known (None)."""
+
+    train_loss: None = None  # pyright: ignore
+    norm: None = None  # pyright: ignore
+    test_error: Float[Array, " time"] | None = None
+    train_error: None = None  # pyright: ignore
+    response: None = None  # pyright: ignore
 
 
 class AbstractResult(eqx.Module):
@@ -203,7 +214,7 @@ class AbstractResult(eqx.Module):
         """What was run and how it ended."""
 
 
-def _present(name: str, value: Array | None) -> Array:
+def _present(name: str, value: Any) -> Array:
     if value is None:
         raise ValueError(f"{name} of averaged weights is not known from the run. simulate.sgd(average=...) measures it.")
     return value

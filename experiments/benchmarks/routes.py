@@ -64,7 +64,7 @@ def pairs(settings: Settings) -> dict[str, Callable]:
     sign, squares = dmftopt.tasks.Logistic("sign"), dmftopt.tasks.LeastSquares(0.3)
     grid = dmftopt.TimeGrid.geometric(HORIZON, settings.steps, ratio=10.0)
     coarse = dmftopt.TimeGrid.uniform(HORIZON, max(2, settings.steps // 4))
-    size = {"samples": settings.samples, "replicates": settings.replicates}
+    size: dict[str, Any] = {"samples": settings.samples, "replicates": settings.replicates}
 
     def solve(p, rate, at=grid, seed=0, **options):
         options = {"richardson": not options.get("step"), **size, **options}

@@ -94,7 +94,7 @@ def updated(problem: "Problem", update: Any) -> "Problem":
 
 def check_basis(problem: "Problem") -> None:
     """For updates that see single coordinates."""
-    if is_concrete(problem.basis) and problem.basis == _BASES["mixed"]:
+    if is_concrete(problem.basis) and float(np.asarray(problem.basis)) == _BASES["mixed"]:
         raise ValueError(
             "update: the columns of the features are neither their eigenvectors nor of nearly equal variance, and what Adam does "
             "to them is not known. Scale all columns to the same variance, and make the problem anew."

@@ -80,6 +80,10 @@ def averaged(
 def _observables(problem: Problem, weights: Array, correlation: Array, Q: Array, O: Array, fields: dict) -> Observables:
     arguments = problem.task, Q, O, problem.rho
     return AveragedObservables(
+        train_loss=None,
+        norm=None,
+        train_error=None,
+        response=None,
         test_risk=columns.test_risk(*arguments),
         student_overlap=Q,
         teacher_overlap=O,
@@ -101,6 +105,10 @@ def _bound(problem: Problem, weights: Array, known: Observables, Q: Array, O: Ar
         return jnp.sum(jnp.abs(by_Q) * dQ, axis=(1, 2)) + jnp.sum(jnp.abs(by_O) * dO, axis=(1, 2))
 
     return AveragedObservables(
+        train_loss=None,
+        norm=None,
+        train_error=None,
+        response=None,
         test_risk=of(lambda Q, O: columns.test_risk(problem.task, Q, O, problem.rho)),
         student_overlap=dQ,
         teacher_overlap=dO,

@@ -84,11 +84,8 @@ class Observables(eqx.Module):
 class AveragedObservables(Observables):
     """Of averaged weights: what depends on fields of training samples, and the norm, is not known (None)."""
 
-    train_loss: None = None  # pyright: ignore
-    norm: None = None  # pyright: ignore
-    test_error: Float[Array, " time"] | None = None
-    train_error: None = None  # pyright: ignore
-    response: None = None  # pyright: ignore
+    train_loss: None  # pyright: ignore
+    norm: None  # pyright: ignore
 
 
 class AbstractResult(eqx.Module):

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 from helpers import assert_within, continued, four_groups, problem
 from scipy.integrate import simpson
 from scipy.optimize import minimize_scalar

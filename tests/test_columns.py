@@ -337,6 +337,7 @@ def test_the_risk_of_a_student_that_is_sure_is_positive():
     assert jnp.linalg.eigvalsh(power)[0] > -1e-12
 
 
+@pytest.mark.slow
 def test_gradients_see_the_kinks_of_relu():
     """Against differences over ±0.05 in the rate, on the same random numbers. Without the jumps the slope is off by 20%; gate 4%,
     for the bias of their width (2% here) and the error of the difference (1%)."""

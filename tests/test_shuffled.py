@@ -219,6 +219,7 @@ def solve_on(p, grid, batch_size=1.0, **options):
     return dmftopt.solve(p, dmftopt.Protocol(0.1, batch_size), grid, key=KEY, noise=Shuffled(), **options)
 
 
+@pytest.mark.slow
 def test_an_objective_in_epochs():
     p = problem(dmftopt.tasks.Logistic("sign"), delta=2.0)
     objective = dmftopt.Objective(p, dmftopt.Budget(epochs=1.5), predict=dmftopt.Solve(Shuffled(), samples=512))

@@ -54,7 +54,9 @@ PARTICLES = dmftopt.CausalInnovations(particles=8192)
 @pytest.mark.parametrize(
     "regularizer, prior, law, protocol",
     [
-        (regularizers.SmoothL1(0.1), SPARSE, noise.NoNoise(), dmftopt.Protocol(0.4, ridge=0.3)),
+        pytest.param(
+            regularizers.SmoothL1(0.1), SPARSE, noise.NoNoise(), dmftopt.Protocol(0.4, ridge=0.3), marks=pytest.mark.slow
+        ),
         (regularizers.SmoothL1(0.1), priors.Laplace(), noise.Bernoulli(0.5), dmftopt.Protocol(0.15, ridge=0.5, momentum=0.5)),
     ],
     ids=["smooth L1", "batches, momentum"],

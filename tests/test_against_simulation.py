@@ -81,6 +81,7 @@ def test_discrete_step_is_gradient_descent_with_a_finite_step(law):
     assert not dmftopt.compare(flow, simulation, errors="sampling").agrees(), "the step is so small that this test shows nothing"
 
 
+@pytest.mark.slow
 def test_laws_differ_where_they_should():
     """At a learning rate of 3 SGD is not its diffusion limit: the gate above can tell Poisson from Brownian noise."""
     p, protocol = problem(), constant(3.0)

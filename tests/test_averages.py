@@ -83,6 +83,7 @@ def test_averages_are_those_that_sgd_keeps(average):
     assert np.all(np.asarray(mean.total_error.test_risk)[1:] > 0)
 
 
+@pytest.mark.slow
 def test_derivatives_in_memory_and_schedule():
     def risk(x):
         protocol = dmftopt.Protocol(dmftopt.schedules.linear_decay(x[0], 4.0))
@@ -96,6 +97,7 @@ def test_derivatives_in_memory_and_schedule():
         assert abs((risk(x + h) - risk(x - h)) / 2e-4 - gradient[i]) < 1e-5 * abs(gradient[i]) + 1e-8
 
 
+@pytest.mark.slow
 def test_a_plan_is_worth_its_average():
     objective = dmftopt.Objective(P, dmftopt.Budget(steps=4.0), predict=dmftopt.Solve(samples=512))
     rate = dmftopt.schedules.linear_decay(0.9, 1.0)

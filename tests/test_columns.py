@@ -276,6 +276,7 @@ def test_the_solver_is_gradient_descent(p):
     assert comparison.agrees(), f"\n{comparison}"
 
 
+@pytest.mark.slow
 def test_responses_are_those_of_the_online_limit():
     """Gate: 4 standard errors (0.02) plus 0.02, what 12 steps leave: responses are of first order."""
     p, grid = dataclasses.replace(COMMITTEE, delta=1e6, features=four_groups()), dmftopt.TimeGrid.uniform(2.0, 12)

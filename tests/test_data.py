@@ -32,6 +32,7 @@ def make(seed):
     return 7.0 * x @ rotation + 3.0, y - 2.0, truth
 
 
+@pytest.mark.slow
 def test_estimates_predict_the_risk_of_the_truth(key):
     """The learning curves of estimate and truth, over four data sets. Label noise has relative standard deviation
     1 / sqrt(2 (SAMPLES - D)) = 2.4%, so the risk about 5% at the end; the mean over four is known to half of that."""

@@ -218,6 +218,7 @@ def test_the_objective_is_solve_on_the_run(key):
     assert finite
 
 
+@pytest.mark.slow
 def test_poisson_noise_where_batch_size_and_horizon_are_fixed(key):
     """Only the rate is differentiated; where the batch size is tuned too, it says why not."""
     predict = Solve(dmftopt.noise.Poisson(), samples=64)
@@ -256,6 +257,7 @@ JUMPS = Protocol(
 )
 
 
+@pytest.mark.slow
 def test_an_exact_prediction_knows_jumps():
     """Seven pieces of learning rate do not fall on 480 panels: where they were smeared over those the risk was 0.3% off. The
     limit takes steps of relative error 1e-6."""

@@ -105,6 +105,7 @@ def test_a_single_mode_is_exact_at_any_step(key):
     np.testing.assert_allclose(solution.student_overlap[:, 0, 0], 0.5 * decay**2 + (1 - decay) ** 2, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_a_stiff_spectrum_is_stable_and_accurate(key):
     """Largest eigenvalue times learning rate times step is 30: explicit stepping explodes, the default does not, and the
     risk is that of four times as many steps."""

@@ -46,6 +46,7 @@ def test_online_least_squares_is_that_of_the_moments(gamma):
     assert abs(float(solution.test_risk[-1]) / moments(p, 1.0, gamma, 0.1, 5.0) - 1) < 0.01
 
 
+@pytest.mark.slow
 def test_steps_are_of_second_order():
     p = problem(dmftopt.tasks.LeastSquares(0.5), SPECTRUM, delta=1e6)
     exact, errors = moments(p, 1.0, 0.5, 0.1, 5.0), []
@@ -57,7 +58,8 @@ def test_steps_are_of_second_order():
 
 
 @pytest.mark.long_run
-@pytest.mark.parametrize("order", [pytest.param("replacement", marks=pytest.mark.slow), "shuffled"])
+@pytest.mark.slow
+@pytest.mark.parametrize("order", ["replacement", "shuffled"])
 def test_heavy_ball_sgd(order):
     p = problem(dmftopt.tasks.Logistic("sign"), SPECTRUM, delta=2.0)
     protocol = dmftopt.Protocol(2.0, 1.0, 0.05, friction=1.0)

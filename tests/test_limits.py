@@ -105,6 +105,7 @@ def test_the_solver_is_least_squares():
     assert response.excess(4, 0.025) <= 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "task", [dmftopt.tasks.Logistic("logistic"), pytest.param(Hinge(), marks=pytest.mark.slow)], ids=["logistic", "hinge"]
 )

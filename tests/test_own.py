@@ -118,10 +118,12 @@ def test_direct_adjoint_forwards(task, noise):
     np.testing.assert_allclose(forward(VALUES), expected @ ALONG, rtol=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "task, noise",
-    # Three minutes to compile.
-    [pytest.param(*given, marks=[pytest.mark.slow] if name == "committee" else [], id=name) for name, given in ADJOINTS.items()],
+    # Three minutes to compile for the committee.
+    ADJOINTS.values(),
+    ids=ADJOINTS,
 )
 def test_direct_adjoint_twice(task, noise):
     """JAX's own gradient of the plain scan, and second derivatives against central differences of the write-once gradient."""

@@ -101,6 +101,7 @@ def final(values, mesh, **options):
 VALUES = (jnp.array(1.0), jnp.array(2.0))
 
 
+@pytest.mark.slow
 def test_same_gradient_and_two_reductions_per_step():
     """Forward: one reduction for each pass of Gram-Schmidt. Backward: those two again, and one for each of the three sets of
     coefficients handed out to the shards. Outside the loops, small change."""

@@ -63,7 +63,7 @@ def committee():
     "p, rate",
     [
         (problem(dmftopt.tasks.LeastSquares(0.5), SPECTRUM, delta=2.0), 0.8),
-        (problem(dmftopt.tasks.Logistic("sign"), SPECTRUM, delta=0.7), 2.0),
+        pytest.param(problem(dmftopt.tasks.Logistic("sign"), SPECTRUM, delta=0.7), 2.0, marks=pytest.mark.slow),
         (committee(), 1.0),
     ],
     ids=["least squares", "sign", "committee"],
@@ -82,6 +82,7 @@ def test_one_epoch_is_online_sgd(p, rate):
     assert solution.train_loss[-1] < solution.test_risk[-1]
 
 
+@pytest.mark.slow
 def test_one_epoch_is_of_second_order():
     p, protocol = problem(dmftopt.tasks.LeastSquares(0.5), delta=2.0), dmftopt.Protocol(1.0)
     exact = float(dmftopt.limits.online(p, protocol, TimeGrid([0.0, 2.0])).test_risk[-1])

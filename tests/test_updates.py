@@ -27,7 +27,12 @@ def close(a, b, tolerance):
 
 @pytest.mark.parametrize(
     "update, basis",
-    [(Adam(0.0), "aligned"), (Adam(0.5), "aligned"), (Adam(0.5), "rotated"), (Sign(), "aligned")],
+    [
+        pytest.param(Adam(0.0), "aligned", marks=pytest.mark.slow),
+        (Adam(0.5), "aligned"),
+        pytest.param(Adam(0.5), "rotated", marks=pytest.mark.slow),
+        (Sign(), "aligned"),
+    ],
     ids=["short", "long", "rotated", "sign"],
 )
 def test_solver_with_fresh_samples_is_the_online_limit(basis, update):
@@ -70,7 +75,7 @@ def test_adam_on_a_finite_training_set(beta2, overlap, risk):
     "p, rate, update",
     [
         (LOGISTIC, 1.0, Adam(2.0)),
-        (LOGISTIC, 0.6, Sign()),
+        pytest.param(LOGISTIC, 0.6, Sign(), marks=pytest.mark.slow),
         pytest.param(LOGISTIC, 0.8, Normalized(), marks=pytest.mark.slow),
         pytest.param(problem(dmftopt.tasks.LeastSquares(0.5), SPECTRUM, delta=2.0), 0.6, RMSprop(0.5), marks=pytest.mark.slow),
         pytest.param(problem(dmftopt.tasks.LeastSquares(0.5), SPECTRUM, delta=2.0), 0.8, Clipped(0.5), marks=pytest.mark.slow),

@@ -198,6 +198,7 @@ VALUES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "task, step, parametrization",
     [

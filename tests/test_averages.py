@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import problem
+from helpers import assert_within, problem
 
 import dmftopt
 
@@ -76,8 +76,7 @@ def test_averages_are_those_that_sgd_keeps(average):
     )
     for name in ("test_risk", "student_overlap", "teacher_overlap"):
         theory, found = np.asarray(getattr(mean, name))[::10], np.asarray(getattr(real, name))
-        error = 2.5 * np.asarray(getattr(real.standard_error, name)) + 0.006 * np.max(np.abs(found))
-        assert np.all(np.abs(theory - found) < error), name
+        assert_within(theory, found, getattr(real.standard_error, name), 2.5, 0.006)
     # The last iterate is far from it.
     assert mean.student_overlap[-1] < 0.95 * solution.student_overlap[-1]
     assert np.all(np.asarray(mean.total_error.test_risk)[1:] > 0)

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import problem
+from helpers import assert_within, problem
 
 import dmftopt
 from dmftopt import TimeGrid
@@ -69,8 +69,7 @@ def test_heavy_ball_sgd(order):
     real = dmftopt.simulate.sgd(p, protocol, horizon=4.0, dimension=600, runs=32, key=KEY, order=order, records=grid.times[::10])
     for name in ("test_risk", "train_loss", "student_overlap", "teacher_overlap"):
         theory, found = np.asarray(getattr(solution, name))[::10], np.asarray(getattr(real, name))
-        error = 2.5 * np.asarray(getattr(real.standard_error, name)) + 0.01 * np.max(np.abs(found))
-        assert np.all(np.abs(theory - found) < error), name
+        assert_within(theory, found, getattr(real.standard_error, name), 2.5, 0.01)
 
 
 def test_much_friction_is_sgd():

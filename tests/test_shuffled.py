@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import problem
+from helpers import assert_within, problem
 
 import dmftopt
 from dmftopt import TimeGrid
@@ -110,8 +110,7 @@ def test_epochs_are_those_of_sgd(order, rate):
     keep = solution.observables.at(np.arange(0, 43, 6))
     for name in ("test_risk", "train_loss", "student_overlap", "teacher_overlap"):
         theory, real = np.asarray(getattr(keep, name)), np.asarray(getattr(simulation, name))
-        error = 2.5 * np.asarray(getattr(simulation.standard_error, name)) + 0.006 * np.max(np.abs(real))
-        assert np.all(np.abs(theory - real) < error), name
+        assert_within(theory, real, getattr(simulation.standard_error, name), 2.5, 0.006)
 
 
 @pytest.mark.slow

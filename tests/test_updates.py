@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from helpers import problem
+from helpers import assert_within, problem
 
 import dmftopt
 from dmftopt import TimeGrid
@@ -197,8 +197,7 @@ def test_any_optimizer_at_full_batch(optimizer, noise):
     real = dmftopt.simulate.gradient_descent(p, DESCENT, grid, dimension=800, runs=24, **options)
     for name in ("test_risk", "train_loss", "student_overlap", "teacher_overlap", "norm"):
         theory, found = np.asarray(getattr(solution, name)), np.asarray(getattr(real, name))
-        error = 2.5 * np.asarray(getattr(real.standard_error, name)) + 0.005 * np.max(np.abs(found))
-        assert np.all(np.abs(theory - found) < error), name
+        assert_within(theory, found, getattr(real.standard_error, name), 2.5, 0.005)
 
 
 def test_derivatives_through_the_state_of_an_optimizer():

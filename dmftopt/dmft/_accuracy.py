@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 from ..problem import Problem
 from ..problem.features import Features
 from ..protocol.noise import AbstractNoise
-from ..protocol.updates import is_adaptive, is_coordinatewise
+from ..protocol.updates import is_adaptive
 from ..results.observables import Observables
 from ._adaptive import seen
 from ._motion import curvature_ratio
@@ -38,7 +38,7 @@ def order_of(problem: Problem, noise: AbstractNoise, step: AbstractStep) -> int:
 def stiffness(problem: Problem, inputs: Inputs, curvature: Curvature) -> Float[Array, " step"]:
     """Equation (27): D [sum_a omega_a lambda_a r_a²]^(1/2), r_a = eta lambda_a kappa_a |E[dl / dr]| with kappa_a as in (14); of a
     mode that has come to rest, where only noise moves it, 0.3 of its rate."""
-    features = seen(problem, inputs.update if is_coordinatewise(inputs.update) else None)
+    features = seen(problem, inputs.update)
     fastest = features.eigenvalues * curvature_ratio(features, problem.delta)
     steps = fastest[:, None] * (inputs.mean * curvature.size[:-1])[None]
     if inputs.friction is not None and inputs.durations is not None:

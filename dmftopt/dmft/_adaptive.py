@@ -7,7 +7,7 @@ from jaxtyping import Array, Float
 
 from ..problem import Problem, group_gains
 from ..problem.features import Features
-from ..protocol.updates import AbstractUpdate
+from ..protocol.updates import AbstractUpdate, is_coordinatewise
 from ..protocol.variables import number
 
 
@@ -26,15 +26,19 @@ class Gains(NamedTuple):
     columns: Float[Array, " m"]
     groups: Float[Array, " group"]
 
+    def seen(self, features: Features) -> Features:
+        """With the eigenvalues by which the modes decay."""
+        return Features(features.eigenvalues * self.groups, features.weights)
+
 
 def before(m: int, dtype) -> Scale:
     return Scale(jnp.zeros(m, dtype), jnp.zeros(m, dtype), jnp.zeros((), dtype))
 
 
-def seen(problem: Problem, gains: Any) -> Features:
-    """The features with the eigenvalues by which the modes decay; `gains`: None for SGD."""
+def seen(problem: Problem, update: AbstractUpdate | None) -> Features:
+    """The features with the eigenvalues by which the modes decay."""
     features = problem.features
-    return features if gains is None else Features(features.eigenvalues * group_gains(problem), features.weights)
+    return fixed(problem, features.eigenvalues.dtype).seen(features) if is_coordinatewise(update) else features
 
 
 def fixed(problem: Problem, dtype: Any) -> Gains:

@@ -17,7 +17,7 @@ from ..problem import Problem
 from ..protocol import Protocol
 from ..protocol.integrals import epoch_ends
 from ..protocol.noise import AbstractNoise
-from ..protocol.updates import AbstractUpdate, is_adaptive, is_coordinatewise
+from ..protocol.updates import AbstractUpdate, is_adaptive
 from ..results.codes import RESULTS
 from ..results.measure import Metrics
 from ..results.observables import sampling_error, student_quantile
@@ -267,8 +267,7 @@ def _sized(request: Request, effort: Effort) -> AbstractSolver:
 
 
 def _density(request: Request, at: Numbers, curvature: Numbers) -> Density:
-    update = request.protocol.update
-    features = seen(request.problem, update if is_coordinatewise(update) else None)
+    features = seen(request.problem, request.protocol.update)
     ratio = np.asarray(curvature_ratio(features, request.problem.delta), dtype=float)
     return Density(request.problem, request.protocol, request.horizon, curvature, at, ratio)
 

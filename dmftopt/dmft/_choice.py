@@ -8,7 +8,6 @@ from ..problem import Problem
 from ..protocol import Protocol
 from ..protocol.grid import TimeGrid
 from ..protocol.rates import knots, read
-from ..protocol.updates import is_coordinatewise
 from ._adaptive import seen
 
 Numbers = NDArray[np.float64]
@@ -30,7 +29,7 @@ class Density:
 
     def __init__(self, problem: Problem, protocol: Protocol, horizon: float, curvature: Numbers, at: Numbers, ratio: Numbers):
         self.horizon = horizon
-        features = seen(problem, protocol.update if is_coordinatewise(protocol.update) else None)
+        features = seen(problem, protocol.update)
         lam, shares = (np.asarray(a, dtype=float) for a in (features.eigenvalues, features.weights))
         early = horizon * np.geomspace(1e-6, 1.0, _READS // 4)
         self.times = np.unique(np.concatenate([np.linspace(0.0, horizon, _READS), early]))

@@ -9,7 +9,6 @@ from jaxtyping import Array, Float, PyTree
 from ..numerics.matrices import exponential, inverse_root, of_symmetric, rank_floor
 from ..problem import Problem
 from ..problem.features import Features
-from . import _adaptive as adaptive
 from ._adaptive import Gains
 from ._fields import Pull
 from ._solver import Inputs
@@ -138,7 +137,7 @@ def _move_weights(problem, step, x, space, theta, drift, on_zetas, swing, pull, 
         half = jnp.sqrt(gains.columns)
         theta, drive, before, swing = _in_gains(half, theta, drive, before, swing)
         curvature = half[:, None] * curvature * half[None]
-    features = adaptive.seen(problem, gains)
+    features = problem.features if gains is None else gains.seen(problem.features)
     shrinkage = x.shrinkage * step.ahead(slope, last.slope, x.ratio)[:, None]
     decay = x.mean * features.eigenvalues[:, None, None] * curvature[None] + shrinkage[:, None] * jnp.eye(m)[None]
     excess = curvature_ratio(features, problem.delta)[:, None]

@@ -131,6 +131,7 @@ def solve(
 
 
 def _as_updated(problem: Any, protocol: Any, grid: Any) -> Problem:
+    """Both checked, the problem as the protocol's update lets it be learned."""
     check_problem(problem)
     check_protocol(protocol)
     if protocol.update is not None and protocol.update.changes:
@@ -154,7 +155,7 @@ def _on_grid(problem, protocol, grid, key, noise, solver, how: Settings, asked, 
     if noise.in_epochs:
         grid = grid.counted(protocol.batch_size, problem.delta)
     _check_levels(problem, protocol, grid, noise, solver, how)
-    if grid.epochs is not None and noise.in_epochs:
+    if noise.in_epochs:
         check_waiting(problem, grid, solver.samples)
     protocol = protocol.in_continuous_time() if step.continuous else protocol
     mesh = check_mesh(mesh, solver.samples, how.replicates)
@@ -178,8 +179,6 @@ def _on_grid(problem, protocol, grid, key, noise, solver, how: Settings, asked, 
 
 def _check(problem, protocol, noise, solver, replicates, key, metrics) -> Metrics:
     """What does not depend on the grid; the metrics, sorted."""
-    check_problem(problem)
-    check_protocol(protocol)
     check_instance("noise", noise, AbstractNoise, "Pass an instance, for example dmftopt.noise.Poisson().")
     if replicates is not None:
         check_count("replicates", replicates)

@@ -149,11 +149,12 @@ class CausalInnovations(AbstractSolver):
         numbers, static = eqx.partition((problem, step, metrics, update), eqx.is_inexact_array)
         constants, sample = _laid_out(problem, randomness, start, zetas)
         state = _start(problem, start, inputs, directions * times, self.optimizer)
-        row = jax.eval_shape(
-            lambda: History(jnp.zeros((directions, *sample.labels.shape), sample.labels.dtype), jnp.zeros_like(start.theta))
-        )
+        row = jax.eval_shape(lambda: _row(start, sample, directions, inputs))
         # One more step than there are updates, so that the fields at the last time are read; it does not move.
         xs = jax.tree.map(lambda value: jnp.append(value, 0.0), inputs._replace(update=None))
+        if inputs.epoch_start is not None:
+            # It belongs to no epoch: all samples wait.
+            xs = xs._replace(epoch_start=jnp.append(inputs.epoch_start, jnp.inf))
         tells = self.optimizer is None and inputs.friction is None and is_told(problem, inputs, not noise.deterministic)
         advance = Advance(static, tells, self.adjoint.order, self.optimizer)
         parameters = Parameters(numbers, start.known, sample, nodes, theta_star)
@@ -170,6 +171,12 @@ def _laid_out(problem: Problem, points: Points, start: Start, zetas: Array | Non
     known, labels = columns.sample(problem.task, points.teacher, points.label, start.root)
     multipliers = jax.tree.map(laid_out, points.multipliers)
     return Constants(laid_out(points.innovations), multipliers, zetas), Sample(laid_out(known), laid_out(labels))
+
+
+def _row(start: Start, sample: Sample, directions: int, inputs: Inputs) -> History:
+    """Of the history, empty."""
+    gradients = jnp.zeros((directions, *sample.labels.shape), sample.labels.dtype)
+    return History(gradients, jnp.zeros_like(start.theta), None if inputs.waiting is None else gradients)
 
 
 def _start(problem: Problem, start: Start, inputs: Inputs, zetas: int, optimizer: Any) -> State:

@@ -27,15 +27,31 @@ from ._weights import Reading
 
 class Past(NamedTuple):
     """The directions of all rows, and which rows are written: `gradients` one after the other (those of the m mean gradients of a
-    row, then those of its m swings), `innovations` of the m columns of phi, `written` (row,) 1 or 0."""
+    row, then those of its m swings), `innovations` of the m columns of phi, `written` (row,) 1 or 0. In epochs, `differences`:
+    gradients of the samples' twins less their own, and `of_epoch` (row,) 1 for the written rows of this one."""
 
     gradients: Float[Array, "row*direction shard local"]
     innovations: Float[Array, "row*m shard local"]
     written: Float[Array, " row"]
+    differences: Float[Array, "row*direction shard local"] | None = None
+    of_epoch: Float[Array, " row"] | None = None
+
+    def each(self, rows: Float[Array, " row"]) -> Float[Array, " {self.gradients.shape[0]}"]:
+        """For each direction, what is so for each row."""
+        return jnp.repeat(rows, self.gradients.shape[0] // rows.shape[0])
 
     @property
     def gradients_written(self) -> Float[Array, " {self.gradients.shape[0]}"]:
-        return jnp.repeat(self.written, self.gradients.shape[0] // self.written.shape[0])
+        return self.each(self.written)
+
+    def difference(
+        self, coefficients: Float[Array, "m {self.gradients.shape[0]}"], shards: int
+    ) -> Float[Array, "m shard local"] | None:
+        """By what a combination of the directions is more for the twins."""
+        if self.differences is None or self.of_epoch is None:
+            return None
+        (shared,) = spread(shards, self.each(self.of_epoch)[None] * coefficients)
+        return combination(shared, self.differences)
 
 
 class Sample(NamedTuple):
@@ -45,25 +61,38 @@ class Sample(NamedTuple):
     labels: Float[Array, "shard local"]
 
 
+class Twins(NamedTuple):
+    """Of the twins of the samples, those which have not been visited in the epoch: their share of the mean gradient, and by what
+    l times it, and the swing, are more than those of the samples themselves."""
+
+    share: Array
+    shared: Float[Array, "m shard local"]
+    swing: Float[Array, "m shard local"]
+
+
 class Gradient(NamedTuple):
-    """Per sample: l = d loss / d r, and dl / dr; l times the sample's share of the mean gradient, and dl / dr times it; loss and
-    error; and the swing n, None without gradient noise."""
+    """Per sample: l = d loss / d r, and dl / dr (those of its twin where it has one); l times the sample's share of the mean
+    gradient; `weighed`, `weighed_curvature`: l and dl / dr times its weight in averages, which is the share, or 1 for twins; loss
+    and error; and the swing n, None without gradient noise."""
 
     l: Float[Array, "m shard local"]
     shared: Float[Array, "m shard local"]
+    weighed: Float[Array, "m shard local"]
     curvature: Float[Array, "m m shard local"]
-    shared_curvature: Float[Array, "m m shard local"]
+    weighed_curvature: Float[Array, "m m shard local"]
     loss: Float[Array, "shard local"]
     error: Float[Array, "shard local"] | None
     swing: Float[Array, "m shard local"] | None
+    twins: Twins | None
 
 
 class Means(NamedTuple):
     """Over the samples, equation (7): coefficients `G` of l on the past directions and `S` on the innovations, its products
     `S_known` with the known fields, the power E[l l^T] of the noise, `own` products (the same unless samples have shares), and
-    means of dl / dr, loss, error and metrics."""
+    means of dl / dr, loss, error and metrics. `in_sample`: what Gram-Schmidt is to remove, the same as G but for twins."""
 
     G: Float[Array, "m row*direction"]
+    in_sample: Float[Array, "m row*direction"]
     S: Float[Array, "m row m"]
     S_known: Float[Array, "m m_star"]
     power: Float[Array, "m m"]
@@ -104,25 +133,38 @@ def fields(reading: Reading, sample: Sample, past: Past, delta: Array) -> Float[
     return r + combination(to_gradients, past.gradients)
 
 
+def of_twins(reading: Reading, r: Float[Array, "m shard local"], past: Past, delta: Array) -> Float[Array, "m shard local"]:
+    """The fields of the samples' twins (38)."""
+    more = past.difference(reading.P / jnp.sqrt(delta), r.shape[1])
+    return r if more is None else r + more
+
+
 def gradient(
     task: AbstractTask,
     r: Float[Array, "m shard local"],
+    at: Float[Array, "m shard local"],
     labels: Float[Array, "shard local"],
     multipliers: Multipliers | None,
+    waiting: Multipliers | None,
 ) -> Gradient:
-    """Without the swing. `multipliers`: those of this step, (shard, local) each; None without gradient noise."""
-    l = columns.gradient(task, r, labels)
-    curvature = columns.curvature(task, r, labels)
+    """Without the swing. `at`: the fields of the twins, where there are. `multipliers`: those of this step, (shard, local) each;
+    None without gradient noise. `waiting`: those of the twins."""
+    # A sample that has not been visited is its twin, and of those that have been l is not asked.
+    l, curvature = columns.gradient(task, at, labels), columns.curvature(task, at, labels)
     loss, error = columns.loss(task, r, labels), columns.error(task, r, labels)
     if multipliers is None or multipliers.shares is None:
-        return Gradient(l, l, curvature, curvature, loss, error, None)
+        return Gradient(l, l, l, curvature, curvature, loss, error, None, None)
     share = multipliers.shares
-    return Gradient(l, share[None] * l, curvature, share[None, None] * curvature, loss, error, None)
+    shared = share[None] * l
+    if waiting is None or waiting.shares is None:
+        return Gradient(l, shared, shared, curvature, share[None, None] * curvature, loss, error, None, None)
+    twins = Twins(waiting.shares, waiting.shares * l - shared, (waiting.standardized - multipliers.standardized)[None] * l)
+    return Gradient(l, shared, l, curvature, curvature, loss, error, None, twins)
 
 
 def power(of: Gradient) -> Float[Array, " m"]:
     """E[l²] of each column, over the samples that are being visited."""
-    return jnp.sum(of.shared * of.l, axis=(1, 2)) / of.loss.size
+    return jnp.sum(of.weighed * of.l, axis=(1, 2)) / of.loss.size
 
 
 def with_swing(
@@ -187,33 +229,39 @@ def means(
     H_square = jnp.sum(jax.lax.stop_gradient(of.curvature) ** 2, axis=(0, 1))
     sums = totals(
         (
-            *(dots(family, of.shared) for family in (past.gradients, past.innovations)),
-            products(of.shared, sample.known),
-            products(of.shared, of.l),
+            *(dots(family, of.weighed) for family in (past.gradients, past.innovations)),
+            products(of.weighed, sample.known),
+            products(of.weighed, of.l),
             jnp.sum(of.shared**2, axis=-1),
         ),
-        tuple(None if a is None else jnp.sum(a, axis=-1) for a in (of.shared_curvature, H_square, of.loss, of.error)),
+        None if past.differences is None else (dots(past.differences, of.weighed), dots(past.gradients, of.shared)),
+        tuple(None if a is None else jnp.sum(a, axis=-1) for a in (of.weighed_curvature, H_square, of.loss, of.error)),
         None if of.swing is None else (dots(past.gradients, of.swing), products(of.swing, of.swing)),
         jax.vmap(lambda r, y: field_sums(metrics, task, r, y, mirror=True), (1, 0), -1)(r, sample.labels),
     )
-    (G, S, S_known, power, own), (curvature, square, loss, error), swing, measured = jax.tree.map(
+    (G, S, S_known, power, own), of_twins, (curvature, square, loss, error), swing, measured = jax.tree.map(
         lambda a: a / sample.labels.size, sums
     )
+    in_sample = G
+    if of_twins is not None and of.twins is not None and past.of_epoch is not None:
+        G, in_sample = G + past.each(past.of_epoch)[None] * of_twins[0], of_twins[1]
+        own = of.twins.share * jnp.diagonal(power)
     S = jnp.where((jnp.arange(rows) <= k)[None, :, None], S.reshape(m, rows, m), 0.0)
     written = past.gradients_written[None]
     quadratic = jax.lax.stop_gradient(jnp.trace(power) / jnp.maximum(2 * loss, jnp.finfo(loss.dtype).tiny))
-    found = Means(written * G, S, S_known, power, own, Curvature(curvature, square, quadratic), loss, error, measured)
+    of_loss = Curvature(curvature, square, quadratic)
+    found = Means(written * G, written * in_sample, S, S_known, power, own, of_loss, loss, error, measured)
     return found, None if swing is None else SwingMeans(written * swing[0], swing[1])
 
 
 def directions(
     of: Gradient, mean: Means, swing_mean: SwingMeans | None, past: Past, k: Array, order: int
-) -> tuple[Pull, Float[Array, "direction shard local"]]:
-    """The second pass, and the new directions g^_k: of the mean gradient (8), then of the swing (9). `order`: of the derivatives
-    that must be right."""
+) -> tuple[Pull, Float[Array, "direction shard local"], Float[Array, "direction shard local"] | None]:
+    """The second pass, and the new directions g^_k: of the mean gradient (8), then of the swing (9); and by what they are more for
+    the twins (38). `order`: of the derivatives that must be right."""
     m, rows = of.l.shape[0], past.written.shape[0]
     shards, samples = of.loss.shape[0], of.loss.size
-    to_mean, to_swing = spread(shards, mean.G, None if swing_mean is None else swing_mean.G)
+    to_mean, to_swing = spread(shards, mean.in_sample, None if swing_mean is None else swing_mean.G)
     rest, swing = of.shared - combination(to_mean, past.gradients), of.swing
     if swing is not None:
         # In law this is orthogonal to everything before. Its directions must be orthonormal in the sample too (or errors grow
@@ -232,14 +280,22 @@ def directions(
     if swing is None or swing_mean is None or swing_left is None:
         to_mean, normalize = spread(shards, again, normalize)
         new = combination(normalize, rest - combination(to_mean, past.gradients))
-        return Pull(mean.S_known, mean.S, zetas, jnp.zeros_like(mean.power), mean.curvature.mean), new
+        return Pull(mean.S_known, mean.S, zetas, jnp.zeros_like(mean.power), mean.curvature.mean), new, None
     # The swing's product with the new direction is that with `rest`: what differs is a product of two roundings.
     shared = swing_left[0] @ normalize.T
     # Here the difference may cancel; what is left of it must be more than rounding to be normalized.
     floor = block_drop(of.l.dtype) * jnp.trace(jax.lax.stop_gradient(swing_mean.power))
     swing_normalize = inverse_root(swing_left[1] - shared @ shared.T, floor, order)
     to_mean, normalize, shared, swing_normalize = spread(shards, again, normalize, shared, swing_normalize)
-    new = combination(normalize, rest - combination(to_mean, past.gradients))
-    of_swing = combination(swing_normalize, swing - combination(shared, new))
+
+    def orthonormal(rest, swing):
+        new = combination(normalize, rest)
+        return jnp.concatenate([new, combination(swing_normalize, swing - combination(shared, new))])
+
     root = square_root(mean.power, rank_floor(mean.power), order)
-    return Pull(mean.S_known, mean.S, zetas, root, mean.curvature.mean), jnp.concatenate([new, of_swing])
+    pull = Pull(mean.S_known, mean.S, zetas, root, mean.curvature.mean)
+    new = orthonormal(rest - combination(to_mean, past.gradients), swing)
+    removed = past.difference(mean.in_sample + again, shards), past.difference(swing_mean.G, shards)
+    if of.twins is None or removed[0] is None or removed[1] is None:
+        return pull, new, None
+    return pull, new, orthonormal(of.twins.shared - removed[0], of.twins.swing - removed[1])

@@ -22,10 +22,11 @@ from ._solver import Curvature, Inputs
 
 class History(NamedTuple):
     """Row k is written at step k: the directions (column sample) of the gradients, first the m mean gradients', then the m
-    swings', and phi."""
+    swings', phi, and in epochs what the directions of the samples' twins have more."""
 
     gradients: Float[Array, "*row direction shard local"]
     phi: Float[Array, "*row m group basis"]
+    differences: Float[Array, "*row direction shard local"] | None
 
 
 class State(NamedTuple):
@@ -90,7 +91,7 @@ class Advance:
         task, features, sample = problem.task, problem.features, parameters.sample
         space = weights.space(problem, constants.zetas)
         theta = motion.weights(problem, state.trained)
-        past = _past(constants, history, k, sample.labels.dtype)
+        past = _past(constants, history, x, k, sample.labels.dtype)
 
         # Weights to fields.
         reading = weights.read(theta, parameters.known, not task.mixture, history.phi, past.written, k, features, space)
@@ -100,15 +101,16 @@ class Advance:
         r = fields.fields(reading, sample, past, problem.delta)
         multipliers = jax.tree.map(lambda a: a[k], constants.multipliers)
         # Fields to weights.
-        gradient = fields.gradient(task, r, sample.labels, multipliers)
+        at = r if past.differences is None else fields.of_twins(reading, r, past, problem.delta)
+        gradient = fields.gradient(task, r, at, sample.labels, multipliers, x.waiting)
         gains, scale = None, None
         if update is not None and state.scale is not None and x.durations is not None:
             gains, scale = adaptive.gains(update, problem, state.scale, fields.power(gradient), x.ratio, x.durations)
         elif is_coordinatewise(update):
             gains = adaptive.fixed(problem, r.dtype)
-        gradient = fields.with_swing(task, step, x, problem, r, sample.labels, gradient, multipliers, gains)
+        gradient = fields.with_swing(task, step, x, problem, at, sample.labels, gradient, multipliers, gains)
         mean, swing = fields.means(task, gradient, r, sample, past, k, metrics.fields)
-        pull, new = fields.directions(gradient, mean, swing, past, k, self.order)
+        pull, new, differences = fields.directions(gradient, mean, swing, past, k, self.order)
         phi = jax.lax.dynamic_update_index_in_dim(history.phi, reading.phi, k, 0)
         overlap = 1.0 if update is None else update.overlap
         plan = motion.Plan(step, gains, overlap, self.optimizer, state.optimizer, state.memory, self.order)
@@ -144,13 +146,15 @@ class Advance:
             of_swings(reading.zetas),
             of_swings(kicks),
         )
-        return State(moved, last, memory, scale, optimizer), History(new, reading.phi), readout
+        return State(moved, last, memory, scale, optimizer), History(new, reading.phi, differences), readout
 
 
-def _past(constants: Constants, history: History, k: Int[Array, ""], dtype: Any) -> Past:
+def _past(constants: Constants, history: History, x: Inputs, k: Int[Array, ""], dtype: Any) -> Past:
     rows, directions, shards, local = history.gradients.shape
-    return Past(
-        history.gradients.reshape(rows * directions, shards, local),
-        constants.innovations.reshape(-1, shards, local),
-        (jnp.arange(rows) < k).astype(dtype),
-    )
+    written = (jnp.arange(rows) < k).astype(dtype)
+    differences = of_epoch = None
+    if history.differences is not None and x.epoch_start is not None:
+        differences = history.differences.reshape(rows * directions, shards, local)
+        of_epoch = jnp.where(jnp.arange(rows, dtype=dtype) >= x.epoch_start, written, 0.0)
+    innovations = constants.innovations.reshape(-1, shards, local)
+    return Past(history.gradients.reshape(rows * directions, shards, local), innovations, written, differences, of_epoch)

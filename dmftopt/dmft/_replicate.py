@@ -53,6 +53,7 @@ class Level(NamedTuple):
             ratio=jnp.append(0.0, D[1:] / D[:-1]) * noise.continues(self.visits),
             momentum=average.momentum,
             epoch_start=noise.epoch_starts(self.visits),
+            waiting=noise.waiting(self.visits),
             durations=None if average.update is None and average.friction is None else D,
             update=average.update,
             friction=average.friction,

@@ -155,7 +155,7 @@ def _on_grid(problem, protocol, grid, key, noise, solver, how: Settings, asked, 
     if noise.in_epochs:
         grid = grid.counted(protocol.batch_size, problem.delta)
     _check_levels(problem, protocol, grid, noise, solver, how)
-    if noise.in_epochs:
+    if grid.epochs is not None and noise.in_epochs and noise.waiting(jnp.diff(grid.epochs)) is None:
         check_waiting(problem, grid, solver.samples)
     protocol = protocol.in_continuous_time() if step.continuous else protocol
     mesh = check_mesh(mesh, solver.samples, how.replicates)
@@ -193,8 +193,8 @@ _MOST_DRAWN = 0.2
 
 
 def check_waiting(problem: Problem, grid: TimeGrid, samples: int) -> None:
-    """Raise ValueError where too few samples wait at the end of an epoch to tell what moves the largest eigenvalue: of the noise
-    there delta lambda / samples is theirs, times the steps of an epoch."""
+    """For epochs in a fixed order, where samples have no twins: raise ValueError where too few wait at the end of an epoch to tell
+    what moves the largest eigenvalue: of the noise there delta lambda / samples is theirs, times the steps of an epoch."""
     if not all(is_concrete(value) for value in (grid.epochs, problem.delta, problem.features.eigenvalues)):
         return
     visits, largest = np.diff(np.asarray(grid.epochs)), float(np.max(np.asarray(problem.features.eigenvalues)))
@@ -202,9 +202,9 @@ def check_waiting(problem: Problem, grid: TimeGrid, samples: int) -> None:
     if samples < needed:
         enough = 1 << int(np.ceil(np.log2(needed)))
         raise ValueError(
-            f"samples must be at least {enough} with noise.Shuffled() on this grid, got {samples}: few of "
-            f"them wait at the end of an epoch, and along an eigenvalue of {largest:.2g} times the mean their own noise would be "
-            "felt. Use fewer steps in an epoch, or noise.Poisson()."
+            f"samples must be at least {enough} with noise.Shuffled(reshuffle=False) on this grid, got {samples}: few "
+            f"wait at the end of an epoch, and along an eigenvalue of {largest:.2g} times the mean their own noise would be "
+            "felt. Use fewer steps in an epoch, or noise.Shuffled()."
         )
 
 

@@ -13,7 +13,7 @@ from .._checks import check_instance
 from ..problem import Problem
 from ..protocol import Momentum, Protocol
 from ..protocol.grid import TimeGrid
-from ..protocol.noise import AbstractNoise
+from ..protocol.noise import AbstractNoise, Multipliers
 from ..protocol.updates import AbstractUpdate
 from ..results.measure import Metrics
 from ..results.observables import Observables
@@ -23,8 +23,9 @@ from ._step import AbstractStep
 class Inputs(NamedTuple):
     """The protocol on the grid, one entry per step D. Of the multipliers M, equation (2): `mean` = eta D, `deviation`, and
     `skewness` where M jumps. `shrinkage` = D eta ridge. `ratio`: D over the last step's, 0 for the first and where averages jump.
-    `momentum`: None for none. `epoch_start`: the first step of the epoch of each; None for noise that knows none. `durations`: D,
-    and `update`: for updates other than SGD. `friction`: None for none."""
+    `momentum`: None for none. `epoch_start`: the first step of the epoch of each, and `waiting`: the multipliers of a sample that
+    is not visited in it; None for noise that knows none. `durations`: D, and `update`: for updates other than SGD. `friction`:
+    None for none."""
 
     mean: Float[Array, " step"]
     deviation: Float[Array, " step"]
@@ -33,6 +34,7 @@ class Inputs(NamedTuple):
     ratio: Float[Array, " step"]
     momentum: Momentum | None
     epoch_start: Float[Array, " step"] | None = None
+    waiting: Multipliers | None = None
     durations: Float[Array, " step"] | None = None
     update: AbstractUpdate | None = None
     friction: Float[Array, " step"] | None = None

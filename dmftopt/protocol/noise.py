@@ -22,8 +22,8 @@ class Multipliers(NamedTuple):
     """Of each step and sample: `standardized`, the multiplier less its mean given the past, over its standard deviation; and
     `shares`, that mean over its mean eta D over all samples. None where the past says nothing: then it is eta D for each."""
 
-    standardized: Float[Array, "step sample"]
-    shares: Float[Array, "step sample"] | None = None
+    standardized: Float[Array, "step *sample"]
+    shares: Float[Array, "step *sample"] | None = None
 
 
 class AbstractNoise(eqx.Module):
@@ -81,6 +81,11 @@ class AbstractNoise(eqx.Module):
 
     def epoch_starts(self, visits: Float[Array, " step"]) -> Float[Array, " step"] | None:
         """For laws that go through the training set in epochs, the first step of the epoch of each step. None for others."""
+        return None
+
+    def waiting(self, visits: Float[Array, " step"]) -> Multipliers | None:
+        """The multipliers of a sample that has not been visited in the epoch and will not be in the step, where all such samples
+        have the same and a sample's past does not tell whether it is one of them. None: there are none."""
         return None
 
     def continues(self, visits: Float[Array, " step"]) -> Float[Array, " step"]:
@@ -205,6 +210,13 @@ class Shuffled(AbstractNoise):
         first = jnp.where(epochs.begun == 0, jnp.arange(visits.shape[0]), 0)
         return jnp.where(epochs.known, 0, jax.lax.cummax(first)).astype(visits.dtype)
 
+    def waiting(self, visits):
+        if not self.reshuffle:
+            # When a sample was visited in the last epoch tells when it will be in this one.
+            return None
+        epochs = self._epochs(visits)
+        return epochs.given_past(jnp.ones_like(visits), jnp.zeros_like(visits))
+
     def continues(self, visits):
         return (self._epochs(visits).begun > 0).astype(visits.dtype)
 
@@ -234,11 +246,16 @@ class _Epochs:
         self.hazard = jnp.where(self.last, 1.0, (self.ended - self.begun) / (1 - self.begun))
         self.deviation = jnp.sqrt(jnp.where(self.known, 0.0, (self.ended - self.begun) * (1 - self.hazard)))
 
-    def given_past(self, waiting: Float[Array, "step sample"], visited: Float[Array, "step sample"]) -> Multipliers:
+    def given_past(self, waiting: Float[Array, "step *sample"], visited: Float[Array, "step *sample"]) -> Multipliers:
         """From who had not been visited in the epoch, and who was in the step."""
-        random = (self.deviation > 0)[:, None]
-        z = (visited - self.hazard[:, None] * waiting) / jnp.where(random, self.deviation[:, None], 1.0)
-        shares = jnp.where(self.known[:, None], visited / (self.ended - self.begun)[:, None], waiting / (1 - self.begun)[:, None])
+
+        def of_steps(values):
+            return values.reshape(-1, *[1] * (waiting.ndim - 1))
+
+        deviation, hazard, known = of_steps(self.deviation), of_steps(self.hazard), of_steps(self.known)
+        random = deviation > 0
+        z = (visited - hazard * waiting) / jnp.where(random, deviation, 1.0)
+        shares = jnp.where(known, visited / of_steps(self.ended - self.begun), waiting / of_steps(1 - self.begun))
         return Multipliers(jnp.where(random, z, 0.0), shares)
 
     def of(self, multipliers: Multipliers) -> tuple[Float[Array, "step sample"], Float[Array, "step sample"]]:

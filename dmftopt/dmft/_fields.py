@@ -62,8 +62,8 @@ class Sample(NamedTuple):
 
 
 class Twins(NamedTuple):
-    """Of the twins of the samples, those which have not been visited in the epoch: their share of the mean gradient, and by what
-    l times it, and the swing, are more than those of the samples themselves."""
+    """Of the twins of the samples, which have not been visited in the epoch: their share of the mean gradient, by what l times it
+    is more than that of the samples themselves, and the swing."""
 
     share: Array
     shared: Float[Array, "m shard local"]
@@ -158,7 +158,7 @@ def gradient(
     shared = share[None] * l
     if waiting is None or waiting.shares is None:
         return Gradient(l, shared, shared, curvature, share[None, None] * curvature, loss, error, None, None)
-    twins = Twins(waiting.shares, waiting.shares * l - shared, (waiting.standardized - multipliers.standardized)[None] * l)
+    twins = Twins(waiting.shares, waiting.shares * l - shared, waiting.standardized * l)
     return Gradient(l, shared, l, curvature, curvature, loss, error, None, twins)
 
 
@@ -287,15 +287,15 @@ def directions(
     floor = block_drop(of.l.dtype) * jnp.trace(jax.lax.stop_gradient(swing_mean.power))
     swing_normalize = inverse_root(swing_left[1] - shared @ shared.T, floor, order)
     to_mean, normalize, shared, swing_normalize = spread(shards, again, normalize, shared, swing_normalize)
-
-    def orthonormal(rest, swing):
-        new = combination(normalize, rest)
-        return jnp.concatenate([new, combination(swing_normalize, swing - combination(shared, new))])
-
+    new = combination(normalize, rest - combination(to_mean, past.gradients))
+    of_swing = combination(swing_normalize, swing - combination(shared, new))
     root = square_root(mean.power, rank_floor(mean.power), order)
     pull = Pull(mean.S_known, mean.S, zetas, root, mean.curvature.mean)
-    new = orthonormal(rest - combination(to_mean, past.gradients), swing)
-    removed = past.difference(mean.in_sample + again, shards), past.difference(swing_mean.G, shards)
-    if of.twins is None or removed[0] is None or removed[1] is None:
-        return pull, new, None
-    return pull, new, orthonormal(of.twins.shared - removed[0], of.twins.swing - removed[1])
+    found = jnp.concatenate([new, of_swing])
+    removed = past.difference(mean.in_sample + again, shards)
+    if of.twins is None or removed is None:
+        return pull, found, None
+    # The swing's direction as it is in law: few samples wait at the end of an epoch to tell its norm.
+    (in_law,) = spread(shards, inverse_root(mean.power, rank_floor(mean.power), order))
+    more = combination(normalize, of.twins.shared - removed), combination(in_law, of.twins.swing) - of_swing
+    return pull, found, jnp.concatenate(more)

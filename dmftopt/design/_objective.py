@@ -11,7 +11,7 @@ from .._checks import check_instance, check_member, check_real, check_shape, fro
 from ..problem import Problem, check_problem
 from ..protocol import Protocol
 from ..protocol.grid import TimeGrid, spread_epochs
-from ..protocol.noise import AbstractNoise, Poisson
+from ..protocol.noise import AbstractNoise, Poisson, Shuffled
 from ..protocol.variables import number
 from ..results import averaged
 from ..results.metrics import AbstractFieldMetric
@@ -35,11 +35,11 @@ class Objective(AbstractObjective):
     - `measure`: see `dmftopt.objectives`; default the final test risk.
     - `grid`: in relative time; default `TimeGrid.uniform(1.0, 20)`.
     - `predict`: how runs are predicted. `Solve(noise, samples, ...)`; `Exact(dmftopt.limits.least_squares)`, or `.online`; or
-      any function of (problem, protocol, grid, key). The default is solve with Brownian noise, which is differentiable in batch
-      size and horizon too; where those are fixed `Solve(Poisson())` is SGD that draws its batches with replacement.
-      `Solve(noise.Shuffled())` is SGD as data loaders run it, differentiable in batch sizes, under a budget that fixes the number
-      of epochs: there relative times are shares of the epochs (not of the steps), which must have the end of each epoch among
-      them; by default 8 for each epoch, and 20 at the least.
+      any function of (problem, protocol, grid, key). `Solve(noise.Shuffled())` is SGD as data loaders run it, differentiable in
+      batch sizes, under a budget that fixes the number of epochs: there relative times are shares of the epochs (not of the
+      steps), which must have the end of each epoch among them; by default 8 for each epoch, and 20 at the least. It is the
+      default for problems made from data under such a budget. Otherwise that is `Solve(noise.Brownian())`, differentiable in
+      batch size and horizon too; where those are fixed `Solve(noise.Poisson())` is SGD that draws its batches with replacement.
 
     `run(protocol)`: the run in time t (of problem number `which`); `predict_run(protocol, key)`: its predicted observables.
     Pure, works under jit, grad and vmap; NaN where the prediction failed.
@@ -63,7 +63,7 @@ class Objective(AbstractObjective):
         *,
         measure: Callable = objectives.final(),
         grid: TimeGrid | None = None,
-        predict: Callable = Solve(),
+        predict: Callable | None = None,
         across: str = "mean",
         weights: Any = 1.0,
         offsets: Any = 0.0,
@@ -75,6 +75,7 @@ class Objective(AbstractObjective):
             check_problem(one)
         if budget is not None:
             check_instance("budget", budget, Budget, "Build it with dmftopt.Budget(samples=...).")
+        predict = _default_prediction(problems, budget) if predict is None else predict
         for name, value in (("measure", measure), ("predict", predict)):
             if not callable(value) or isinstance(value, type):
                 raise TypeError(f"{name} must be a function, got {value!r}. Pass for example dmftopt.objectives.final().")
@@ -184,6 +185,12 @@ class Objective(AbstractObjective):
             return jnp.stack([value(p, i) for p, i in zip(self.problems, inputs, strict=True)])
         arrays, rest = stacked
         return jax.lax.map(lambda arrays: value(*eqx.combine(arrays, rest)), arrays)
+
+
+def _default_prediction(problems: tuple[Problem, ...], budget: Budget | None) -> Solve:
+    """Data sets are gone through in epochs, where it is known how many."""
+    counts = {None if budget is None or one.data is None else budget.epochs(one.delta) for one in problems}
+    return Solve() if None in counts or len(counts) > 1 else Solve(Shuffled())
 
 
 def _epochs(budget: Budget | None, problem: Problem) -> float:

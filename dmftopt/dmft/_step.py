@@ -12,7 +12,7 @@ from ..numerics.quadrature import GAUSS_NODES, GAUSS_WEIGHTS
 
 # Nodes cos(angle) and weights of the semicircle law (Gauss and Chebyshev's rule of the second kind).
 _ANGLES = np.arange(1, 9) * np.pi / 9
-_SEMICIRCLE = tuple((float(np.cos(a)), float(2 / 9 * np.sin(a) ** 2)) for a in _ANGLES)
+_SEMICIRCLE = np.stack([np.cos(_ANGLES), 2 / 9 * np.sin(_ANGLES) ** 2])
 
 
 class Factors(NamedTuple):
@@ -107,12 +107,11 @@ def _lasting_swing(f: Array, c: Array, x: Array, curvature_ratio: Array) -> Arra
     """The factor of the swing with which noise of constant power adds up, over all steps to come, to what it does in continuous
     time, on the sample curvature: equation (15)."""
     spread = jnp.sqrt(curvature_ratio) - 1
-    lasting = jnp.zeros_like(x)
-    for cosine, weight in _SEMICIRCLE:
-        excess = x * (spread**2 + 2 * spread * cosine)
-        memory = c * excess
-        restored = jnp.maximum(2 - f * (x + excess) - 2 * memory, 0.05)
-        lasting = lasting + weight * 2 * (1 - memory) / ((1 + memory) * f * restored)
+    cosine, weight = jnp.asarray(_SEMICIRCLE, x.dtype).reshape(2, -1, *[1] * x.ndim)
+    excess = x[None] * (spread**2 + 2 * spread * cosine)
+    memory = c[None] * excess
+    restored = jnp.maximum(2 - f[None] * (x[None] + excess) - 2 * memory, 0.05)
+    lasting = jnp.sum(weight * 2 * (1 - memory) / ((1 + memory) * f[None] * restored), axis=0)
     return 1 / jnp.sqrt(lasting)
 
 

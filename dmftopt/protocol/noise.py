@@ -318,24 +318,37 @@ def _poisson_bridge(uniforms: Float[Array, "step sample"], visits: Float[Array, 
     binary tree over the steps, largest intervals first."""
     visits = _whole_numbers(visits, "noise.Poisson", "batch_size, delta or times")
     steps, samples = uniforms.shape
-    leaves = 1 << (steps - 1).bit_length()
     edges = jnp.concatenate([jnp.zeros(1, visits.dtype), jnp.cumsum(visits)])
-    counts = poisson_quantile(uniforms[0], edges[-1])[None]
-    used, width = 1, leaves
+    # A row more, for the splits that fill up a batch: none of its none.
+    counts = jnp.zeros((steps + 1, samples), uniforms.dtype).at[0].set(poisson_quantile(uniforms[0], edges[-1]))
+
+    def split(counts, batch):
+        start, middle, end, row = batch
+        whole = edges[end] - edges[start]
+        chance = jnp.where(end > start, (edges[middle] - edges[start]) / jnp.where(end > start, whole, 1.0), 1.0)
+        here = counts[start]
+        taken = _binomial_quantile(uniforms[row], here, chance[:, None])
+        return counts.at[start].set(taken).at[middle].set(here - taken), None
+
+    return jax.lax.scan(split, counts, _splits(steps))[0][:steps]
+
+
+# How many splits are made at once: one program for all of a tree, and few idle places in it.
+_SPLITS = 4
+
+
+def _splits(steps: int) -> tuple[np.ndarray, ...]:
+    """The splits of a binary tree over the steps, in batches of one level each: where an interval starts, is split and ends, and
+    the row of uniforms by which it is."""
+    batches, row, width = [], 1, 1 << (steps - 1).bit_length()
     while width > 1:
-        start = np.arange(0, leaves, width)
-        # The last intervals may reach past the grid: there the left half takes everything, without a uniform.
-        split = start + width // 2 < steps
-        row = np.where(split, used + np.cumsum(split) - 1, 0)
-        left = edges[np.minimum(start + width // 2, steps)] - edges[np.minimum(start, steps)]
-        whole = edges[np.minimum(start + width, steps)] - edges[np.minimum(start, steps)]
-        chance = jnp.where(split, left / jnp.where(split, whole, 1.0), 1.0)
-        taken = _binomial_quantile(uniforms[row], counts, chance[:, None])
-        taken = jnp.where(jnp.asarray(split)[:, None], taken, counts)
-        counts = jnp.stack([taken, counts - taken], axis=1).reshape(-1, samples)
-        used += int(split.sum())
-        width //= 2
-    return counts[:steps]
+        # Intervals that would be split beyond the last step are not.
+        start = np.arange(0, steps - width // 2, width)
+        splits = np.stack([start, start + width // 2, np.minimum(start + width, steps), row + np.arange(start.size)])
+        idle = np.array([steps, steps, steps, 0])[:, None].repeat(-start.size % _SPLITS, axis=1)
+        batches.append(np.concatenate([splits, idle], axis=1).reshape(4, -1, _SPLITS))
+        row, width = row + start.size, width // 2
+    return tuple(np.concatenate(batches, axis=1)) if batches else tuple(np.zeros((4, 0, _SPLITS), int))
 
 
 def poisson_quantile(u: Array | np.ndarray, mean: Array) -> Array:

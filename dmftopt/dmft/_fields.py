@@ -257,8 +257,8 @@ def means(
 def directions(
     of: Gradient, mean: Means, swing_mean: SwingMeans | None, past: Past, k: Array, order: int
 ) -> tuple[Pull, Float[Array, "direction shard local"], Float[Array, "direction shard local"] | None]:
-    """The second pass, and the new directions g^_k: of the mean gradient (8), then of the swing (9); and by what they are more for
-    the twins (38). `order`: of the derivatives that must be right."""
+    """The second pass, and the new directions g^_k: of the mean gradient (8), then of the swing (9); and by what they are
+    more for the twins (38). `order`: of the derivatives that must be right."""
     m, rows = of.l.shape[0], past.written.shape[0]
     shards, samples = of.loss.shape[0], of.loss.size
     to_mean, to_swing = spread(shards, mean.in_sample, None if swing_mean is None else swing_mean.G)

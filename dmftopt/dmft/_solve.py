@@ -193,8 +193,8 @@ _MOST_DRAWN = 0.2
 
 
 def check_waiting(problem: Problem, grid: TimeGrid, samples: int) -> None:
-    """For epochs in a fixed order, where samples have no twins: raise ValueError where too few wait at the end of an epoch to tell
-    what moves the largest eigenvalue: of the noise there delta lambda / samples is theirs, times the steps of an epoch."""
+    """For epochs in a fixed order, where samples have no twins: raise ValueError where too few are visited in a step to
+    tell what moves the largest eigenvalue: of the noise there delta lambda / samples is theirs, times the steps of an epoch."""
     if not all(is_concrete(value) for value in (grid.epochs, problem.delta, problem.features.eigenvalues)):
         return
     visits, largest = np.diff(np.asarray(grid.epochs)), float(np.max(np.asarray(problem.features.eigenvalues)))

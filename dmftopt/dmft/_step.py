@@ -106,7 +106,7 @@ class DiscreteStep(AbstractStep):
 def _lasting_swing(f: Array, c: Array, x: Array, curvature_ratio: Array) -> Array:
     """The factor of the swing with which noise of constant power adds up, over all steps to come, to what it does in continuous
     time, on the sample curvature: equation (15)."""
-    spread = jnp.sqrt(curvature_ratio) - 1
+    spread = jnp.sqrt(curvature_ratio)[None] - 1
     cosine, weight = jnp.asarray(_SEMICIRCLE, x.dtype).reshape(2, -1, *[1] * x.ndim)
     excess = x[None] * (spread**2 + 2 * spread * cosine)
     memory = c[None] * excess

@@ -21,6 +21,7 @@ from ._protocol import Protocol, values_at
 from .averages import AbstractAverage
 from .rates import check_protocol, read
 from .schedules import knots_of
+from .updates import transformation
 
 _COLUMNS = ("learning_rate", "batch_size", "weight_decay", "momentum")
 
@@ -88,23 +89,11 @@ class Recipe(eqx.Module):
             return lambda step: table[jnp.minimum(step, table.size - 1)]
 
         rate, decay = optax.scale_by_learning_rate(at(self.learning_rate)), optax.add_decayed_weights(at(self.weight_decay))
-        numbers = {name: value for name, value in self.optimizer.items() if name != "name"}
-        match self.optimizer["name"]:
-            case "sgd":
-                if np.ptp(self.momentum) > 0:
-                    raise ValueError("momentum: optax takes a constant one. Follow recipe.momentum step by step.")
-                return optax.chain(decay, optax.trace(float(self.momentum[0])), rate)
-            case "adamw":
-                own = optax.scale_by_adam(numbers["beta1"], numbers["beta2"], numbers["eps"])
-            case "rmsprop":
-                own = optax.scale_by_rms(numbers["beta2"], numbers["eps"], eps_in_sqrt=False, bias_correction=True)
-            case "sign":
-                own = optax.scale_by_sign()
-            case "normalized":
-                own = optax.normalize_by_update_norm()
-            case _:
-                own = optax.clip_by_global_norm(numbers["max_norm"])
-        return optax.chain(own, decay, rate)
+        if self.optimizer["name"] != "sgd":
+            return optax.chain(transformation(self.optimizer), decay, rate)
+        if np.ptp(self.momentum) > 0:
+            raise ValueError("momentum: optax takes a constant one. Follow recipe.momentum step by step.")
+        return optax.chain(decay, optax.trace(float(self.momentum[0])), rate)
 
     def epochs(self) -> list[Epoch]:
         """The run cut into passes over the training set (the last may be shorter), for loaders whose batch size can change only
@@ -187,6 +176,7 @@ def recipe(
     c, update = float(mean_square_norm), protocol.update
     # The optimizer's own rate over eta; its product with the weight decay is eta ridge / d.
     rate = 1 / c if update is None else update.raw_rate(dimension, c)
+    described = {"name": "sgd"} if update is None else update.described(dimension, c)
     return Recipe(
         learning_rate=per_step(at_starts.learning_rate) * rate,
         batch_size=np.diff(spent).astype(int),
@@ -195,5 +185,5 @@ def recipe(
         dimension=dimension,
         samples=samples,
         average_gain=None if average is None else np.asarray(average.gains(steps, dimension), dtype=float),
-        optimizer={"name": "sgd"} if update is None else update.described(dimension, c),
+        optimizer={key: value if key == "name" else float(value) for key, value in described.items()},
     )

@@ -14,9 +14,23 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float
 
-from .._checks import as_number, check_count, check_real, check_shape, front_door
+from .._checks import as_number, check_count, check_member, check_real, check_shape, front_door
 from .._register import register_part
 from .variables import as_variable, number
+
+_TRANSFORMATIONS = {
+    "adamw": lambda beta1, beta2, eps: optax.scale_by_adam(beta1, beta2, eps),
+    "rmsprop": lambda beta2, eps: optax.scale_by_rms(beta2, eps, eps_in_sqrt=False, bias_correction=True),
+    "sign": optax.scale_by_sign,
+    "normalized": optax.normalize_by_update_norm,
+    "clipped": optax.clip_by_global_norm,
+}
+
+
+def transformation(described: dict[str, Any]) -> optax.GradientTransformation:
+    """The algorithm of this name and numbers (`Recipe.optimizer`), of the gradient of a batch, without rate and decay."""
+    check_member("optimizer", described["name"], _TRANSFORMATIONS)
+    return _TRANSFORMATIONS[described["name"]](**{name: value for name, value in described.items() if name != "name"})
 
 
 class AbstractUpdate(eqx.Module):
@@ -36,12 +50,12 @@ class AbstractUpdate(eqx.Module):
         return l
 
     @abc.abstractmethod
-    def transform(self, dimension: int) -> optax.GradientTransformation:
-        """The algorithm itself, of the gradient of a batch, without learning rate and weight decay."""
-
-    @abc.abstractmethod
     def described(self, dimension: int, mean_square_norm: float) -> dict[str, Any]:
-        """Name and numbers of the algorithm on raw features of this mean square norm, for recipes."""
+        """Name and numbers of the algorithm on raw features of this mean square norm."""
+
+    def transform(self, dimension: int) -> optax.GradientTransformation:
+        """The algorithm itself, see `transformation`."""
+        return transformation(self.described(dimension, 1.0))
 
     def rate(self, dimension: int) -> float:
         """The optimizer's own learning rate, over the protocol's."""
@@ -101,11 +115,7 @@ class Adam(AbstractUpdate):
         return 1 - 1 / jnp.where(steps > 0, jnp.maximum(steps, 1.0), dimension**0.5)
 
     def described(self, dimension, mean_square_norm):
-        numbers = {"beta1": self.beta1, "beta2": self.beta2(dimension), "eps": self.eps}
-        return {"name": "adamw", **{name: float(number(value)) for name, value in numbers.items()}}
-
-    def transform(self, dimension):
-        return optax.scale_by_adam(b1=number(self.beta1), b2=self.beta2(dimension), eps=self.eps)
+        return {"name": "adamw", "beta1": number(self.beta1), "beta2": self.beta2(dimension), "eps": self.eps}
 
     def rate(self, dimension):
         return dimension**-0.5
@@ -119,10 +129,7 @@ class RMSprop(Adam):
         super().__init__(memory, 0.0, eps)
 
     def described(self, dimension, mean_square_norm):
-        return {**super().described(dimension, mean_square_norm), "name": "rmsprop"}
-
-    def transform(self, dimension):
-        return optax.scale_by_rms(decay=self.beta2(dimension), eps=self.eps, eps_in_sqrt=False, bias_correction=True)
+        return {"name": "rmsprop", "beta2": self.beta2(dimension), "eps": self.eps}
 
 
 @register_part
@@ -138,9 +145,6 @@ class Normalized(AbstractUpdate):
 
     def described(self, dimension, mean_square_norm):
         return {"name": "normalized"}
-
-    def transform(self, dimension):
-        return optax.normalize_by_update_norm()
 
 
 @register_part
@@ -161,10 +165,7 @@ class Clipped(AbstractUpdate):
         return l * jnp.where(size > limit, limit / jnp.where(size > limit, size, 1.0), 1.0)
 
     def described(self, dimension, mean_square_norm):
-        return {"name": "clipped", "max_norm": float(number(self.threshold)) * mean_square_norm**0.5}
-
-    def transform(self, dimension):
-        return optax.clip_by_global_norm(number(self.threshold))
+        return {"name": "clipped", "max_norm": number(self.threshold) * mean_square_norm**0.5}
 
     def raw_rate(self, dimension, mean_square_norm):
         return 1 / mean_square_norm
@@ -186,9 +187,6 @@ class Sign(AbstractUpdate):
 
     def described(self, dimension, mean_square_norm):
         return {"name": "sign"}
-
-    def transform(self, dimension):
-        return optax.scale_by_sign()
 
     def rate(self, dimension):
         return dimension**-0.5

@@ -1,8 +1,8 @@
 """Design a learning-rate schedule for real data without a training run, then let real SGD confirm or contradict it.
 
 scikit-learn's bundled 8x8 digits go through a fixed random-feature map, tanh(W pixels + b). The task is odd against even by
-least squares, SGD with batch size 1 on a random training subset, a fixed number of shuffled epochs. The theory sees the spectrum, the
-teacher and the noise of the data, never a training run.
+least squares, SGD with batch size 1 on a random training subset, a fixed number of shuffled epochs. The theory sees the
+spectrum, the teacher and the noise of the data, never a training run.
 """
 
 import dataclasses

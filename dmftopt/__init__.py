@@ -47,6 +47,7 @@ from .results import Observables as Observables
 from .results import SolveError as SolveError
 from .results import averaged as averaged
 from .results import compare as compare
+from .results import estimation_error as estimation_error
 from .results import metrics as metrics
 from .results import plot as plot
 from .results import storage as storage

@@ -36,9 +36,9 @@ def sgd(problem=PROBLEM, **changes):
     return simulate.sgd(problem, PROTOCOL, **{"horizon": 2.0, "dimension": 20, "runs": 1, "key": KEY, "records": 4} | changes)
 
 
-def from_data(change=lambda x: x, labels=None, train_size=30):
+def from_data(change=lambda x: x, labels=None, **options):
     x = np.random.default_rng(0).normal(size=(40, 3))
-    return dmftopt.Problem.from_data(change(x), x[:, 0] if labels is None else labels, train_size=train_size)
+    return dmftopt.Problem.from_data(change(x), x[:, 0] if labels is None else labels, **{"train_size": 30} | options)
 
 
 def optimize(objective=lambda p: p.learning_rate(0.0) ** 2, protocol=None, **options):
@@ -236,12 +236,13 @@ DATA = {
     "constant column": (lambda: from_data(lambda x: x * [1, 0, 1] + 3), ValueError, r"features has constant columns: \[1\]"),
     "duplicated column": (lambda: from_data(lambda x: x[:, [0, 1, 1]]), ValueError, "features has linearly dependent columns"),
     "too few samples": (
-        lambda: from_data(lambda x: x[:3], np.arange(3), 3), ValueError, "features has 3 samples in 3 dimensions"),
+        lambda: from_data(lambda x: x[:3], np.arange(3), train_size=3), ValueError, "features has 3 samples in 3 dimensions"),
     "features 1-D": (lambda: from_data(lambda x: x[:, 0]), ValueError, r"features must have shape \(samples, d\)"),
     "features text": (lambda: from_data(lambda x: x.astype(str)), TypeError, "features must be real numbers"),
     "labels of wrong shape": (lambda: from_data(labels=np.zeros((40, 1))), ValueError, r"labels must have shape \(40,\)"),
     "constant labels": (lambda: from_data(labels=np.ones(40)), ValueError, "labels are all equal"),
     "train_size too large": (lambda: from_data(train_size=41), ValueError, "train_size must be at most the 40"),
+    "population unknown": (lambda: from_data(population="all"), ValueError, "population must be one of 'estimate', 'sample'"),
     "train_size zero": (lambda: from_data(train_size=0), ValueError, "train_size must be at least 1"),
 }  # fmt: skip
 

@@ -6,7 +6,8 @@ import equinox as eqx
 import numpy as np
 from jaxtyping import Float
 
-from .._checks import Aside, check_count
+from .._checks import Aside, check_count, check_member
+from ._population import Population, estimate
 from .features import group_eigenvalues, split_groups
 
 # Relative spread of the columns' variances, and of what columns share, that Adam would hardly notice (rates go with the root).
@@ -18,13 +19,15 @@ class DataMap(Aside):
 
     SGD on raw features less `feature_center` (d,) and labels less `label_center`, with learning rate `learning_rate / c` and
     ridge `ridge * c` (weight decay `ridge * c / dimension` per step), c = `mean_square_norm`, is SGD in the problem's units;
-    time t is step / `dimension`. No route reads it: problems that differ in it share their compiled programs.
+    time t is step / `dimension`. `displaced`: what `Problem.replicates` puts in place of the estimated population; None if that
+    is the sample. No route reads it: problems that differ in it share their compiled programs.
     """
 
     feature_center: Float[np.ndarray, " d"]
     label_center: float
     mean_square_norm: float
     train_size: int = eqx.field(static=True)
+    displaced: Population | None = None
 
     @property
     def dimension(self) -> int:
@@ -32,16 +35,17 @@ class DataMap(Aside):
 
 
 class Description(NamedTuple):
-    eigenvalues: np.ndarray
-    weights: np.ndarray
-    teacher_scale: np.ndarray
-    label_noise: float
+    population: Population
     delta: float
     basis: str
     map: DataMap
 
 
-def describe(features: Any, labels: Any, *, train_size: int, groups: int) -> Description:
+# Samples per dimension, and more than dimensions, from which teacher and noise can be told apart.
+_FEWEST, _MORE = 1.2, 2
+
+
+def describe(features: Any, labels: Any, *, train_size: int, groups: int, population: str) -> Description:
     """Estimate the least-squares problem that `features` (samples, d) and `labels` (samples,) pose. See Problem.from_data."""
     x = np.asarray(features)
     y = np.asarray(labels)
@@ -63,10 +67,11 @@ def describe(features: Any, labels: Any, *, train_size: int, groups: int) -> Des
     check_count("groups", groups)
     if train_size > samples:
         raise ValueError(f"train_size must be at most the {samples} samples given, got {train_size}.")
-    if samples < 2 * d:
+    check_member("population", population, ("estimate", "sample"))
+    if samples < _FEWEST * d + _MORE:
         raise ValueError(
-            f"features has {samples} samples in {d} dimensions; at least 2 per dimension are needed to estimate a teacher. "
-            "Give more samples or project to fewer features."
+            f"features has {samples} samples in {d} dimensions; at least {_FEWEST} per dimension, and {_MORE} more, are needed "
+            "to tell a teacher from noise. Give more samples or project to fewer features."
         )
     center, label_center = x.mean(axis=0), float(y.mean())
     x, y = x - center, y - label_center
@@ -86,6 +91,23 @@ def describe(features: Any, labels: Any, *, train_size: int, groups: int) -> Des
             f"{covariance_values[0]:.1e} of the largest {covariance_values[-1]:.1e}). Drop or project out the dependent ones."
         )
     mean_square_norm = float(covariance_values.sum())
+    if population == "estimate":
+        # The units of the mean square norm, as that of the population is estimated: with samples - 1.
+        found, displaced = estimate(x / np.sqrt(mean_square_norm * samples / (samples - 1)), y, groups)
+    else:
+        found, displaced = _of_sample(x, y, covariance_values, vectors, groups), None
+    return Description(
+        population=found,
+        delta=train_size / d,
+        basis=_basis(x),
+        map=DataMap(center, label_center, mean_square_norm, int(train_size), displaced),
+    )
+
+
+def _of_sample(x: np.ndarray, y: np.ndarray, covariance_values: np.ndarray, vectors: np.ndarray, groups: int) -> Population:
+    """The sample as if it were the population, with its least-squares fit for the teacher."""
+    samples, d = x.shape
+    mean_square_norm = covariance_values.sum()
     eigenvalues = covariance_values * d / mean_square_norm
     # In problem units x' = x / sqrt(mean_square_norm), of covariance eigenvalues / d.
     projections = vectors.T @ (x.T @ y) / samples / np.sqrt(mean_square_norm)
@@ -102,15 +124,7 @@ def describe(features: Any, labels: Any, *, train_size: int, groups: int) -> Des
     teacher_scale = np.sqrt(np.maximum(group_power, 0.0))
     # As many groups for every data set, so that one compiled program serves them all.
     parent, counts = split_groups(counts, min(groups, d))
-    return Description(
-        eigenvalues=means[parent],
-        weights=counts / d,
-        teacher_scale=teacher_scale[parent],
-        label_noise=float(np.sqrt(variance)),
-        delta=train_size / d,
-        basis=_basis(x),
-        map=DataMap(center, label_center, mean_square_norm, int(train_size)),
-    )
+    return Population(means[parent], counts / d, teacher_scale[parent], float(np.sqrt(variance)))
 
 
 def _basis(x: np.ndarray) -> str:

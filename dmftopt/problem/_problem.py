@@ -14,6 +14,7 @@ from .._memory import check_memory
 from ..numerics.matrices import square_root
 from ..tasks import AbstractTask, LeastSquares, Updated
 from ._data import DataMap, describe
+from ._population import Population
 from .features import Features
 from .parametrizations import AbstractParametrization, Direct
 from .priors import AbstractPrior, Normal
@@ -231,9 +232,31 @@ class Problem(eqx.Module):
     def _moment(self, rows: Float[Array, "group column normal"]) -> Array:
         return jnp.einsum("g,gac,gbc->ab", self.features.weights * self.features.eigenvalues, rows, rows)
 
+    @property
+    def replicates(self) -> list["Problem"]:
+        """This problem with other populations that the data could have come from, in pairs, one standard deviation to either side
+        along independent directions: half the differences of what is predicted for them are standard errors that add in
+        squares, see `dmftopt.estimation_error`. One compiled program serves them all.
+
+        Raises ValueError for a problem that `from_data` did not estimate."""
+        if self.data is None or self.data.displaced is None:
+            raise ValueError('The problem has no replicates. Make it by Problem.from_data(..., population="estimate").')
+        return [self._of(Population(*each)) for each in zip(*self.data.displaced, strict=True)]
+
+    def _of(self, population: Population) -> "Problem":
+        """With this population; the task has a label noise."""
+        return dataclasses.replace(
+            self,
+            task=dataclasses.replace(self.task, label_noise=float(population.label_noise)),
+            features=Features(jnp.asarray(population.eigenvalues), jnp.asarray(population.weights)),
+            teacher_scale=jnp.asarray(population.teacher_scale),
+        )
+
     @classmethod
     @front_door
-    def from_data(cls, features: Any, labels: Any, *, train_size: int, groups: int = 40) -> "Problem":
+    def from_data(
+        cls, features: Any, labels: Any, *, train_size: int, groups: int = 40, population: str = "estimate"
+    ) -> "Problem":
         """Least squares on real data, from the spectrum, the teacher and the label noise that the data show.
 
         Under the squared loss only second moments enter the theory, so Gaussian features with the data's covariance stand
@@ -243,24 +266,19 @@ class Problem(eqx.Module):
         - `train_size`: how many samples SGD will train on; delta = train_size / d.
         - `groups`: so many eigenvalue groups, or d if that is less: of equal width in log eigenvalue, the largest cut in two
           where widths without an eigenvalue leave fewer. Data sets of one size are then served by one compiled program.
+        - `population`: "estimate", of the distribution that the samples come from (`_population.py` has the equations);
+          its sampling error is known, see `dmftopt.estimation_error`. Or "sample", the samples as if they were all there
+          is: their spectrum, too wide by a relative variance of d / samples, and the least-squares fit to them, its power
+          and the label noise corrected for the fit's own variance (sigma² = RSS / (samples - d - 1)).
 
-        The teacher is the least-squares fit to all samples given; its power per group and the label noise are corrected for
-        the fit's own variance (sigma² = RSS / (samples - d - 1)). The spectrum is the sample's, too wide by a relative variance
-        of d / samples, so give many more samples than dimensions where you can. The student starts at 0.
+        The student starts at 0.
 
         `problem.data` holds the map back (`dmftopt.data.DataMap`): centers, c = mean square norm (raw learning rate =
         learning_rate / c, raw ridge = ridge * c) and dimension.
 
         Raises ValueError for NaN or infinite entries, constant or linearly dependent columns, constant labels, and fewer
-        than 2 samples per dimension (the fit would hardly determine a teacher).
+        than 1.2 samples per dimension and 2 more (they would hardly determine a teacher).
         """
-        estimate = describe(features, labels, train_size=train_size, groups=groups)
-        return cls(
-            task=LeastSquares(label_noise=estimate.label_noise),
-            features=Features(jnp.asarray(estimate.eigenvalues), jnp.asarray(estimate.weights)),
-            delta=estimate.delta,
-            basis=estimate.basis,
-            teacher_scale=jnp.asarray(estimate.teacher_scale),
-            student_scale=0.0,
-            data=estimate.map,
-        )
+        found = describe(features, labels, train_size=train_size, groups=groups, population=population)
+        problem = cls(LeastSquares(), Features(jnp.ones(1), jnp.ones(1)), found.delta, basis=found.basis, data=found.map)
+        return problem._of(found.population)

@@ -110,20 +110,33 @@ def main(s: Settings) -> None:
     fine = grid.refined()
     splits = jax.tree.map(lambda *a: np.stack(a), *(data.split(x, y, s.train_size, seed) for seed in range(s.seeds)))
     curves = {name: judge(problem, protocol, fine, splits, s) for name, protocol in protocols.items()}
+    errors = left_open(problem, protocols, grid, s)
     known["total_seconds"] = time.perf_counter() - started
     result = {
         "settings": s.without(),
         **known,
         "grid_times": np.asarray(fine.times).tolist(),
         "record_times": np.linspace(0, known["horizon"], len(next(iter(curves.values()))["realized_mse"])).tolist(),
-        "summary": summary(curves),
+        "summary": summary(curves, *errors),
         "curves": curves,
     }
     print(f"designed in {known['design_seconds']:.0f} s, {known['total_seconds']:.0f} s in all")
     finish(s, __file__, result, tables(result), draw(result))
 
 
-def summary(curves: dict) -> dict:
+def left_open(problem, protocols, grid, s: Settings) -> tuple[dict[str, float], dict[str, float]]:
+    """What the data leave open of the final errors, and of the gains over the constant rate: standard errors."""
+
+    def finals(problem):
+        key, found = jax.random.key(s.seed + 1), {}
+        for name, protocol in protocols.items():
+            found[name] = 2 * predicted(problem, protocol, grid, s.samples, key, throw=False).test_risk[-1]
+        return found, {name: found["constant"] - final for name, final in found.items()}
+
+    return jax.tree.map(float, dmftopt.estimation_error(finals, problem))
+
+
+def summary(curves: dict, errors: dict, gain_errors: dict) -> dict:
     """Final values; gains over the constant rate are paired by seed, since the seeds share their splits."""
     base = curves["constant"]
     found = {}
@@ -133,9 +146,11 @@ def summary(curves: dict) -> dict:
             "predicted": c["predicted_mse"][-1],
             "predicted_standard_error": c["predicted_standard_error"][-1],
             "predicted_bias_estimate": c["predicted_bias_estimate"][-1],
+            "estimation_error": errors[name],
             "realized": mean_and_error(c["realized_final"]),
             "relative_difference": c["predicted_mse"][-1] / c["realized_mse"][-1] - 1,
             "predicted_gain_over_constant": base["predicted_mse"][-1] - c["predicted_mse"][-1],
+            "estimation_error_of_gain": gain_errors[name],
             "realized_gain_over_constant": mean_and_error(np.subtract(base["realized_final"], c["realized_final"])),
         }
     return found
@@ -147,8 +162,10 @@ def tables(result: dict) -> dict[str, str]:
     header += ["gain over constant: predicted", "realized"]
     rows = []
     for name, r in result["summary"].items():
-        gain = [f"{r['predicted_gain_over_constant']:.4f}", plus_minus(r["realized_gain_over_constant"])]
-        row = [LABELS.get(name, name), f"{r['peak_learning_rate']:.3f}", f"{r['predicted']:.4f}", plus_minus(r["realized"])]
+        gain = {"mean": r["predicted_gain_over_constant"], "standard_error": r["estimation_error_of_gain"]}
+        gain = [plus_minus(gain), plus_minus(r["realized_gain_over_constant"])]
+        final = plus_minus({"mean": r["predicted"], "standard_error": r["estimation_error"]})
+        row = [LABELS.get(name, name), f"{r['peak_learning_rate']:.3f}", final, plus_minus(r["realized"])]
         rows.append([*row, f"{r['relative_difference']:.1%}", *(gain if name != "constant" else ["", ""])])
     return {"gains": markdown(header, rows)}
 

@@ -44,32 +44,29 @@ class Settings(SweepSettings):
     """Random splits and batch orders of real SGD."""
     knots: int = 9
     optimizer_steps: int = 60
-    grid_steps: int = 24
-    """Time steps in the design; predictions use twice as many."""
     samples: int = 1024
     """Samples in the design; predictions use eight times as many, and four replicates."""
     gaussian_runs: int = 32
     records: int = 20
 
 
-def build(problem, epochs, knots, grid_steps, samples) -> tuple[dmftopt.Objective, dmftopt.Protocol]:
+def build(problem, epochs, knots, samples) -> tuple[dmftopt.Objective, dmftopt.Protocol]:
     """What is minimized, and where the search starts."""
-    # Large eigenvalues are learned at once: half of the steps in the first sixth of the time.
-    grid = dmftopt.TimeGrid(np.linspace(0, 1, grid_steps + 1) ** 2.5)
-    objective = dmftopt.Objective(problem, dmftopt.Budget(epochs=epochs), grid=grid, predict=dmftopt.Solve(samples=samples))
+    predict = dmftopt.Solve(dmftopt.noise.Shuffled(), samples=samples)
+    objective = dmftopt.Objective(problem, dmftopt.Budget(epochs=epochs), predict=predict)
     free = schedules.piecewise_linear(1.0, knots, schedules.linear_decay(PEAK, 1.0, 0.1), log=True)
     return objective, dmftopt.Protocol(free, ridge=dmftopt.above(RIDGE))
 
 
 def cell(
-    source, features, train_size, *, epochs, seeds, knots, optimizer_steps, grid_steps, samples, gaussian_runs, records, seed
+    source, features, train_size, *, epochs, seeds, knots, optimizer_steps, samples, gaussian_runs, records, seed
 ) -> dict[str, Any]:
     """Predictions and real SGD of every protocol on one data set. JSON values."""
     x, y = DATA[source][0](features, seed)
     problem = dmftopt.Problem.from_data(x, y, train_size=train_size)
     assert problem.data is not None
     dimension, delta = problem.data.dimension, float(problem.delta)
-    objective, tunable = build(problem, epochs, knots, grid_steps, samples)
+    objective, tunable = build(problem, epochs, knots, samples)
     steps = round(epochs * train_size)
     compared = dmftopt.baselines(tunable, peak=PEAK)
     # In relative time, with a tuned peak.
@@ -86,7 +83,7 @@ def cell(
         run = objective.run(protocol)
         predicted = finer.predict_run(protocol, jax.random.key(seed + 2))
         recipe = run.recipe(dimension=dimension, delta=delta, mean_square_norm=problem.data.mean_square_norm)
-        error, wrong = data.follow(splits, keys, recipe, records)
+        error, wrong = data.follow(splits, keys, recipe, records, shuffled=True)
         same = run.recipe(dimension=dimension, delta=delta)
         groups = jax.random.split(jax.random.key(seed + 3), 8)
         gaussian = [2 * realized(objective, run, same, max(1, gaussian_runs // 8), k) for k in groups]
@@ -188,8 +185,8 @@ def draw(results: dict[str, dict], summaries: dict[str, dict]) -> Figure:
 
 
 def main(s: Settings) -> None:
-    tiny: Any = {"features": (30, 20), "train_size": (60, 40), "seeds": 3, "optimizer_steps": 1, "grid_steps": 4}
-    s = s.sized(**tiny, samples=64, gaussian_runs=8, records=4)
+    tiny: Any = {"features": (30, 20), "train_size": (60, 40), "seeds": 3, "optimizer_steps": 1}
+    s = s.sized(**tiny, samples=512, gaussian_runs=8, records=4)
     sizes = zip(DATA, s.features, s.train_size, strict=True)
     cells = {source: {"source": source, "features": f, "train_size": n} for source, f, n in sizes}
     if s.smoke:

@@ -87,7 +87,7 @@ def _real_data(module: Any) -> Posed:
     s = module.Settings()
     x, y = data.digits(s.features[0], s.seed)
     problem = dmftopt.Problem.from_data(x, y, train_size=s.train_size[0])
-    objective, protocol = module.build(problem, s.epochs, s.knots, s.grid_steps, s.samples)
+    objective, protocol = module.build(problem, s.epochs, s.knots, s.samples)
     # Of the data's own dimension.
     return Posed(objective, protocol, dimension=x.shape[1], runs=4, samples=8)
 

@@ -17,7 +17,6 @@ import importlib
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 import optax
@@ -44,7 +43,6 @@ class Settings(Common):
     seeds: int = 20
     """Random splits and batch orders."""
     optimizer_steps: int = 50
-    grid_steps: int = 20
     samples: int = 1024
 
 
@@ -52,7 +50,7 @@ def by_optax(splits, recipe, seed: int) -> np.ndarray:
     """Final test mean squared errors. See shared/data.py: the optimizer is
     optax.chain(optax.add_decayed_weights(lambda k: decay[k]), optax.sgd(lambda k: rate[k]))."""
     keys = jax.random.split(jax.random.key(seed), len(splits[0]))
-    return data.follow(splits, keys, recipe, 1)[0][:, -1]
+    return data.follow(splits, keys, recipe, 1, shuffled=True)[0][:, -1]
 
 
 def by_torch(torch, split, recipe, seed: int, by_epoch: bool) -> float:
@@ -78,8 +76,10 @@ def by_torch(torch, split, recipe, seed: int, by_epoch: bool) -> float:
             for _, batch in zip(range(epoch.steps), loader, strict=False):
                 step(*batch)
     else:
-        # Drawn with replacement, as the theory has it. Any iterable of lists of indices is a batch sampler.
-        batches = [torch.randint(len(x), (int(b),), generator=generator).tolist() for b in recipe.batch_size]
+        # Any iterable of lists of indices is a batch sampler.
+        taken = recipe.batch_size.tolist()
+        passes = [torch.randperm(len(x), generator=generator) for _ in range(-(-sum(taken) // len(x)))]
+        batches = [batch.tolist() for batch in torch.split(torch.cat(passes)[: sum(taken)], taken)]
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, recipe.learning_rate_multiplier())
         for batch in torch.utils.data.DataLoader(pairs, batch_sampler=batches):
             step(*batch)
@@ -93,9 +93,7 @@ def design(problem, s: Settings) -> tuple[dmftopt.Objective, dict[str, dmftopt.P
     objective = dmftopt.Objective(
         problem,
         dmftopt.Budget(epochs=s.epochs, steps=s.steps, dimension=problem.data.dimension),
-        # Large eigenvalues are learned at once: dense in the beginning.
-        grid=dmftopt.TimeGrid(jnp.linspace(0, 1, s.grid_steps + 1) ** 2.5),
-        predict=dmftopt.Solve(samples=s.samples),
+        predict=dmftopt.Solve(dmftopt.noise.Shuffled(), samples=s.samples),
     )
     start = dmftopt.Protocol(
         learning_rate=schedules.piecewise_linear(1.0, 9, schedules.linear_decay(0.5, 1.0, 0.1), log=True),
@@ -116,7 +114,7 @@ def pytorch() -> Any:
 
 
 def main(s: Settings) -> None:
-    s = s.sized(features=30, train_size=60, steps=60, seeds=3, optimizer_steps=1, grid_steps=4, samples=64)
+    s = s.sized(features=30, train_size=60, steps=60, seeds=3, optimizer_steps=1, samples=512)
     x, y = data.digits(s.features, s.seed)
     problem = dmftopt.Problem.from_data(x, y, train_size=s.train_size)
     assert problem.data is not None

@@ -62,12 +62,11 @@ class Sample(NamedTuple):
 
 
 class Twins(NamedTuple):
-    """Of the twins of the samples, which have not been visited in the epoch: their share of the mean gradient, by what l times it
-    is more than that of the samples themselves, and the swing."""
+    """Of the twins of the samples, which have not been visited in the epoch: what l is multiplied by in their share of the mean
+    gradient, and in the swing."""
 
     share: Array
-    shared: Float[Array, "m shard local"]
-    swing: Float[Array, "m shard local"]
+    swing: Array
 
 
 class Gradient(NamedTuple):
@@ -158,8 +157,7 @@ def gradient(
     shared = share[None] * l
     if waiting is None or waiting.shares is None:
         return Gradient(l, shared, shared, curvature, share[None, None] * curvature, loss, error, None, None)
-    twins = Twins(waiting.shares, waiting.shares * l - shared, waiting.standardized * l)
-    return Gradient(l, shared, l, curvature, curvature, loss, error, None, twins)
+    return Gradient(l, shared, l, curvature, curvature, loss, error, None, Twins(waiting.shares, waiting.standardized))
 
 
 def power(of: Gradient) -> Float[Array, " m"]:
@@ -276,6 +274,11 @@ def directions(
     again = past.gradients_written[None] * again
     # Pythagoras; `again` is rounding, far smaller than any residual that is kept, so nothing is lost.
     heights, normalize = triangular_root(left - again @ again.T, mean.own, drop(m, of.l.dtype))
+    twins = None
+    if of.twins is not None:
+        heights, twins = _of_twins(of, of.twins, mean, past, order)
+        # What has no direction in law has none in the sample.
+        normalize = jnp.where(jnp.diagonal(heights) > 0, 1.0, 0.0)[:, None] * normalize
     zetas = (mean.G + again).reshape(m, rows, -1).at[:, k, :m].add(heights)
     if swing is None or swing_mean is None or swing_left is None:
         to_mean, normalize = spread(shards, again, normalize)
@@ -290,12 +293,22 @@ def directions(
     new = combination(normalize, rest - combination(to_mean, past.gradients))
     of_swing = combination(swing_normalize, swing - combination(shared, new))
     root = square_root(mean.power, rank_floor(mean.power), order)
+    new = jnp.concatenate([new, of_swing])
     pull = Pull(mean.S_known, mean.S, zetas, root, mean.curvature.mean)
-    found = jnp.concatenate([new, of_swing])
-    removed = past.difference(mean.in_sample + again, shards)
-    if of.twins is None or removed is None:
-        return pull, found, None
-    # The swing's direction as it is in law: few samples wait at the end of an epoch to tell its norm.
-    (in_law,) = spread(shards, inverse_root(mean.power, rank_floor(mean.power), order))
-    more = combination(normalize, of.twins.shared - removed), combination(in_law, of.twins.swing) - of_swing
-    return pull, found, jnp.concatenate(more)
+    return pull, new, None if twins is None else twins - new
+
+
+def _of_twins(
+    of: Gradient, twins: Twins, mean: Means, past: Past, order: int
+) -> tuple[Float[Array, "m m"], Float[Array, "direction shard local"]]:
+    """Heights of the mean gradient, and the twins' new directions: orthonormal in law, that is over all samples and all times at
+    which each could be visited. Few samples wait at the end of an epoch to tell."""
+    shards = of.l.shape[1]
+    # A difference of what may cancel.
+    heights, normalize = triangular_root(twins.share * mean.power - mean.G @ mean.G.T, mean.own, block_drop(of.l.dtype))
+    of_swing = twins.swing * inverse_root(mean.power, rank_floor(mean.power), order)
+    to_past, normalize, of_swing = spread(shards, mean.G, normalize, of_swing)
+    rest = twins.share * of.l - combination(to_past, past.gradients)
+    more = past.difference(mean.G, shards)
+    new = combination(normalize, rest if more is None else rest - more)
+    return heights, jnp.concatenate([new, combination(of_swing, of.l)])

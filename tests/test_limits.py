@@ -322,10 +322,10 @@ def test_limits_are_differentiable():
 
 
 FORWARD = {
-    "least_squares": lambda protocol, grid: limits.least_squares(
-        grouped(), protocol, grid, nodes=16, adjoint=diffrax.ForwardMode()
+    "least_squares": lambda protocol, grid: limits.least_squares(grouped(), protocol, grid, nodes=16, steps=64),
+    "online": lambda protocol, grid: limits.online(
+        grouped(dmftopt.tasks.Logistic()), protocol, grid, adjoint=diffrax.ForwardMode()
     ),
-    "online": lambda protocol, grid: limits.online(grouped(), protocol, grid, adjoint=diffrax.ForwardMode()),
 }
 
 

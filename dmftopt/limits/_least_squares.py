@@ -79,7 +79,7 @@ def least_squares(
     check_least_squares(problem, "least_squares")
     check_count("nodes", nodes, minimum=8)
     check_steps(steps, nodes)
-    check_grid(grid, 8, "a few kernels")
+    check_grid(grid, 12, "a few kernels")
     problem, protocol = numbers_to_arrays((problem, protocol))
     return finish(_least_squares(problem, protocol, grid, noise, nodes, steps), throw, "least_squares")
 

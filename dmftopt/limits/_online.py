@@ -92,7 +92,7 @@ def online(
     check_steps(steps, problem.features.groups)
     linear = type(problem.task) is LeastSquares and protocol.update is None
     if linear:
-        check_grid(grid, 8, "a few kernels")
+        check_grid(grid, 12, "a few kernels")
     else:
         check_grid(grid, (2 + 3 * problem.features.groups) * problem.m**2, f"{problem.features.groups} eigenvalue groups")
     problem, protocol, asked = numbers_to_arrays((problem, protocol, asked))

@@ -159,11 +159,11 @@ def _read(protocol: Protocol, noise: AbstractNoise, edges: Float[Array, " edge"]
         return (end - start) * jnp.stack([rate[:, i : i + len(GAUSS_NODES)] @ weights for i in (3, 3 + len(GAUSS_NODES))], axis=1)
 
     A, R = halves(eta), halves(rates.learning_rate * rates.ridge)
-    before = (jnp.append(0.0, jnp.cumsum(jnp.sum(a, axis=1))[:-1]) for a in (A, R))
+    A_before, R_before = (jnp.append(0.0, jnp.cumsum(jnp.sum(a, axis=1))[:-1]) for a in (A, R))
     # So little more changes nothing, and where the rate is 0 has the right derivative.
     raised = eta[:, :3] + jnp.finfo(eta.dtype).eps * fastest
     heat = cast(Array, noise.temperature(raised, rates.batch_size[:, :3])) / raised
-    return _Steps(A, R, *before, heat)
+    return _Steps(A, R, A_before, R_before, heat)
 
 
 def _coarsened(fine: _Steps) -> _Steps:
@@ -172,12 +172,10 @@ def _coarsened(fine: _Steps) -> _Steps:
     def pairs(a):
         return a.reshape(-1, 2, *a.shape[1:])
 
+    A, R = (jnp.sum(pairs(a), axis=2) for a in (fine.A, fine.R))
+    A_before, R_before = (pairs(a)[:, 0] for a in (fine.A_before, fine.R_before))
     heat = pairs(fine.heat)
-    return _Steps(
-        *(jnp.sum(pairs(a), axis=2) for a in (fine.A, fine.R)),
-        *(pairs(a)[:, 0] for a in (fine.A_before, fine.R_before)),
-        jnp.stack([heat[:, 0, 0], heat[:, 1, 0], heat[:, 1, 2]], axis=1),
-    )
+    return _Steps(A, R, A_before, R_before, jnp.stack([heat[:, 0, 0], heat[:, 1, 0], heat[:, 1, 2]], axis=1))
 
 
 def _advance(modes: Modes, steps: _Steps, at: Array) -> tuple[Path, Bool[Array, " time"]]:

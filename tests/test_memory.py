@@ -56,7 +56,7 @@ REFUSED = {
     "flows runs": (lambda: flows(runs=10**14), "runs = 100000000000000"),
     "online": (lambda: limits.online(problem(), Protocol(0.3), long(10**6)), "grid.steps = 1000000, squared"),
     "least squares": (
-        lambda: limits.least_squares(problem(tasks.LeastSquares()), Protocol(0.3), long(10**6)), "grid.steps .* nodes = 64"),
+        lambda: limits.least_squares(problem(tasks.LeastSquares()), Protocol(0.3), long(10**6)), "grid.steps .* kernels"),
     "online least squares": (
         lambda: limits.online_least_squares(problem(tasks.LeastSquares()), Protocol(0.3), dimension=10**9, horizon=1e5),
         "steps with 41 records"),

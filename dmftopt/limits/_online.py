@@ -1,7 +1,7 @@
 """delta -> infinity: every sample is seen once."""
 
 import dataclasses
-from typing import Any
+from typing import Any, cast
 
 import diffrax
 import equinox as eqx
@@ -21,11 +21,12 @@ from ..protocol.updates import AbstractUpdate, Adam, is_coordinatewise
 from ..protocol.variables import number
 from ..results.measure import NOTHING, Measured, Metrics, check_metrics, coordinate_nodes, linear_values, weight_means
 from ..results.metrics import AbstractFieldMetric, AbstractWeightMetric
-from ..results.observables import from_kernel
-from ..tasks import AbstractTask
+from ..results.observables import as_column, from_kernel
+from ..tasks import AbstractTask, LeastSquares
 from ..tasks import columns as columns
-from ._result import Limit, check_continuous, check_grid, ended, finish, in_domain, positive_or_one
+from ._result import Groups, Limit, check_continuous, check_grid, ended, finish, in_domain, positive_or_one
 from ._trajectory import Stepping, stepping, survey, trajectory
+from ._volterra import STEPS, Modes, Path, along, check_steps, kicks
 
 
 @front_door
@@ -38,6 +39,7 @@ def online(
     tolerance: float | None = None,
     max_steps: int = 2**15,
     adjoint: diffrax.AbstractAdjoint = diffrax.RecursiveCheckpointAdjoint(),
+    steps: int = STEPS,
     throw: bool = True,
     metrics: dict[str, AbstractFieldMetric | AbstractWeightMetric] | None = None,
 ) -> Limit:
@@ -67,7 +69,13 @@ def online(
       with one field take the nodes of their `population` times a trapezoidal rule over w: exact for polynomials, good to
       1e-8 for losses as smooth as the logistic one and student scales up to 4, to 1e-2 where the gradient jumps, unless they have
       `moments`.
-    - `max_steps`, `adjoint`, `throw`: as in `limits.least_squares`.
+    - Least squares (without an update) is stepped in log time instead, whatever `tolerance` says: `steps`, and the error that
+      is stated, as in `limits.least_squares`.
+    - `max_steps`: of the adaptive integration, at most, from each time of the grid, knot of a schedule, or 32nd of what the
+      protocol does in all, to the next.
+    - `adjoint`: diffrax's way to differentiate it. The default is reverse mode with checkpoints; `diffrax.ForwardMode()` is for
+      `jax.jvp` and `jax.jacfwd`, `diffrax.DirectAdjoint()` for both.
+    - `throw`: as in `limits.least_squares`.
     - `metrics`: by name, any other quantities, see `dmftopt.metrics`.
 
     Differentiable in everything real. Sources: Saad and Solla, Phys. Rev. E 52 (1995) 4225; Goldt et al., arXiv:1906.08632.
@@ -80,10 +88,50 @@ def online(
         tolerance = 1e-6 if grid.times.dtype == jnp.float64 else 1e-5
     asked = check_metrics(metrics, problem)
     # Propagators between all times, and products of them.
-    check_grid(grid, (2 + 3 * problem.features.groups) * problem.m**2, f"{problem.features.groups} eigenvalue groups")
-    problem, protocol, asked = numbers_to_arrays((problem, protocol, asked))
     how = stepping(tolerance, max_steps, adjoint)
+    check_steps(steps, problem.features.groups)
+    linear = type(problem.task) is LeastSquares and protocol.update is None
+    if linear:
+        check_grid(grid, 12, "a few kernels")
+    else:
+        check_grid(grid, (2 + 3 * problem.features.groups) * problem.m**2, f"{problem.features.groups} eigenvalue groups")
+    problem, protocol, asked = numbers_to_arrays((problem, protocol, asked))
+    if linear:
+        return finish(_squares(problem, protocol, grid, noise, steps, asked), throw, "online")
     return finish(_online(problem, protocol, grid, noise, how, asked), throw, "online")
+
+
+@eqx.filter_jit
+def _squares(problem: Problem, protocol: Protocol, grid: TimeGrid, noise: AbstractNoise, steps: int, metrics: Metrics) -> Limit:
+    """Least squares: every group is a mode, and they are coupled by the risk alone."""
+    times = grid.times
+    groups, task = Groups(problem, times.dtype), cast(LeastSquares, problem.task)
+    z, seen, sigma2 = groups.eigenvalues, groups.field_weights, jnp.asarray(task.label_noise, times.dtype) ** 2
+    # Entries of theta_star and theta_0 in independent normals, (group, normal).
+    teacher, student = jnp.unstack(problem.initial.astype(times.dtype), axis=1)
+    mixed = jnp.sum(teacher * student, axis=1)
+
+    def forced(p, c):
+        gap = c * jnp.broadcast_to(z, c.shape) - 1
+        return p**2 @ (seen * groups.student) + 2 * (p * gap) @ (seen * mixed) + gap**2 @ (seen * groups.teacher) + sigma2
+
+    modes = Modes(z, forced, lambda v: v @ seen, jnp.max(z))
+    fine, rough, valid, integrated = along(modes, protocol, noise, grid, steps)
+
+    def observed(found: Path):
+        A, R, c, v, _ = found
+        p = jnp.exp(-A[:, None] * z[None] - R[:, None])
+        path = (c * z[None])[..., None] * teacher[None] + p[..., None] * student[None]
+        weighted = path * seen[None, :, None]
+        response, noisy = kicks(A, R, z, lambda since: since @ seen, v)
+        correlation = jnp.tensordot(weighted, path, ((1, 2), (1, 2))) + noisy
+        norm = jnp.sum(path**2, axis=2) @ groups.weights + v @ groups.weights
+        overlap = jnp.tensordot(weighted, teacher, 2)
+        kernels = (as_column(a) for a in (correlation, overlap, norm, groups.rho, response))
+        weighed = _weight_metrics(problem, path[:, :, None], as_column(v), metrics.weights)
+        return fresh(problem, *kernels, measured=Measured(metrics.fields, {}, weighed))
+
+    return ended(times, observed(fine), in_domain(problem, grid) & valid, True, integrated, observed(rough))
 
 
 @eqx.filter_jit
@@ -132,7 +180,7 @@ def _online(problem: Problem, protocol: Protocol, grid: TimeGrid, noise: Abstrac
     # The last of the state is what happened since the start of the step: products of these never underflow.
     seen = survey(protocol, noise, grid)
     (_, _, g, p, v, factors), integrated = trajectory(
-        rates, start, protocol, noise, seen, how, restarted=lambda state: (*state[:-1], still)
+        rates, start, protocol, noise, times, seen, how, restarted=lambda state: (*state[:-1], still)
     )
 
     def extend(rows, inputs):

@@ -3,10 +3,11 @@
 from typing import Any
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from .._checks import check_instance
+from .._checks import check_instance, front_door
 from .._memory import check_memory
 from .._register import register
 from ..problem import Problem, check_linear, check_problem, check_single
@@ -23,13 +24,26 @@ from ..tasks import LeastSquares
 class Limit(AbstractResult):
     """Exact observables of a limit, see `dmftopt.Observables` for shapes: no sampling error, so no `standard_error`.
 
-    `result`: a member of `dmftopt.RESULTS`. Where it is not successful, entries from the failing time on are NaN.
+    - `discretization_error`: of its steps, of the same observables, where the limit tells (least squares in continuous time).
+    - `result`: a member of `dmftopt.RESULTS`. Where it is not successful, entries from the failing time on are NaN; where it is
+      inaccurate they may be what was found.
     """
 
     times: Float[Array, " time"]
     observables: Observables
     replicated: Observables | None = None
     result: RESULTS = eqx.field(default_factory=lambda: RESULTS.successful)
+    level_difference: Observables | None = None
+
+    @property
+    @front_door
+    def discretization_error(self) -> Observables:
+        if self.level_difference is None:
+            raise ValueError("This limit does not tell the error of its steps. Compare it with a smaller tolerance.")
+        return self.level_difference
+
+    def _other_errors(self):
+        return [] if self.level_difference is None else [self.level_difference]
 
     def _attributes(self) -> dict[str, str | int]:
         return {"result": name_of(self.result), "message": RESULTS[self.result]}
@@ -80,13 +94,18 @@ def ended(
     valid: Bool[Array, ""],
     solved: Bool[Array, ""] | bool = True,
     integrated: RESULTS = RESULTS.successful,
+    rough: Observables | None = None,
 ) -> Limit:
-    """NaN from the failing time on. `solved`: whether what precedes the integration succeeded."""
+    """NaN from the failing time on. `solved`: whether what precedes the integration succeeded. `rough`: by half as many steps."""
     good = until_failure(finite_times(observables) & valid & solved)
     with_integration = jnp.all(good) | (integrated != RESULTS.successful)
     result = RESULTS.where(with_integration, integrated, RESULTS.nonfinite)
     result = RESULTS.where(jnp.asarray(solved), result, RESULTS.unconverged)
-    return Limit(times, blank(observables, good), result=RESULTS.where(valid, result, RESULTS.invalid))
+    result = RESULTS.where(valid, result, RESULTS.invalid)
+    if rough is not None:
+        # A third of it is the error of steps of second order; most are of fourth.
+        rough = blank(jax.tree.map(lambda a, b: jnp.abs(a - b) / 3, observables, rough), good)
+    return Limit(times, blank(observables, good), result=result, level_difference=rough)
 
 
 def finish(limit: Limit, throw: bool, name: str) -> Limit:

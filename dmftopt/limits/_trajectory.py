@@ -6,7 +6,7 @@ from typing import Any, NamedTuple, cast
 import diffrax
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float
 
 from .._checks import check_count, check_instance, check_real
 from ..numerics.quadrature import GAUSS_NODES, GAUSS_WEIGHTS
@@ -16,14 +16,17 @@ from ..protocol.integrals import merged, node_times
 from ..protocol.noise import AbstractNoise
 from ..protocol.rates import knots, read
 from ..results.codes import RESULTS, first_failure
+from ._result import positive_or_one
 
 # Equal panels in which a protocol is looked through before anything is integrated (and those between its knots): three times
 # as many values are read.
 _LOOKS = 2048
+# And so many in equal steps of log time before the first of them, from such a share of the whole.
+_EARLY, _FIRST = 384, 1e-9
 # Panels of equal action in which the equations are stepped (and those between the knots, and between the times of the grid).
 _PANELS = 32
 # How far the integral of the learning rate that the equations took may be from what was seen in advance, of the whole.
-_AGREEMENT = 1e-3
+AGREEMENT = 1e-3
 
 
 class Stepping(NamedTuple):
@@ -45,32 +48,34 @@ def stepping(tolerance: float, max_steps: Any, adjoint: Any) -> Stepping:
 class Survey(NamedTuple):
     """What a protocol does, seen in advance.
 
-    `edges`: increasing times from 0 to the horizon; between neighbors the protocol does no more than a `_PANELS`-th of all, and
-    is smooth as far as it says. `at`: the index there of each time of the grid. `clock`: the integral of the learning rate
-    until each time of the grid. `valid`: whether all that was read is in its domain.
+    `quantiles`: increasing times between which it does equal parts of all it does. `bends`: those between which it is smooth, as
+    far as it says. `clock`: the integral of the learning rate until each time of the grid. `fastest`: the largest learning rate.
+    `valid`: whether all that was read is in its domain.
     """
 
-    edges: Float[Array, " edge"]
-    at: Int[Array, " time"]
+    quantiles: Float[Array, " quantile"]
+    bends: Float[Array, " knot"]
     clock: Float[Array, " time"]
+    fastest: Float[Array, ""]
     valid: Bool[Array, ""]
 
 
-def survey(protocol: Protocol, noise: AbstractNoise, grid: TimeGrid) -> Survey:
+def survey(protocol: Protocol, noise: AbstractNoise, grid: TimeGrid, panels: int = _PANELS) -> Survey:
     """A step that is controlled by its error alone grows over quiet times, and from there past what is brief. So time is divided
     at the quantiles of the mean of learning rate, temperature (each over its integral) and 1 / horizon."""
     times = grid.times
     bends = knots(protocol, times[-1])
-    found, looks = merged(times, jnp.concatenate([bends, times[-1] * jnp.linspace(0.0, 1.0, _LOOKS + 1)]))
+    looks = times[-1] * jnp.concatenate([jnp.linspace(0.0, 1.0, _LOOKS + 1), jnp.geomspace(_FIRST, 1 / _LOOKS, _EARLY)])
+    found, looks = merged(times, jnp.concatenate([bends, looks]))
     eta, temperature, _, valid = coefficients(protocol, noise, node_times(looks, GAUSS_NODES))
     widths, weights = jnp.diff(looks), jnp.asarray(GAUSS_WEIGHTS, times.dtype)
     action, heat = ((values @ weights) * widths for values in (eta, temperature))
     shares = jnp.stack([_share(part) for part in (action, heat, widths)])
     total = jnp.append(0.0, jnp.cumsum(jnp.mean(shares, axis=0)))
-    quantiles = jnp.interp(jnp.arange(1, _PANELS) / _PANELS * total[-1], total, looks)
-    # Where the equations are cut changes nothing, but at a jump.
-    at, edges = merged(times, jnp.concatenate([jax.lax.stop_gradient(quantiles), bends]))
-    return Survey(edges, at, jnp.append(0.0, jnp.cumsum(action))[found], valid)
+    quantiles = jnp.interp(jnp.arange(1, panels) / panels * total[-1], total, looks)
+    clock = jnp.append(0.0, jnp.cumsum(action))[found]
+    quantiles, fastest = jax.lax.stop_gradient((quantiles, positive_or_one(jnp.max(eta))))
+    return Survey(quantiles, bends, clock, fastest, valid)
 
 
 def coefficients(protocol: Protocol, noise: AbstractNoise, t: Float[Array, "*time"]) -> tuple[Array, Array, Array, Array]:
@@ -86,16 +91,19 @@ def trajectory(
     state: Any,
     protocol: Protocol,
     noise: AbstractNoise,
+    times: Float[Array, " time"],
     seen: Survey,
     how: Stepping,
     restarted: Callable = lambda state: state,
 ) -> tuple[Any, RESULTS]:
-    """States at the times of the grid of d state / dt = rates(learning rate, temperature, shrinkage, state), NaN from the first
+    """States at these times of d state / dt = rates(learning rate, temperature, shrinkage, state), NaN from the first
     that was not reached, and how it ended.
 
     The first entry of the state is the integral of the learning rate: where it is not what `seen` has, something was passed over.
-    `restarted`: what becomes of the state at the start of each step of the grid.
+    `restarted`: what becomes of the state at each of the times.
     """
+    # Where the equations are cut changes nothing, but at a jump.
+    at, edges = merged(times, jnp.concatenate([seen.quantiles, seen.bends]))
 
     def advance(state, panel):
         start, end, fresh = panel
@@ -119,11 +127,11 @@ def trajectory(
         state, result = jax.lax.cond(width > 2 * rounding, across, beside, state)
         return state, (state, result)
 
-    first = jnp.zeros(seen.edges.shape[0] - 1, bool).at[seen.at[:-1]].set(True)
-    _, (path, results) = jax.lax.scan(advance, state, (seen.edges[:-1], seen.edges[1:], first))
-    path = jax.tree.map(lambda first, rest: jnp.concatenate([first[None], rest[seen.at[1:] - 1]]), state, path)
+    first = jnp.zeros(edges.shape[0] - 1, bool).at[at[:-1]].set(True)
+    _, (path, results) = jax.lax.scan(advance, state, (edges[:-1], edges[1:], first))
+    path = jax.tree.map(lambda first, rest: jnp.concatenate([first[None], rest[at[1:] - 1]]), state, path)
     # A clock that is NaN says nothing: that failure has another name.
-    missed = jnp.abs(path[0] - seen.clock) > _AGREEMENT * seen.clock[-1]
+    missed = jnp.abs(path[0] - seen.clock) > AGREEMENT * seen.clock[-1]
     missed = jnp.cumsum(missed) > 0
     path = jax.tree.map(lambda a: jnp.where(missed.reshape(-1, *[1] * (a.ndim - 1)), jnp.nan, a), path)
     result = first_failure(results)

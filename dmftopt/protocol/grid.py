@@ -58,6 +58,28 @@ class TimeGrid(eqx.Module):
 
     @classmethod
     @front_door
+    def logarithmic(cls, horizon: Any, steps: int, first: Any, last: Any = None) -> "TimeGrid":
+        """Equal steps of log time after a first step of `first`: for long runs. With `last` the last step is that, and steps are
+        equal in log(t / (horizon - t)): for rates that decay to 0 at the end."""
+        _check_horizon(horizon, steps)
+        check_count("steps", steps, minimum=2, cure="One is from 0 to `first`.")
+        ends = {"first": first} if last is None else {"first": first, "last": last}
+        for name, value in ends.items():
+            check_duration(name, value)
+            check_shape(name, value, ((),))
+        if all(map(is_concrete, (horizon, *ends.values()))) and not sum(map(float, ends.values())) < float(horizon):
+            said = " + ".join(f"{name} = {float(value):g}" for name, value in ends.items())
+            raise ValueError(f"{said} must be less than the horizon {float(horizon):g}: there are other steps. Shorten it.")
+        share = first / jnp.asarray(horizon, dtype=float)
+        if last is None:
+            inner = jnp.exp(jnp.linspace(jnp.log(share), 0.0, steps))[:-1]
+        else:
+            left = last / jnp.asarray(horizon, dtype=float)
+            inner = jax.nn.sigmoid(jnp.linspace(jnp.log(share / (1 - share)), jnp.log((1 - left) / left), steps - 1))
+        return cls(horizon * jnp.concatenate([jnp.zeros(1), inner, jnp.ones(1)]))
+
+    @classmethod
+    @front_door
     def for_accuracy(
         cls, problem: Any, protocol: Any, horizon: Any, *, key: Array, accuracy: float = 0.01, **options: Any
     ) -> "TimeGrid":

@@ -44,13 +44,14 @@ with warnings.catch_warnings():
         unstable = (
             "SGD itself is unstable at this learning rate: learning rate / batch size is beyond the critical ratio, from which "
             "the gradient noise feeds on itself, whatever the time steps say. Lower the learning rate or raise the batch size "
-            "(`solution.stability` is their ratio to the critical one at each time)."
+            "(`solution.stability` is their ratio to the critical one at each time). In a limit: raise "
+            "`steps` to follow the growth itself."
         )
         inaccurate = (
             "The total error is larger than the accuracy asked for. Give `solve` a horizon in place of the grid and it chooses "
-            "steps and samples; or pass more of them. (`print(solution)` tells which of the errors it is.) In a limit: the "
-            "learning rate acts in times too short for the integration to see all of it. Say where by an attribute `knots` of "
-            "the schedule, or use one of dmftopt.schedules, which have it."
+            "steps and samples; or pass more of them. (`print(solution)` tells which of the errors it is.) In a limit: raise "
+            "`steps`; or the learning rate acts in times too short for the integration to see all of it. Say where by an "
+            "attribute `knots` of the schedule, or use one of dmftopt.schedules, which have it."
         )
         invalid = (
             "The protocol or the problem left its domain: learning rate and ridge must be >= 0, batch size >= 1, momentum in "

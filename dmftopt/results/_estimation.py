@@ -1,7 +1,8 @@
 """The error that a prediction has from an estimated problem."""
 
+import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,20 @@ import jax.numpy as jnp
 from .._checks import check_function, check_instance, front_door
 from ..problem import Problem
 from .observables import AbstractResult
+
+_Result = TypeVar("_Result", bound=AbstractResult)
+
+
+@front_door
+def with_estimation_error(predict: Callable[[Problem], _Result], problem: Problem) -> _Result:
+    """The result `predict(problem)` (of `solve`, of `dmftopt.limits`, ...) with its `estimation_error`, which counts in its
+    `total_error`, in `compare` and in plots. Raises as `estimation_error` does, which has more.
+
+    Two predictions for one estimate have this error in common: compare them without it."""
+    check_function("predict", predict, "a problem")
+    result = predict(problem)
+    check_instance("predict(problem)", result, AbstractResult, "For arrays use estimation_error.")
+    return dataclasses.replace(result, estimation=estimation_error(predict, problem))
 
 
 @front_door

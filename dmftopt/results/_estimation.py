@@ -36,8 +36,9 @@ def estimation_error(predict: Callable[[Problem], Any], problem: Problem) -> Any
     - `problem`: made by `Problem.from_data`, also with other fields replaced since.
 
     Returns the same tree with sqrt(sum over pairs of (plus - minus)² / 4): the delta method, of first order in the error. For
-    gains of one protocol over another let `predict` return their difference. In 48 of 50 cases of synthetic data of
-    known truth it was within 30% of the spread over data sets. What it does not hold: that real features are not Gaussian.
+    gains of one protocol over another let `predict` return their difference. On Gaussian data of
+    known truth 1.96 of it covered the truth in 93 to 97% of the cases, for 1.25 to 50 samples per dimension; on halves of the
+    digits it came within 15% of the spread. It does not hold what is wrong because real features are not Gaussian.
 
     Raises ValueError for a problem without replicates.
     """

@@ -21,7 +21,7 @@ from dmftopt.problem.features import group_eigenvalues, split_groups
 from ..shared import sweep
 from ..shared.results import SweepSettings, finish, markdown
 
-RATIOS = (1.3, 2.0, 4.0, 10.0, 50.0)
+RATIOS = (1.3, 2.5, 5.0, 20.0)
 TEACHERS = {"on large eigenvalues, noisy": (1.0, 1.0), "even, little noise": (-1.0, 0.05)}
 SPECTRA = {"isotropic": 0.0, "k^-0.5": 0.5, "1 / k": 1.0, "k^-1.5": 1.5, "spiked": None}
 RATES = ((0.4, 1.0), (1.0, 1.0), (1.6, 0.0))
@@ -34,7 +34,7 @@ class Settings(SweepSettings):
 
     dimension: int = 100
     draws: int = 24
-    with_error: int = 6
+    with_error: int = 4
     """Of the draws, those whose estimation error is computed."""
 
 

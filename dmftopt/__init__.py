@@ -51,6 +51,7 @@ from .results import estimation_error as estimation_error
 from .results import metrics as metrics
 from .results import plot as plot
 from .results import storage as storage
+from .results import with_estimation_error as with_estimation_error
 from .results.storage import load as load
 from .results.storage import save as save
 from .simulate import flows as flows

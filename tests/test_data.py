@@ -259,6 +259,19 @@ def test_data_sets_stack_and_travel():
     assert again == problems[0] and again != problems[1]
 
 
+def test_results_carry_the_estimation_error():
+    result = dmftopt.with_estimation_error(limit, small(0))
+    alone = dmftopt.estimation_error(lambda problem: limit(problem).test_risk, small(0))
+    np.testing.assert_array_equal(result.estimation_error.test_risk, alone)
+    assert np.all(alone > 0)
+    # Half a 95% interval; of a limit nothing else is unknown.
+    np.testing.assert_allclose(result.known_error().test_risk, 1.96 * alone)
+    with pytest.raises(ValueError, match=r"Get the result by dmftopt\.with_estimation_error"):
+        limit(small(0)).estimation_error  # noqa: B018
+    with pytest.raises(TypeError, match=r"predict\(problem\) must be an AbstractResult"):
+        dmftopt.with_estimation_error(lambda problem: problem.rho, small(0))
+
+
 def test_splitting_groups_changes_nothing():
     eigenvalues = np.array([4.0, 4.0, 4.1, 1.0, 1.0, 0.2, 0.2, 0.2, 0.2, 0.2])
     means, counts, _ = group_eigenvalues(eigenvalues, 3)

@@ -32,12 +32,12 @@ class Averaged(AbstractResult):
 
     @property
     def total_error(self):
-        if self.bound is None:
+        if (known := self.known_error()) is None:
             raise ValueError("total_error: nothing is known of the errors of this run.")
-        return self.bound
+        return known
 
-    def known_error(self):
-        return self.bound
+    def _other_errors(self):
+        return [] if self.bound is None else [self.bound]
 
     def _attributes(self):
         return {}

@@ -42,6 +42,7 @@ _SUFFIXES = {
     "half_difference": "_bias",
     "bias_error": "_bias_standard_error",
     "level_difference": "_discretization_error",
+    "estimation": "_estimation_error",
 }
 _PREFIXES = {
     "": "",
@@ -49,6 +50,7 @@ _PREFIXES = {
     "_bias": "estimated bias of ",
     "_bias_standard_error": "standard error of the estimated bias of ",
     "_discretization_error": "error of the time step in ",
+    "_estimation_error": "standard error, from the data behind the problem, of ",
 }
 
 

@@ -1,7 +1,8 @@
 """The error that a prediction has from an estimated problem."""
 
+import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,20 @@ import jax.numpy as jnp
 from .._checks import check_function, check_instance, front_door
 from ..problem import Problem
 from .observables import AbstractResult
+
+_Result = TypeVar("_Result", bound=AbstractResult)
+
+
+@front_door
+def with_estimation_error(predict: Callable[[Problem], _Result], problem: Problem) -> _Result:
+    """The result `predict(problem)` (of `solve`, of `dmftopt.limits`, ...) with its `estimation_error`, which counts in its
+    `total_error`, in `compare` and in plots. Raises as `estimation_error` does, which has more.
+
+    Two predictions for one estimate have this error in common: compare them without it."""
+    check_function("predict", predict, "a problem")
+    result = predict(problem)
+    check_instance("predict(problem)", result, AbstractResult, "For arrays use estimation_error.")
+    return dataclasses.replace(result, estimation=estimation_error(predict, problem))
 
 
 @front_door
@@ -21,8 +36,9 @@ def estimation_error(predict: Callable[[Problem], Any], problem: Problem) -> Any
     - `problem`: made by `Problem.from_data`, also with other fields replaced since.
 
     Returns the same tree with sqrt(sum over pairs of (plus - minus)² / 4): the delta method, of first order in the error. For
-    gains of one protocol over another let `predict` return their difference. In 48 of 50 cases of synthetic data of
-    known truth it was within 30% of the spread over data sets. What it does not hold: that real features are not Gaussian.
+    gains of one protocol over another let `predict` return their difference. On Gaussian data of
+    known truth 1.96 of it covered the truth in 93 to 97% of the cases, for 1.25 to 50 samples per dimension; on halves of the
+    digits it came within 15% of the spread. It does not hold what is wrong because real features are not Gaussian.
 
     Raises ValueError for a problem without replicates.
     """

@@ -23,6 +23,8 @@ NO_RESPONSE = (
     "This route computes no response. Use solve with gradient noise (and, with several columns, the ridge and no discrete "
     "momentum), solver=FixedPoint(), or dmftopt.limits."
 )
+# Half a 95% interval over its standard error.
+_NORMAL_QUANTILE = 1.96
 _UNDETERMINED = (
     "The gradient noise does not determine the response: hidden units are equal (give them different initial overlaps), or the "
     "learning rate is 0 at first (start with some)."
@@ -89,11 +91,13 @@ class AveragedObservables(Observables):
 
 
 class AbstractResult(eqx.Module):
-    """Times and observables (means), with the observables also as attributes of the result itself."""
+    """Times and observables (means), with the observables also as attributes of the result itself. `estimation`: what
+    `estimation_error` returns."""
 
     times: eqx.AbstractVar[Float[Array, " time"]]
     observables: eqx.AbstractVar[Observables]
     replicated: eqx.AbstractVar[Observables | None]
+    estimation: Observables | None = eqx.field(default=None, kw_only=True)
 
     @property
     @front_door
@@ -170,11 +174,19 @@ class AbstractResult(eqx.Module):
 
     @property
     @front_door
+    def estimation_error(self) -> Observables:
+        """Standard errors of the same observables, from the sampling error of the data that the problem was estimated from."""
+        if self.estimation is None:
+            raise ValueError("estimation_error was not asked for. Get the result by dmftopt.with_estimation_error(...).")
+        return self.estimation
+
+    @property
+    @front_door
     def total_error(self) -> Observables:
         """Half the width of the interval, for each of the observables, that holds the exact value in 95 of 100 cases: Student's
-        quantile times the standard error, plus the size of every other error that is known (bias and time step of a `Solution`).
-        Raises ValueError as `standard_error` does."""
-        return _sum_of_sizes(sampling_error(self.standard_error, self.repetitions), self._other_errors())
+        quantile times the standard error, plus the size of every other error that is known (bias and time step of a `Solution`;
+        1.96 times the `estimation_error`). Raises ValueError as `standard_error` does."""
+        return _sum_of_sizes(sampling_error(self.standard_error, self.repetitions), self._known_others())
 
     @property
     def repetitions(self) -> int:
@@ -182,12 +194,16 @@ class AbstractResult(eqx.Module):
         return 1
 
     def _other_errors(self) -> list[Observables]:
-        """Besides the sampling error."""
+        """Besides the sampling error and that of an estimated problem."""
         return []
+
+    def _known_others(self) -> list[Observables]:
+        estimation = [] if self.estimation is None else [jax.tree.map(lambda a: _NORMAL_QUANTILE * a, self.estimation)]
+        return [*self._other_errors(), *estimation]
 
     def known_error(self) -> Observables | None:
         """`total_error`, or what is known of it without replicates; None for nothing."""
-        others = self._other_errors()
+        others = self._known_others()
         if self.replicated is not None:
             return self.total_error
         return _sum_of_sizes(others[0], others[1:]) if others else None

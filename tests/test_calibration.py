@@ -121,10 +121,11 @@ def test_finds_known_parameters(calibrated):
     exact = brute(rates)[predicted.step]
     assert np.max(np.abs(predicted.loss / exact - 1)) < 2e-4
     assert np.all((predicted.low < exact) & (exact < predicted.high))
-    assert predicted.extrapolates == () or "below the smallest" in predicted.extrapolates[0]
+    assert predicted.extrapolates == ()
 
 
-def test_robust(calibrated):
+@pytest.mark.slow
+def test_robust():
     """A twentieth of the records off by a tenth: least squares would move predictions by several 1e-3."""
     spoiled = []
     for curve in curves(1e-4):
@@ -165,7 +166,7 @@ def test_flags_extrapolation(calibrated):
     assert calibrated.predict(schedules()["cosine"]).extrapolates == ()
     ways = {
         "above the largest": 2 * schedules()["cosine"],
-        "below the smallest": 0.1 * PEAK * np.ones(100) + PEAK * (np.arange(100) < 50),
+        "below the smallest": PEAK * np.where(np.arange(100) < 50, 1.0, 0.05),
         "sum of learning rates 3": np.full(3 * STEPS, PEAK),
     }
     for how, rates in ways.items():
@@ -181,6 +182,7 @@ def test_saves(calibrated, tmp_path):
     assert np.array_equal(again.predict(schedules()["drop"]).loss, calibrated.predict(schedules()["drop"]).loss)
 
 
+@pytest.mark.slow
 def test_cross_validation_prefers_what_made_the_curves():
     found = cross_validate(curves(1e-4), [(), ("rate_exponent", "feedback")])
     simple, whole = (np.mean(list(found[choice].values())) for choice in [(), ("rate_exponent", "feedback")])

@@ -39,8 +39,8 @@ def calibrate(
     """Fit the kernel law (`KernelLaw`) to the losses of a few runs.
 
     Minimizes Cauchy's loss of relative residuals, of a width by their median deviation. Amplitudes are projected out, the rest
-    is found by Levenberg-Marquardt from several starts, in float64. A bootstrap that weights blocks of records (exponential weights
-    of sixths of a curve) gives errors.
+    is found by Levenberg-Marquardt from several starts, in float64. A bootstrap that weights blocks of records (sixths of a
+    curve, exponential weights) gives errors.
 
     - `curves`: see `read_curves`.
     - `free`: which of "rate_exponent" (2 otherwise) and "feedback" (0 otherwise) are fitted too; `cross_validate` compares.
@@ -98,7 +98,7 @@ def _left_out(prepared: _Prepared, free: tuple[str, ...], begin: list[np.ndarray
     if len(names) > 1:
         held = {name: run == i for i, name in enumerate(names)}
     else:
-        held = {names[0]: prepared.step > prepared.step[-1] * 2 / 3}
+        held = {name: prepared.step > prepared.step[-1] * 2 / 3 for name in names}
     horizon = prepared.seen.horizon
     return {name: fit(prepared.data, 1.0 - out, free, horizon, begin).residuals[out] for name, out in held.items()}
 

@@ -119,9 +119,7 @@ def read_curves(curves: Any, *, warmup: int | None = None) -> list[Curve]:
         found = _of_table(_table(curves))
     elif isinstance(curves, Mapping):
         found = [_of_tuple(value, str(name)) for name, value in curves.items()]
-    elif isinstance(curves, tuple) and not all(
-        isinstance(c, (Curve, tuple, list)) and len(_sized(c)) in (0, 3, 4) for c in curves
-    ):
+    elif isinstance(curves, tuple) and len(curves) in (3, 4) and not any(map(_is_run, curves)):
         found = [_of_tuple(curves, "run")]
     elif isinstance(curves, Iterable):
         found = [_of_tuple(value, f"run {i}") for i, value in enumerate(curves)]
@@ -219,7 +217,8 @@ def _curve(name: str, step: np.ndarray, of: dict[str, np.ndarray]) -> Curve:
     for key in set(numbers) & {"learning_rate", "batch_size"}:
         numbers[key] = _filled(numbers[key])
     kept = ~np.isnan(numbers["loss"]) & ~np.isnan(numbers["learning_rate"])
-    return Curve(**{key: values[kept] for key, values in numbers.items()}, name=name)
+    rows = {key: values[kept] for key, values in numbers.items()}
+    return Curve(rows["step"], rows["learning_rate"], rows["loss"], rows.get("batch_size"), name=name)
 
 
 def _filled(values: np.ndarray) -> np.ndarray:

@@ -44,17 +44,17 @@ def descend(
 
         @jax.jit
         @jax.value_and_grad
-        def final(values):
+        def final(values, law):
             rate = jnp.where(warming, risen, jnp.interp(place, knot_place, values))[None, :]
             return law.loss(Segments(counts, rate, jnp.full_like(rate, batch)))[0, -1]
 
-        best, lowest = None, np.inf
+        best, lowest = np.zeros(knots), np.inf
         scale = 1e4  # L-BFGS-B's own tolerances are for changes of order one
         for rates in starts.values():
             begin = np.interp(places, (np.arange(steps) - warmup) / (steps - warmup), rates) / peak
 
             def scaled(values):
-                value, slope = final(jnp.asarray(values))
+                value, slope = final(jnp.asarray(values), law)
                 return scale * float(value), scale * np.asarray(slope)
 
             limits = [(bounds[0] / peak, bounds[1] / peak)] * knots

@@ -65,9 +65,18 @@ def law_of(fit: Fit, peak: float, horizon: float, batch_size: float) -> KernelLa
         shape = jax.tree.map(float, shape_of(jnp.asarray(fit.values), fit.free, horizon))
     floor, bias, noise = map(float, fit.amplitudes)
     kappa = shape.feedback / noise if noise > 0 else 0.0
-    values = (floor, bias * peak**shape.bias_exponent, shape.bias_exponent, noise / peak**2, shape.noise_rate / peak)
-    rest = (shape.noise_exponent, shape.rate_exponent, kappa)
-    return KernelLaw(*map(np.asarray, (*values, *rest)), peak, horizon, batch_size)
+    values = {
+        "floor": floor,
+        "bias_scale": bias * peak**shape.bias_exponent,
+        "bias_exponent": shape.bias_exponent,
+        "noise_scale": noise / peak**2,
+        "noise_rate": shape.noise_rate / peak,
+        "noise_exponent": shape.noise_exponent,
+        "rate_exponent": shape.rate_exponent,
+        "feedback": kappa,
+    }
+    units = {"peak": peak, "horizon": horizon, "batch_size": batch_size}
+    return KernelLaw(**{name: np.asarray(value) for name, value in values.items()}, **units)  # pyright: ignore
 
 
 @functools.partial(jax.jit, static_argnames=("free", "horizon"))
@@ -118,7 +127,7 @@ def _descend(values, data, weights, free, horizon, evaluations):
     return least_squares(
         lambda v: both(v)[0],
         np.clip(values, low + 1e-3, high - 1e-3),
-        lambda v: both(v)[1],
+        jac=lambda v: both(v)[1],  # pyright: ignore
         bounds=(low, high),
         xtol=1e-6,
         ftol=1e-7,
@@ -143,16 +152,20 @@ def fit(
         prior = np.sqrt(weights)
         tried = [_descend(values, data, prior, free, horizon, 30) for values in begin]
         best = min(tried, key=lambda result: result.cost).x
-        robust = np.ones_like(prior)
-        for again in range(rounds + 1):
-            columns = np.asarray(_columns(best, data, free, horizon))
-            amplitudes = _amplitudes(columns, prior * np.sqrt(robust))
-            residuals = columns @ amplitudes - 1
-            scale = max(_deviation(residuals[weights > 0]), 1e-7)
+        amplitudes, residuals, scale = _residuals(best, data, weights, np.ones_like(prior), free, horizon)
+        for _ in range(rounds):
             robust = 1 / (1 + (residuals / (_WIDTH * scale)) ** 2)
-            if again < rounds:
-                best = _descend(best, data, prior * np.sqrt(robust), free, horizon, 30).x
+            best = _descend(best, data, prior * np.sqrt(robust), free, horizon, 30).x
+            amplitudes, residuals, scale = _residuals(best, data, weights, robust, free, horizon)
     return Fit(free, best, amplitudes, residuals, scale)
+
+
+def _residuals(values, data, weights, robust, free, horizon) -> tuple[np.ndarray, np.ndarray, float]:
+    """Amplitudes, relative residuals, and their robust deviation where there is weight."""
+    columns = np.asarray(_columns(values, data, free, horizon))
+    amplitudes = _amplitudes(columns, np.sqrt(weights * robust))
+    residuals = columns @ amplitudes - 1
+    return amplitudes, residuals, max(_deviation(residuals[weights > 0]), 1e-7)
 
 
 def _deviation(residuals: np.ndarray) -> float:

@@ -10,8 +10,9 @@ from jaxtyping import Array, Float
 
 from .._register import register_part
 
-# Nodes n per unit of the logarithm of a relaxation rate. By Poisson's sum the trapezoid rule errs by a share
-# 2 |Gamma(p + 2 pi i n)| / Gamma(p) of the kernel, about 5 (2 pi n)^(p - 1/2) exp(-pi² n) / Gamma(p): 2e-7 for p = 1.5, 1e-4 for p = 6.
+# Nodes n per unit of the logarithm of a relaxation rate. By Poisson's sum the trapezoid rule errs by a
+# share 2 |Gamma(p + 2 pi i n)| / Gamma(p) of the kernel, about
+# 5 (2 pi n)^(p - 1/2) exp(-pi² n) / Gamma(p): 2e-7 for p = 1.5, 1e-4 for p = 6.
 NODES = 2.0
 
 
@@ -44,12 +45,11 @@ class KernelLaw(eqx.Module):
 
     def loss(self, segments: "Segments") -> Float[Array, "run segment"]:
         """At the end of every segment, for a single draw. Differentiable in the segments' rates and in the parameters."""
-        noise = self.noise_scale * self.peak**2
-        shape = Shape(
-            self.bias_exponent, self.noise_rate * self.peak, self.noise_exponent, self.rate_exponent, noise * self.feedback
-        )
+        law = jax.tree.map(jnp.asarray, self)
+        noise = law.noise_scale * self.peak**2
+        shape = Shape(law.bias_exponent, law.noise_rate * self.peak, law.noise_exponent, law.rate_exponent, noise * law.feedback)
         bias, response = parts(shape, segments, relaxation_rates(self.horizon))
-        return self.floor + self.bias_scale * self.peak**-self.bias_exponent * bias + noise * response
+        return law.floor + law.bias_scale * self.peak**-law.bias_exponent * bias + noise * response
 
 
 class Segments(eqx.Module):

@@ -1,7 +1,7 @@
 """What a calibration knows: parameters with errors, predictions with bands, designed schedules."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,8 +32,8 @@ _NAMES = (
     "feedback",
 )
 _OPTIONAL = {"rate_exponent", "feedback"}
-# Rounding: a rate that is the largest seen is none above it.
-_SLACK = 1 + 1e-6
+# Records end a little before a run does: what leaves the range by less than this is within.
+_SLACK = 1.02
 
 
 @register_part
@@ -169,7 +169,7 @@ class Calibration(eqx.Module):
         schedule: Any,
         *,
         steps: int | None = None,
-        batch_size: float | Sequence[float] | None = None,
+        batch_size: Any = None,
         at: Any = None,
     ) -> Prediction:
         """The loss of a run.
@@ -259,7 +259,7 @@ class Calibration(eqx.Module):
     def _extrapolates(self, rates: np.ndarray, batches: np.ndarray) -> tuple[str, ...]:
         seen, ways = self.seen, []
         after = rates[np.argmax(rates >= 0.99 * rates.max()) :]
-        if rates.max() > seen.peak * _SLACK:
+        if rates.max() > seen.peak * (1 + 1e-6):
             ways.append(f"learning rate {rates.max():.3g} above the largest seen, {seen.peak:.3g}")
         if after.min() * _SLACK < seen.lowest:
             ways.append(f"learning rate {after.min():.3g} below the smallest seen, {seen.lowest:.3g}")

@@ -98,7 +98,7 @@ def _left_out(prepared: _Prepared, free: tuple[str, ...], begin: list[np.ndarray
     if len(names) > 1:
         held = {name: run == i for i, name in enumerate(names)}
     else:
-        held = {name: prepared.step > prepared.step[-1] * 2 / 3 for name in names}
+        held = dict.fromkeys(names, prepared.step > prepared.step[-1] * 2 / 3)
     horizon = prepared.seen.horizon
     return {name: fit(prepared.data, 1.0 - out, free, horizon, begin).residuals[out] for name, out in held.items()}
 

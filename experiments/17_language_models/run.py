@@ -122,17 +122,14 @@ def percent(value: float) -> str:
 
 
 def tables(models, best, chosen, designed) -> dict[str, str]:
+    def cells(row):
+        return [percent(row["mean"]), f"{row['r2']:.4f}", f"{100 * row['within_band']:.0f}"]
+
     lines = []
     for name in (*TRAINED, *UNSEEN):
-        line = [name + (" (fitted)" if name in TRAINED else "")]
-        for model in models.values():
-            row = model["schedules"][name]
-            line += [percent(row["mean"]), f"{row['r2']:.4f}", f"{100 * row['within_band']:.0f}"]
-        lines.append(line)
-    ours = [means(model["schedules"]) for model in models.values()]
-    lines.append(
-        ["**unseen, mean**", *(x for o in ours for x in (percent(o["mean"]), f"{o['r2']:.4f}", f"{100 * o['within_band']:.0f}"))]
-    )
+        label = name + (" (fitted)" if name in TRAINED else "")
+        lines.append([label, *(cell for model in models.values() for cell in cells(model["schedules"][name]))])
+    lines.append(["**unseen, mean**", *(cell for model in models.values() for cell in cells(means(model["schedules"])))])
     lines.append(["published", *(x for m in models for x in (percent(PUBLISHED[m]["mean"]), f"{PUBLISHED[m]['r2']:.4f}", ""))])
     header = ["schedule", *(f"{m}: {what}" for m in models for what in ("error in %", "R²", "in band, %"))]
     choices = []
@@ -140,11 +137,8 @@ def tables(models, best, chosen, designed) -> dict[str, str]:
         name = " + ".join(choice) or "neither"
         line = [name + (" (chosen)" if choice == best else "")]
         for model in models.values():
-            line += [
-                percent(left_out(model, choice)),
-                percent(model["unseen"][name]["mean"]),
-                f"{model['unseen'][name]['r2']:.4f}",
-            ]
+            unseen = model["unseen"][name]
+            line += [percent(left_out(model, choice)), percent(unseen["mean"]), f"{unseen['r2']:.4f}"]
         choices.append(line)
     kinds = ["free", *(f"{m}: {what}" for m in models for what in ("left out, %", "unseen, %", "R²"))]
     return {
@@ -156,13 +150,12 @@ def tables(models, best, chosen, designed) -> dict[str, str]:
 
 
 def parameter_rows(chosen) -> list[list[str]]:
+    def cell(value: calibration.Interval) -> str:
+        known = "" if value.identifiable else ", not identifiable"
+        return f"{value.estimate:.4g} ({value.low:.4g} to {value.high:.4g}){known}"
+
     names = next(iter(chosen.values())).parameters
-    shown = {model: result.parameters for model, result in chosen.items()}
-    text = "{0.estimate:.4g} ({0.low:.4g} to {0.high:.4g})"
-    return [
-        [name, *(text.format(p[name]) + ("" if p[name].identifiable else ", not identifiable") for p in shown.values())]
-        for name in names
-    ]
+    return [[name, *(cell(result.parameters[name]) for result in chosen.values())] for name in names]
 
 
 def designed_rows(designed) -> list[list[str]]:
@@ -187,9 +180,7 @@ def draw(curves, chosen, designed) -> Figure:
             row[0].plot(predicted.step, predicted.loss, color=color, lw=1, label=name)
             row[1].plot(predicted.step, 100 * (curve.loss / predicted.loss - 1), color=color, lw=1, label=name)
         low, high = (np.quantile(np.concatenate([c.loss for c in curves[model].values()]), q) for q in (0.0, 0.97))
-        row[0].set(
-            xlabel="step", ylabel="loss", ylim=(low - 0.02, high), title=f"{model}: unseen schedules, dots, and predictions"
-        )
+        row[0].set(xlabel="step", ylabel="loss", ylim=(low - 0.02, high), title=f"{model}: unseen schedules and predictions")
         row[1].set(xlabel="step", ylabel="loss above prediction, %", ylim=(-0.8, 0.8), title="residuals")
         row[1].axhline(0, color="black", lw=0.5)
         row[2].plot(designed[model].learning_rate, label=f"designed, {designed[model].prediction.loss[-1]:.4f}")

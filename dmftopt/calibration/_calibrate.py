@@ -96,11 +96,11 @@ def _left_out(prepared: _Prepared, free: tuple[str, ...], begin: list[np.ndarray
     """Relative errors on the records that were left out of a fit: of each curve in turn, or of the last third of a single one."""
     run, names = np.asarray(prepared.data.run), prepared.seen.names
     if len(names) > 1:
-        held = {name: run == i for i, name in enumerate(names)}
+        held = [run == i for i in range(len(names))]
     else:
-        held = dict.fromkeys(names, prepared.step > prepared.step[-1] * 2 / 3)
-    horizon = prepared.seen.horizon
-    return {name: fit(prepared.data, 1.0 - out, free, horizon, begin).residuals[out] for name, out in held.items()}
+        held = [prepared.step > prepared.step[-1] * 2 / 3]
+    errors = [fit(prepared.data, (~out).astype(float), free, prepared.seen.horizon, begin).residuals[out] for out in held]
+    return dict(zip(names, errors, strict=True))
 
 
 def _fit(prepared: _Prepared, weights: np.ndarray, free: tuple[str, ...], seed: int) -> Fit:

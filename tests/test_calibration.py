@@ -184,9 +184,10 @@ def test_saves(calibrated, tmp_path):
 
 @pytest.mark.slow
 def test_cross_validation_prefers_what_made_the_curves():
-    found = cross_validate(curves(1e-4), [(), ("rate_exponent", "feedback")])
-    simple, whole = (np.mean(list(found[choice].values())) for choice in [(), ("rate_exponent", "feedback")])
-    assert whole < 0.5 * simple and set(found[()]) == {"constant", "cosine", "drop"}
+    for leave_out, folds in (("blocks", 6), ("curves", 3)):
+        found = cross_validate(curves(1e-4), [(), ("rate_exponent", "feedback")], leave_out=leave_out)
+        simple, whole = (found[choice] for choice in [(), ("rate_exponent", "feedback")])
+        assert len(simple) == len(whole) == folds and np.mean(whole) < 0.5 * np.mean(simple)
 
 
 def rows(path, header, table):
@@ -257,6 +258,7 @@ BAD = {
     "loss of curve 'run' must be numbers": lambda: read_curves({"step": [1, 2], "learning_rate": [1, 1], "loss": ["x", 1]}),
     "given for some curves only": lambda: read_curves([Curve(STEP, RATE, LOSS), Curve(STEP, RATE, LOSS, 8, name="b")]),
     "free must be one of": lambda: dmftopt.calibrate((STEP, RATE, LOSS), free=["floor"]),
+    "leave_out must be one of": lambda: cross_validate((STEP, RATE, LOSS), leave_out="all"),
     "draws must be at least 2": lambda: dmftopt.calibrate((STEP, RATE, LOSS), draws=1),
     "has no record from step 100 on": lambda: dmftopt.calibrate((STEP, RATE, LOSS), first_step=100),
     "at least 16 records": lambda: dmftopt.calibrate((STEP[:9], RATE[:9], LOSS[:9])),

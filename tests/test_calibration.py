@@ -173,6 +173,11 @@ def test_flags_extrapolation(calibrated):
         found = calibrated.predict(rates)
         assert any(how in way for way in found.extrapolates) and how in str(found)
         assert np.all(np.isfinite(found.loss))
+    # B kappa sum of the kernel: 2.4e-3 * 30 * 31, of which 31 by the sum itself.
+    gain = 600.0 * PEAK**2 * 30.0 * np.sum((1 + 30.0 * PEAK * np.arange(1, STEPS + 1)) ** -1.5)
+    unstable = with_law(calibrated, feedback=30.0)
+    assert unstable.law.loop_gain(PEAK, 1.0, STEPS) == pytest.approx(gain, rel=1e-3) and gain > 1
+    assert "unstable" in unstable.predict(schedules()["constant"]).extrapolates[0]
 
 
 def test_saves(calibrated, tmp_path):
@@ -280,6 +285,7 @@ def test_bad_types(calibrated):
         "steps: how many": lambda: calibrated.predict(lambda k: 0.1),
         "one per step, not all 0": lambda: calibrated.predict(np.zeros(10)),
         "schedule must be >= 0": lambda: calibrated.predict([-1.0, 1.0]),
+        "the law diverges": lambda: with_law(calibrated, feedback=1e4).predict(np.full(STEPS, PEAK)),
         "at must be": lambda: calibrated.predict(np.ones(10), at=[3, 2]),
         "the curves had none": lambda: calibrated.predict(np.ones(10), batch_size=3),
         "low < high": lambda: calibrated.optimize(100, bounds=(1.0, 1.0)),

@@ -43,6 +43,15 @@ class KernelLaw(eqx.Module):
     horizon: float = eqx.field(static=True)
     batch_size: float = eqx.field(static=True)
 
+    def loop_gain(self, rate: float, batch_size: float, steps: int) -> float:
+        """Noise that a constant unit of noise makes within so many steps at a constant rate, for a single draw: from 1 on it
+        feeds on itself without end."""
+        relative = rate / self.peak
+        feedback = self.noise_scale * self.peak**2 * self.feedback * relative**self.rate_exponent * self.batch_size / batch_size
+        values = (self.bias_exponent, self.noise_rate * rate, self.noise_exponent, self.rate_exponent, feedback)
+        with jax.enable_x64(True):
+            return float(loop_gain(Shape(*map(jnp.asarray, values)), float(steps)))
+
     def loss(self, segments: "Segments") -> Float[Array, "run segment"]:
         """At the end of every segment, for a single draw. Differentiable in the segments' rates and in the parameters."""
         law = jax.tree.map(jnp.asarray, self)

@@ -254,6 +254,11 @@ class Calibration(eqx.Module):
             draws = np.asarray(_loss_of_draws(self.ensemble, segments))[:, place]
             finer, its_place = segmented(2 * PIECES)
             error = np.max(np.abs(np.asarray(_loss(self.law, finer))[its_place] / loss - 1))
+        for each in (loss, draws):
+            if not np.all(np.isfinite(each)) or np.any(each <= 0):
+                raise ValueError(
+                    "schedule: the law diverges, its noise feeds on itself. Lower the learning rates, or shorten the run."
+                )
         return loss, draws, float(error)
 
     def _extrapolates(self, rates: np.ndarray, batches: np.ndarray) -> tuple[str, ...]:
@@ -269,6 +274,9 @@ class Calibration(eqx.Module):
             ways.append(f"{rates.size} steps, {seen.steps} seen")
         if batches.min() * _SLACK < seen.batch_size[0] or batches.max() > seen.batch_size[1] * _SLACK:
             ways.append(f"batch sizes outside {seen.batch_size[0]:g} to {seen.batch_size[1]:g}")
+        gain = self.law.loop_gain(float(rates.max()), float(batches[np.argmax(rates)]), rates.size)
+        if gain >= 1:
+            ways.append(f"unstable: at learning rate {rates.max():.3g} noise feeds on itself, {gain:.2g} times in a loop")
         return tuple(ways)
 
 

@@ -3,7 +3,8 @@
 language_models.csv holds the losses of two language models (25M and 100M parameters, AdamW) under nine learning-rate schedules
 (see README.md for source and license). By the published split `dmftopt.calibrate` sees cosine_24000, constant_24000 and wsdcon_9;
 the other six are predicted. Which parameters are free is chosen by leaving out a sixth of the three in turn, for both
-models together; the errors of all choices on the six are in the tables. Then a schedule of 24000 steps is designed on the fitted law.
+models together; the errors of all choices on the six are in the tables. Then a schedule of 24000 steps is designed on the fitted
+law.
 
 AdamW made these curves: the law, that of SGD on least squares with two more parameters, is a surrogate.
 """

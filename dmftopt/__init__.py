@@ -1,9 +1,13 @@
 """dmftopt: exact high-dimensional predictions of SGD's risk, fast and differentiable, to tune its hyperparameters."""
 
+from . import calibration as calibration
 from . import limits as limits
 from . import simulate as simulate
 from . import tasks as tasks
 from ._register import register as register
+from .calibration import Calibration as Calibration
+from .calibration import Curve as Curve
+from .calibration import calibrate as calibrate
 from .design import Budget as Budget
 from .design import Exact as Exact
 from .design import Objective as Objective

@@ -26,10 +26,10 @@ from scipy.optimize import minimize_scalar
 
 import dmftopt
 from dmftopt import averages, noise, schedules, updates
-from dmftopt.design import AbstractObjective, Report
+from dmftopt.design import AbstractObjective, realized
 
 from ..shared.results import Settings as Common
-from ..shared.results import finish, markdown, plus_minus
+from ..shared.results import finish, markdown, mean_and_error, plus_minus
 
 # What is tuned beside the scale of the learning rate: its field in a plan.
 KNOBS = {"schedule": ".learning_rate", "weight decay": ".ridge", "EMA memory": ".average", "batch size": ".batch_size"}
@@ -180,32 +180,27 @@ def row_of(objective: dmftopt.Objective, plan: dmftopt.Plan, dimension: int) -> 
 
 
 def judged(s: Settings, objective: dmftopt.Objective, plans: dict[str, dmftopt.Plan]) -> dict[str, Any]:
-    """What plans are worth on fresh random numbers and finer steps, and in training. JSON values."""
-    lowest = floor(objective.problems[0])
-    finer = objective.finer(samples=2, replicates=2)
-    options: Any = {"key": jax.random.key(s.seed + 1), "fresh": s.fresh, "recheck": False}
-    rest = dmftopt.report(finer, {name: own for name, own in plans.items() if name not in TRAINED}, **options)
-    trained = {name: plans[name] for name in TRAINED}
-    report = dmftopt.report(finer, trained, dimension=s.dimension, runs=s.runs, **options)
-    report = Report({name: (report.rows | rest.rows)[name] for name in plans}, report.batches | rest.batches)
+    """What plans are worth on fresh random numbers, finer steps and more samples, and in training. All on the same numbers, so
+    that differences are known better than values. JSON values."""
+    finer, lowest = objective.finer(samples=2, replicates=2), floor(objective.problems[0])
+    fresh, batches = (jax.random.split(jax.random.key(s.seed + i), n) for i, n in ((1, s.fresh), (2, s.runs // 2)))
+    runs = {name: objective.run(own) for name, own in plans.items()}
+    recipes = {name: run.recipe(dimension=s.dimension, delta=s.delta) for name, run in runs.items()}
+    longest = max(len(recipes[name]) for name in TRAINED)
+    predicted, trained = {}, {}
+    for name, own in plans.items():
+        predicted[name] = np.array([float(finer.predict_run(own, key).test_risk[-1]) for key in fresh])
+    for name in TRAINED:
+        each = [realized(objective, runs[name], recipes[name], 2, key, length=longest) for key in batches]
+        trained[name] = np.array(each)
     rows = {}
     for name, own in plans.items():
-        row, saved = report.rows[name][0], report.gain(name, BASE)
-        rows[name] = {
-            **row_of(objective, own, s.dimension),
-            "excess": estimate(row.predicted, lowest),
-            "saved": estimate(saved["predicted"]),
-        }
-        if name in TRAINED:
-            rows[name] |= {
-                "realized_excess": estimate(report.realized(name), lowest),
-                "realized_saved": estimate(saved["realized"]),
-            }
+        rows[name] = row_of(objective, own, s.dimension)
+        for prefix, values in (("", predicted), ("realized_", trained)):
+            if name in values:
+                rows[name][f"{prefix}excess"] = mean_and_error(values[name] - lowest)
+                rows[name][f"{prefix}saved"] = mean_and_error(values[BASE] - values[name])
     return {"floor": lowest, "plans": rows}
-
-
-def estimate(found: Any, offset: float = 0.0) -> dict[str, float]:
-    return {"mean": found.mean - offset, "standard_error": found.standard_error}
 
 
 def tables(found: dict[str, Any]) -> dict[str, str]:
@@ -215,7 +210,7 @@ def tables(found: dict[str, Any]) -> dict[str, str]:
         shown = [" to ".join(dict.fromkeys(f"{1e3 * rate:.2g}" for rate in (rates[0], max(rates), rates[-1])))]
         said = [*shown, f"{row['batch_size']:.2g}", f"{row['weight_decay']:.2g}", f"{row['ema_decay']:.5f}", row["steps"]]
         numbers = [plus_minus(row[key]) if key in row else "" for key in ("excess", "realized_excess")]
-        saved = [plus_minus(row[key]) if key in row and name != BASE else "" for key in ("saved", "realized_saved")]
+        saved = [plus_minus(row[key], 5) if key in row and name != BASE else "" for key in ("saved", "realized_saved")]
         lines.append([name, *numbers, *saved, *said])
     head = ["tuned", "excess risk, predicted", "in AdamW", f"less than {BASE}, predicted", "in AdamW"]
     head += ["learning rate / 1e-3", "batch size", "weight decay", "EMA decay", "steps"]
@@ -223,22 +218,32 @@ def tables(found: dict[str, Any]) -> dict[str, str]:
 
 
 def draw(found: dict[str, Any]) -> Figure:
-    figure, (bars, rates) = plt.subplots(1, 2, figsize=(14, 5), layout="constrained", width_ratios=(1.5, 1))
-    names = list(found["plans"])
+    figure, (bars, gains, rates) = plt.subplots(1, 3, figsize=(16, 5), layout="constrained", width_ratios=(1.3, 1, 1.2))
+    names, black = list(found["plans"]), {"fmt": "o", "ms": 4, "color": "0.1"}
+    blue: Any = {"fmt": "s", "ms": 5, "color": dmftopt.plot.COLORS[0]}
     for place, name in enumerate(names):
         row = found["plans"][name]
-        bars.barh(place, row["excess"]["mean"], color=dmftopt.plot.COLORS[0], alpha=0.6)
+        bars.barh(place, row["excess"]["mean"], color=blue["color"], alpha=0.6)
         if (real := row.get("realized_excess")) is not None:
-            bars.errorbar(real["mean"], place, xerr=2 * real["standard_error"], fmt="o", ms=4, color="0.1")
+            bars.errorbar(real["mean"], place, xerr=2 * real["standard_error"], **black)
+        if name in (UNTUNED, BASE):
+            continue
+        for estimate, shift, style in ((row["saved"], -0.15, blue), (row.get("realized_saved"), 0.15, black)):
+            if estimate is not None:
+                mean, error = (1e3 * estimate[key] for key in ("mean", "standard_error"))
+                gains.errorbar(mean, place + shift, xerr=2 * error, **style)
     bars.set_yticks(range(len(names)), labels=names)
-    bars.invert_yaxis()
-    bars.set(xlabel="excess test risk of the EMA: predicted (bars), AdamW, 2 standard errors (points)")
-    bars.set_title("tuned, beside the peak", fontsize=10)
-    shown = ["constant", BASE, f"{BASE} + schedule", "all but schedule", ALL]
-    for color, name in zip(dmftopt.plot.COLORS, shown, strict=False):
+    gains.set_yticks(range(len(names)), labels=[])
+    gains.axvline(0, color="0.6", lw=1)
+    bars.set_title("plan: what is tuned beside the peak", fontsize=10)
+    bars.set_xlabel("excess test risk of the EMA: predicted (bars), AdamW")
+    gains.set_xlabel(f"less than {BASE}, / 1e-3: predicted (squares), AdamW")
+    for axes in (bars, gains):
+        axes.set_ylim(len(names) - 0.4, -0.6)
+    for color, name in zip(dmftopt.plot.COLORS, ("constant", BASE, f"{BASE} + schedule", "all but schedule", ALL), strict=False):
         row = found["plans"][name]
-        rates.plot(row["epoch"], row["learning_rate"], color=color, label=name)
-    rates.set(xlabel="epochs", ylabel="AdamW's learning rate", ylim=(0, None))
+        rates.plot(row["epoch"], 1e3 * np.array(row["learning_rate"]), color=color, label=name)
+    rates.set(xlabel="epochs", ylabel="AdamW's learning rate / 1e-3", ylim=(0, None))
     rates.legend(fontsize=8, frameon=False)
     return figure
 

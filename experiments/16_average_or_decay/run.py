@@ -41,8 +41,8 @@ class Settings(Common):
     delta: float = 2.0
     """Training samples / dimension."""
     label_noise: float = 0.5
-    rates: int = 16
-    """Learning rates that are tried, from 0.05 to 2."""
+    rates: int = 14
+    """Learning rates that are tried, from 0.1 to 2."""
     steps: int = 80
     samples: int = 8192
     fresh: int = 4
@@ -97,7 +97,7 @@ def found(s: Settings, problem: dmftopt.Problem, epochs: int) -> dict[str, Any]:
     """The best learning rate and average of every kind, predicted anew and in SGD. JSON values."""
     at = dmftopt.TimeGrid.of_epochs(problem, dmftopt.Protocol(1.0), epochs, s.steps).epochs
     assert at is not None
-    rates = np.geomspace(0.05, 2.0, s.rates)
+    rates = np.geomspace(0.1, 2.0, s.rates)
     key, *fresh = jax.random.split(jax.random.key(s.seed), 1 + s.fresh)
 
     def risks(rate, decay, key):

@@ -1,7 +1,7 @@
 """Average the weights, or let the learning rate decay?
 
 A constant learning rate with an EMA or with the mean of a tail of the run (SWA), against a linear decay to zero, and both
-together: linear regression and a committee of two units with noisy labels, features in three groups of coordinates, shuffled
+together: linear regression and a committee of two units with noisy labels, features of two scales, shuffled
 epochs, batches of one. Learning rate, memory of the EMA and beginning of the tail are tuned for each number of epochs, on the
 predicted final test risk. Averages cost nothing here: they follow from the two-time correlation of one predicted run. Then SGD
 keeps the same averages.
@@ -18,50 +18,50 @@ import numpy as np
 import tyro
 from jaxtyping import Array
 from matplotlib.figure import Figure
-from tqdm.auto import tqdm
 
 import dmftopt
 from dmftopt import averages, schedules
 
-from ..shared.results import Settings as Common
-from ..shared.results import finish, markdown, mean_and_error, plus_minus
+from ..shared import sweep
+from ..shared.results import SweepSettings, finish, markdown, mean_and_error, plus_minus
 
 DECAYS = {"constant": 0.0, "linear decay": 1.0}
 # Memories of an EMA, and beginnings of a tail, as shares of the run.
 MEMORIES = (0.02, 0.04, 0.07, 0.1, 0.15, 0.2, 0.3, 0.4, 0.6, 0.8, 1.0)
 STARTS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 KEPT = ("last", "EMA", "tail")
+RATES = {"linear": (0.15, 2.0), "committee": (0.2, 2.5)}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Settings(Common):
+class Settings(SweepSettings):
     """Averages of the weights against decay of the learning rate."""
 
-    epochs: tuple[int, ...] = (1, 2, 4, 8)
+    epochs: tuple[int, ...] = (1, 2, 4)
     delta: float = 2.0
     """Training samples / dimension."""
     label_noise: float = 0.5
-    rates: int = 14
-    """Learning rates that are tried, from 0.1 to 2."""
-    steps: int = 80
-    samples: int = 8192
+    rates: int = 12
+    """How many learning rates are tried."""
+    steps: int = 32
+    samples: int = 16384
+    """Those that wait at the end of an epoch bias noise by delta * eigenvalue * steps per epoch / samples: 0.6% at the most."""
     fresh: int = 4
     """Predictions of what was found."""
     dimension: int = 800
     runs: int = 64
 
 
-def problems(s: Settings) -> dict[str, dmftopt.Problem]:
-    spectrum = dmftopt.features.spectrum([3.0, 1.0, 0.3], [0.2, 0.4, 0.4])
+def problem_of(name: str, delta: float, label_noise: float) -> dmftopt.Problem:
+    spectrum = dmftopt.features.spectrum([1.6, 0.4], [0.5, 0.5])
+    if name == "linear":
+        return dmftopt.Problem(dmftopt.tasks.LeastSquares(label_noise), spectrum, delta, 1.0, 0.5)
     lean = np.eye(4)
     for a in range(2):
         # Each student unit begins closer to a teacher unit of its own.
         lean[a, 2 + a] = lean[2 + a, a] = 0.4
-    committee = dmftopt.tasks.Committee(2, 2, activation="erf", label_noise=s.label_noise)
-    return {
-        "linear": dmftopt.Problem(dmftopt.tasks.LeastSquares(s.label_noise), spectrum, s.delta, 1.0, 0.5),
-        "committee": dmftopt.Problem(committee, spectrum, s.delta, 1.0, 0.5, initial_correlation=lean),
-    }
+    committee = dmftopt.tasks.Committee(2, 2, activation="erf", label_noise=label_noise)
+    return dmftopt.Problem(committee, spectrum, delta, 1.0, 0.5, initial_correlation=lean)
 
 
 @eqx.filter_jit
@@ -93,59 +93,51 @@ def average_of(kept: str, which: int, horizon: float, dimension: int) -> Any:
     return averages.Polyak(horizon - 0.9 / dimension)
 
 
-def found(s: Settings, problem: dmftopt.Problem, epochs: int) -> dict[str, Any]:
+def found(name, epochs, *, delta, label_noise, rates, steps, samples, fresh, dimension, runs, seed) -> dict[str, Any]:
     """The best learning rate and average of every kind, predicted anew and in SGD. JSON values."""
-    at = dmftopt.TimeGrid.of_epochs(problem, dmftopt.Protocol(1.0), epochs, s.steps).epochs
+    problem = problem_of(name, delta, label_noise)
+    at = dmftopt.TimeGrid.of_epochs(problem, dmftopt.Protocol(1.0), epochs, steps).epochs
     assert at is not None
-    rates = np.geomspace(0.1, 2.0, s.rates)
-    key, *fresh = jax.random.split(jax.random.key(s.seed), 1 + s.fresh)
+    tried_rates = np.geomspace(*RATES[name], rates)
+    key, *others = jax.random.split(jax.random.key(seed), 1 + fresh)
 
     def risks(rate, decay, key):
-        return predicted(problem, jnp.asarray(rate), jnp.asarray(decay), at, key, s.samples)
+        return predicted(problem, jnp.asarray(rate), jnp.asarray(decay), at, key, samples)
 
-    rows = {}
-    horizon, floor = float(problem.delta) * epochs, 0.5 * s.label_noise**2
-    for name, decay in DECAYS.items():
-        tried = [risks(rate, decay, key) for rate in rates]
+    def trained(protocol, average):
+        size: Any = {"horizon": delta * epochs, "dimension": dimension, "runs": runs, "records": 1}
+        how: Any = {"order": "shuffled", "average": average, "key": jax.random.key(seed + 1)}
+        result = dmftopt.simulate.sgd(problem, protocol, **size, **how)
+        return {"mean": float(result.test_risk[-1]) - floor, "standard_error": float(result.standard_error.test_risk[-1])}
+
+    rows, horizon, floor = {}, delta * epochs, 0.5 * label_noise**2
+    for schedule, decay in DECAYS.items():
+        tried = [risks(rate, decay, key) for rate in tried_rates]
         for kept in KEPT:
             table = np.array([risk[kept] for risk in tried], dtype=float)
             best, which = np.unravel_index(np.nanargmin(table), table.shape)
-            anew = [float(risks(rates[best], decay, k)[kept][which]) - floor for k in fresh]
-            protocol = dmftopt.Protocol(schedules.linear_decay(rates[best], horizon, 1 - decay))
-            sgd = dmftopt.simulate.sgd(
-                problem,
-                protocol,
-                horizon=horizon,
-                dimension=s.dimension,
-                runs=s.runs,
-                key=jax.random.key(s.seed + 1),
-                records=1,
-                order="shuffled",
-                average=average_of(kept, int(which), horizon, s.dimension),
-            )
-            rows[f"{name}, {kept}"] = {
-                "learning_rate": float(rates[best]),
-                "average": None if kept == "last" else (MEMORIES if kept == "EMA" else STARTS)[which],
-                "excess": mean_and_error(anew),
-                "realized": {
-                    "mean": float(sgd.test_risk[-1]) - floor,
-                    "standard_error": float(sgd.standard_error.test_risk[-1]),
-                },
-                "by_rate": (np.nanmin(table, axis=1) - floor).tolist(),
+            rate = float(tried_rates[best])
+            protocol = dmftopt.Protocol(schedules.linear_decay(rate, horizon, 1 - decay))
+            rows[f"{schedule}, {kept}"] = {
+                "learning_rate": rate,
+                "average": {"last": (None,), "EMA": MEMORIES, "tail": STARTS}[kept][which],
+                "excess": mean_and_error([float(risks(rate, decay, k)[kept][which]) - floor for k in others]),
+                "realized": trained(protocol, average_of(kept, int(which), horizon, dimension)),
             }
     return rows
 
 
 def tables(results: dict[str, Any]) -> dict[str, str]:
+    cells = {(name, epochs): rows for name, by_epochs in results.items() for epochs, rows in by_epochs.items()}
     lines = []
-    for name, by_epochs in results.items():
-        for epochs, rows in by_epochs.items():
-            cells = []
-            for row in rows.values():
-                at = f"{row['learning_rate']:.2g}" + ("" if row["average"] is None else f", {row['average']:.2g}")
-                cells.append(f"{row['excess']['mean']:.4f} / {plus_minus(row['realized'])} ({at})")
-            lines.append([name, epochs, *cells])
-    return {"excess": markdown(["problem", "epochs", *next(iter(next(iter(results.values())).values()))], lines)}
+    for plan in next(iter(cells.values())):
+        line = [plan]
+        for rows in cells.values():
+            row = rows[plan]
+            at = f"{row['learning_rate']:.2g}" + ("" if row["average"] is None else f", {row['average']:.2g}")
+            line.append(f"{row['excess']['mean']:.4f} / {plus_minus(row['realized'])} ({at})")
+        lines.append(line)
+    return {"excess": markdown(["plan", *(f"{name}, epochs: {epochs}" for name, epochs in cells)], lines)}
 
 
 def draw(results: dict[str, Any]) -> Figure:
@@ -169,13 +161,9 @@ def draw(results: dict[str, Any]) -> Figure:
 
 def main(s: Settings) -> None:
     s = s.sized(epochs=(1, 2), rates=2, steps=8, samples=512, fresh=2, dimension=20, runs=4)
-    results: dict[str, Any] = {}
-    with tqdm(total=2 * len(s.epochs), disable=None) as bar:
-        for name, problem in problems(s).items():
-            results[name] = {}
-            for epochs in s.epochs:
-                results[name][str(epochs)] = found(s, problem, epochs)
-                bar.update()
+    cells = {f"{name}, {epochs} epochs": {"name": name, "epochs": epochs} for name in RATES for epochs in s.epochs}
+    rows = sweep.run(found, cells, s.folder(__file__) / "cells", s.without("epochs"), s.cluster)
+    results = {name: {str(epochs): rows[f"{name}, {epochs} epochs"] for epochs in s.epochs} for name in RATES}
     finish(s, __file__, {"settings": s.without(), "results": results}, tables(results), draw(results))
 
 

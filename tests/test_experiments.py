@@ -60,6 +60,8 @@ def test_phase_diagram(tmp_path):
 
 def test_every_experiment_starts():
     """In one process, for imports are most of the time. Toy runs of all take minutes of compilation: `make smoke`."""
+    numbered = {p.name for p in (ROOT / "experiments").iterdir() if p.name[0].isdigit()}
+    assert numbered < {p.parent.name for p in SCRIPTS}
     shown = subprocess.run([sys.executable, "-c", HELP, *MODULES], capture_output=True, text=True, timeout=600, cwd=ROOT)
     assert shown.returncode == 0, shown.stderr
 

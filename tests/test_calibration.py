@@ -78,7 +78,7 @@ def with_law(calibrated, **changed):
         law=law,
         ensemble=jax.tree.map(lambda a: np.stack([a, a]), law),
         free=("rate_exponent", "feedback"),
-        at_bound=(),
+        loose=(),
         deviation=0.0,
         discrepancy=0.0,
         records=calibrated.records,

@@ -8,7 +8,7 @@ import numpy as np
 
 from .._checks import check_count, check_member, front_door
 from ._curves import Curve, read_curves
-from ._fit import OPTIONAL, SHAPE, Data, Fit, at_bound, fit, law_of, starts
+from ._fit import OPTIONAL, SHAPE, Data, Fit, fit, law_of, loose, starts
 from ._law import KernelLaw
 from ._result import Calibration, Seen
 from ._segments import PIECES, of_curves
@@ -65,7 +65,7 @@ def calibrate(
         law=law,
         ensemble=jax.tree.map(lambda *leaves: np.stack(leaves), *ensemble),
         free=best.free,
-        at_bound=tuple(at_bound(best)),
+        loose=loose(best, data, horizon, _BLOCKS * len(prepared.seen.names)),
         deviation=best.scale,
         discrepancy=float(np.median([np.sqrt(np.mean(errors**2)) for errors in left_out])),
         records=int(data.loss.shape[0]),

@@ -173,7 +173,17 @@ def _deviation(residuals: np.ndarray) -> float:
     return 1.4826 * float(np.median(np.abs(residuals)))
 
 
-def at_bound(fit: Fit) -> list[str]:
-    """Names of what ended at the border of its range."""
-    near = [min(v - _BOX[n][1], _BOX[n][2] - v) < 1e-2 for n, v in zip(fit.free, fit.values, strict=True)]
-    return [name for name, close in zip(fit.free, near, strict=True) if close]
+def loose(found: Fit, data: Data, horizon: float, blocks: int) -> tuple[str, ...]:
+    """Names of what ended at the border of its range, or whose 90% interval in linear theory, residuals as `blocks` independent
+    ones, is longer than the value itself: along a flat valley bootstrap draws that start from the fit stay where they are."""
+    near = [min(v - _BOX[n][1], _BOX[n][2] - v) < 1e-2 for n, v in zip(found.free, found.values, strict=True)]
+    robust = 1 / (1 + (found.residuals / (_WIDTH * found.scale)) ** 2)
+    with jax.enable_x64(True):
+        data = jax.tree.map(jnp.asarray, data)
+        slope = np.asarray(_projected(found.values, data, np.sqrt(robust), found.free, horizon)[1])
+    deviations = found.scale * np.sqrt(np.diag(np.linalg.pinv(slope.T @ slope, rcond=1e-14)) * len(slope) / blocks)
+    # Logarithms are relative; the logit of the gain is less so, near 1.
+    sizes = {"rate_exponent": abs, "feedback": lambda value: 1 + np.exp(value)}
+    relative = [d / sizes.get(n, lambda _: 1.0)(v) for n, v, d in zip(found.free, found.values, deviations, strict=True)]
+    wide = [3.29 * each > 1 for each in relative]
+    return tuple(name for name, one, other in zip(found.free, near, wide, strict=True) if one or other)

@@ -129,12 +129,13 @@ class Designed(eqx.Module):
 class Calibration(eqx.Module):
     """A law fitted to runs. `ensemble`: the same for every bootstrap draw. `deviation`: robust standard deviation of relative
     residuals. `discrepancy`: median over the curves of the relative error (root mean square) on the one left out of the fit (of a
-    single curve: on its last third). `at_bound`: what the search pushed to the end of its range."""
+    single curve: on its last third). `loose`: what the search pushed to the end of its range, or left in a flat
+    valley."""
 
     law: KernelLaw
     ensemble: KernelLaw
     free: tuple[str, ...]
-    at_bound: tuple[str, ...]
+    loose: tuple[str, ...]
     deviation: float
     discrepancy: float
     records: int
@@ -150,7 +151,7 @@ class Calibration(eqx.Module):
         estimate = float(getattr(self.law, name))
         low, high = np.quantile(getattr(self.ensemble, name), [(1 - _LEVEL) / 2, (1 + _LEVEL) / 2])
         size = self.seen.lowest_loss - estimate if name == "floor" else abs(estimate)
-        known = bool(name not in self.at_bound and max(high, estimate) - min(low, estimate) < size)
+        known = bool(name not in self.loose and max(high, estimate) - min(low, estimate) < size)
         return Interval(estimate, min(float(low), estimate), max(float(high), estimate), known)
 
     def __str__(self) -> str:

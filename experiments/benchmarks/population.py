@@ -9,6 +9,7 @@ import dataclasses
 import zlib
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
@@ -23,6 +24,8 @@ from ..shared.results import SweepSettings, finish, markdown
 
 RATIOS = (1.3, 2.5, 5.0, 20.0)
 TEACHERS = {"on large eigenvalues, noisy": (1.0, 1.0), "even, little noise": (-1.0, 0.05)}
+jax.config.update("jax_enable_x64", True)
+
 SPECTRA = {"isotropic": 0.0, "k^-0.5": 0.5, "1 / k": 1.0, "k^-1.5": 1.5, "spiked": None}
 RATES = ((0.4, 1.0), (1.0, 1.0), (1.6, 0.0))
 GROUPS = 40

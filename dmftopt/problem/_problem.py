@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float
 
 from .._checks import as_number, check_instance, check_member, check_real, check_shape, front_door, is_concrete
 from .._memory import check_memory
-from ..numerics.matrices import square_root
+from ..numerics.matrices import square_root, triangular_root
 from ..tasks import AbstractTask, LeastSquares, Updated
 from ._data import DataMap, describe
 from .features import Features
@@ -52,6 +52,12 @@ def check_direct(problem: "Problem", route: str) -> None:
         raise ValueError(f"{route} takes parametrizations.Direct() only, got {name}. Use solve without it.")
 
 
+def _triangular(correlation: Float[Array, "group column column"]) -> Float[Array, "group column column"]:
+    """Of each group a root whose last columns are 0 where the rank is low: then few coordinates can show it exactly."""
+    drop = float(jnp.finfo(correlation.dtype).eps) ** 0.75
+    return jax.vmap(lambda matrix: triangular_root(matrix, jnp.ones_like(matrix[0]), drop)[0])(correlation)
+
+
 _BASES = {"aligned": 1.0, "rotated": 0.0, "mixed": -1.0}
 
 
@@ -62,9 +68,9 @@ def _as_basis(value: Any) -> Any:
     return as_number(value)
 
 
-def _check_correlation(value: Any, columns: int) -> None:
+def _check_correlation(value: Any, columns: int, groups: int) -> None:
     name = "initial_correlation"
-    shapes = ((columns, columns), ()) if columns == 2 else ((columns, columns),)
+    shapes = ((columns, columns), (groups, columns, columns), *([()] if columns == 2 else []))
     check_shape(name, value, shapes, "Give correlations over the teacher's columns, then the student's.")
     check_real(name, value)
     if not is_concrete(value):
@@ -74,9 +80,10 @@ def _check_correlation(value: Any, columns: int) -> None:
         if abs(matrix) > 1:
             raise ValueError(f"{name} must lie in [-1, 1], got {value}. It is a cosine.")
         return
-    if not np.allclose(matrix, matrix.T, atol=1e-6) or not np.allclose(np.diagonal(matrix), 1, atol=1e-6):
+    transposed, diagonal = np.swapaxes(matrix, -1, -2), np.diagonal(matrix, axis1=-2, axis2=-1)
+    if not np.allclose(matrix, transposed, atol=1e-6) or not np.allclose(diagonal, 1, atol=1e-6):
         raise ValueError(f"{name} must be symmetric with ones on the diagonal. Put scales in teacher_scale and student_scale.")
-    if np.linalg.eigvalsh(matrix)[0] < -1e-6:
+    if np.min(np.linalg.eigvalsh(matrix)) < -1e-6:
         raise ValueError(f"{name} must be positive semidefinite: no set of columns has these correlations.")
 
 
@@ -118,7 +125,8 @@ class Problem(eqx.Module):
       per eigenvalue group, or an array (groups, columns) or (1, columns) where the task has several columns.
     - `initial_correlation`: correlations of the entries of teacher and initial student. None: all columns independent. A
       number: of the one teacher column with the one student column. Or the matrix (m_star + m, m_star + m) over the teacher's
-      columns, then the student's (a small asymmetry of hidden units is what lets them specialize).
+      columns, then the student's (a small asymmetry of hidden units is what lets them specialize). Or one for each eigenvalue
+      group, (groups, m_star + m, m_star + m).
     - `regularizer`: penalty of the weights, see `dmftopt.regularizers`; its strength is `Protocol.ridge`.
     - `parametrization`: what is trained in place of the weights, see `dmftopt.parametrizations`.
     - `teacher_prior`, `student_prior`: law of these entries, see `dmftopt.priors`. Only a regularizer other than the ridge or a
@@ -158,7 +166,7 @@ class Problem(eqx.Module):
             shapes = ((), (groups,), (1, columns), (groups, columns))
             check_shape(name, scale, shapes, "Give one number, one per eigenvalue group, or (groups, columns).")
         if self.initial_correlation is not None:
-            _check_correlation(self.initial_correlation, self.m_star + self.m)
+            _check_correlation(self.initial_correlation, self.m_star + self.m, groups)
         check_instance("regularizer", self.regularizer, AbstractRegularizer, "Pass dmftopt.regularizers.SmoothL1(0.1), say.")
         check_instance("parametrization", self.parametrization, AbstractParametrization, "Pass parametrizations.Diagonal(), say.")
         for name in ("teacher_prior", "student_prior"):
@@ -178,7 +186,12 @@ class Problem(eqx.Module):
         correlation = jax.lax.stop_gradient(jnp.asarray(self.initial_correlation, dtype=float))
         if correlation.ndim == 0:
             return ok & (jnp.abs(correlation) <= 1)
-        close = jnp.allclose(correlation, correlation.T, atol=1e-5) & jnp.allclose(jnp.diagonal(correlation), 1.0, atol=1e-5)
+        close = jnp.allclose(correlation, jnp.swapaxes(correlation, -1, -2), atol=1e-5)
+        close = close & jnp.allclose(jnp.diagonal(correlation, axis1=-2, axis2=-1), 1.0, atol=1e-5)
+        if correlation.ndim == 3:
+            # What its root makes of it (batches of LAPACK's factorizations can hang jaxlib's CPU threads).
+            root = _triangular(correlation)
+            return ok & close & jnp.allclose(root @ jnp.swapaxes(root, 1, 2), correlation, atol=1e-3)
         return ok & close & (jnp.linalg.eigvalsh(correlation)[0] > -1e-5)
 
     @property
@@ -214,6 +227,8 @@ class Problem(eqx.Module):
         if self.initial_correlation is None:
             return scale[:, :, None] * jnp.eye(self.m_star + self.m)[None]
         correlation = jnp.asarray(self.initial_correlation, dtype=float)
+        if correlation.ndim == 3:
+            return scale[:, :, None] * _triangular(correlation)
         if correlation.ndim == 0:
             correlation = jnp.eye(2) + correlation * (1 - jnp.eye(2))
         return scale[:, :, None] * square_root(correlation, 4 * jnp.finfo(correlation.dtype).eps)[None]

@@ -1,4 +1,4 @@
-"""Gaussian mixtures with scales and label laws, and Problem.from_data for classes: against sampling, plain SGD and known truth."""
+"""Gaussian mixtures with scales and label laws, and Problem.from_data for classes: against sampling, plain SGD, known truth."""
 
 import dataclasses
 
@@ -67,7 +67,7 @@ def test_each_scale_is_part_of_the_loss(classes):
     np.testing.assert_allclose(np.max(known, axis=0), 1 / SCALES[cluster])
     fields = jnp.asarray(np.random.default_rng(0).normal(size=(task.columns, u.size)))
     r, label = jax.vmap(task.plain, (1, 0), (1, 0))(fields, y)
-    np.testing.assert_allclose(r, SCALES[cluster] * fields)
+    np.testing.assert_allclose(r, SCALES[cluster][None] * fields)
     names = [-1.0, 1.0] if classes == 2 else [0.0, 1.0, 2.0]
     for c in range(3):
         shares = [np.mean((cluster == c) & (np.asarray(label) == name)) for name in names]
@@ -104,24 +104,23 @@ def test_scales_have_derivatives_and_probabilities_none():
 
 
 class Truth:
-    """A mixture in raw units, off center and badly scaled, as plain NumPy has it: 2 clusters of class "no", 1 of class "yes"."""
+    """A mixture in raw units, off center and badly scaled, as plain NumPy has it: each class is one cluster."""
 
-    def __init__(self, d, strength=2.5, seed=0):
+    def __init__(self, d, weights, scales, strength=2.5, seed=0):
         rng = np.random.default_rng(seed)
         self.eigenvalues = np.arange(1, d + 1) ** -0.5
         self.eigenvalues /= self.eigenvalues.mean()
         self.rotation, _ = np.linalg.qr(rng.normal(size=(d, d)))
-        self.weights, self.numbers = np.array([0.5, 0.3, 0.2]), np.array([0, 0, 1])
-        self.scales = np.array([0.7, 1.2, 1.3])
-        self.scales /= np.sqrt(self.weights @ self.scales**2)
-        self.means = strength * rng.normal(size=(3, d)) * self.eigenvalues**0.5 / d
+        self.weights, self.scales = np.asarray(weights), np.asarray(scales)
+        self.scales = self.scales / np.sqrt(self.weights @ self.scales**2)
+        self.means = strength * rng.normal(size=(len(weights), d)) * self.eigenvalues**0.5 / d
 
     def draw(self, count, rng):
         """Raw features and class numbers."""
-        cluster = rng.choice(3, size=count, p=self.weights)
+        cluster = rng.choice(len(self.weights), size=count, p=self.weights)
         d = len(self.eigenvalues)
         x = self.means[cluster] + self.scales[cluster, None] * rng.normal(size=(count, d)) * np.sqrt(self.eigenvalues / d)
-        return self.unit * x @ self.rotation + 3.0, self.numbers[cluster]
+        return self.unit * x @ self.rotation + 3.0, cluster
 
     unit = 12.0
 
@@ -147,10 +146,10 @@ def one_pass(truth, center, rate, steps, runs, seed, intercept):
 def test_sgd_on_raw_data_is_what_the_problem_predicts(intercept):
     """Online: plain SGD, at the raw learning rate, on fresh samples of the truth. 4 standard errors and 1.5%: the finite size
     d = 200 of SGD and the estimate from 4000 samples have about 1% each."""
-    truth = Truth(200)
+    truth = Truth(200, [0.7, 0.3], [0.8, 1.4])
     x, number = truth.draw(4000, np.random.default_rng(1))
     labels = np.array(["no", "yes"])[number]
-    options = {"train_size": 1000, "loss": "logistic", "clusters": 2, "intercept": intercept, "groups": 12}
+    options = {"train_size": 1000, "loss": "logistic", "clusters": 1, "intercept": intercept, "groups": 12}
     problem = dmftopt.Problem.from_data(x, labels, **options)
     assert problem.data.classes == ("no", "yes")
     assert problem.data.dimension == 200
@@ -180,10 +179,10 @@ def test_the_intercept_learns_how_frequent_classes_are():
 
 
 def test_estimates_recover_the_truth():
-    """Over 6 samples of 5 per dimension: means of the Gram matrices' totals and of a smooth function of the spectrum, to 4 standard
-    errors of these means and 2%, that is far below the bias of the sample's own, 1 / 5 of the noise and of the eigenvalues."""
+    """Over 6 samples of 5 per dimension: means of the Gram matrices' totals and of a smooth function of the spectrum, to 4
+    standard errors of these means and 2%: far below the bias of the sample's own, 1 / 5 of the noise and of the eigenvalues."""
     d, count = 100, 500
-    truth = Truth(d, 12.0)
+    truth = Truth(d, [0.5, 0.3, 0.2], [0.7, 1.2, 1.3], 12.0)
     truth.unit = 1.0
     totals, smooth, low, squares = [], [], [], []
     for seed in range(6):
@@ -235,15 +234,21 @@ def test_frames_and_labels_of_every_kind():
     frame = pandas.DataFrame({"a": x[:, 0], "b": x[:, 1], "c": x[:, 2]})
     named = np.where(y, "spam", "ham")
     kinds = {
-        (False, True): [y, pandas.Series(y), pandas.Series(y, dtype="boolean"), y.tolist()],
-        (0, 1): [y.astype(int), pandas.Series(y.astype(int), dtype="Int64")],
-        (3.0, 7.0): [np.where(y, 7.0, 3.0)],
-        ("ham", "spam"): [named, pandas.Series(named), pandas.Series(named).astype("category"), named.tolist(), named.astype(object)],
+        ("False", "True"): [y, pandas.Series(y), pandas.Series(y, dtype="boolean"), y.tolist()],
+        ("0", "1"): [y.astype(int), pandas.Series(y.astype(int), dtype="Int64")],
+        ("3.0", "7.0"): [np.where(y, 7.0, 3.0)],
+        ("ham", "spam"): [
+            named,
+            pandas.Series(named),
+            pandas.Series(named).astype("category"),
+            named.tolist(),
+            named.astype(object),
+        ],
     }
     for classes, several in kinds.items():
         for labels in several:
             found = dmftopt.Problem.from_data(frame, labels, **options)
-            assert found.data.classes == classes
+            assert tuple(map(str, found.data.classes)) == classes
             np.testing.assert_array_equal(found.task.labels, reference.task.labels)
             np.testing.assert_allclose(found.rho, reference.rho)
     mixed = frame.assign(b=frame["b"] > 0, c=pandas.Series((10 * x[:, 2]).astype(int), dtype="Int64"))
@@ -296,7 +301,9 @@ def mixture_problem(loss, scales, delta=2.0, classes=2):
     one = np.array([[1, -0.5, 0.3], [-0.5, 1, 0], [0.3, 0, 1]])
     two = np.array([[1, 0.4, -0.3], [0.4, 1, 0.2], [-0.3, 0.2, 1]])
     columns = 1 if classes == 2 else classes
-    correlation = np.stack([np.block([[a, np.zeros((3, columns))], [np.zeros((columns, 3)), np.eye(columns)]]) for a in (one, two)])
+    correlation = np.stack(
+        [np.block([[a, np.zeros((3, columns))], [np.zeros((columns, 3)), np.eye(columns)]]) for a in (one, two)]
+    )
     features = dmftopt.features.Features(jnp.array([2.0, 0.5]), jnp.array([1 / 3, 2 / 3]))
     labels = LAW if classes == 2 else (0, 1, 2)
     task = tasks.GaussianMixture(labels, WEIGHTS, loss, scales)
@@ -358,7 +365,10 @@ def test_the_solver_and_simulate_are_sgd_written_out(loss):
     for result in (solution, simulation):
         values = [result.test_risk, result.test_error, result.train_loss, result.student_overlap[:, 0, 0]]
         expected = np.concatenate([[v[-1] for v in values], result.teacher_overlap[-1, 0]])
-        assert np.all(np.abs(found.mean(axis=0) - expected) < 4 * error * 2**0.5 + 0.01 * np.abs(expected)), (found.mean(axis=0), expected)
+        assert np.all(np.abs(found.mean(axis=0) - expected) < 4 * error * 2**0.5 + 0.01 * np.abs(expected)), (
+            found.mean(axis=0),
+            expected,
+        )
 
 
 @pytest.mark.slow
@@ -367,12 +377,17 @@ def test_the_solver_comes_to_the_online_limit(loss, classes):
     """At delta = 1e5: 4 standard errors, 1e-3 for the time step, and for softmax what 8192 points leave."""
     problem = mixture_problem(loss, UNIT_SCALES, 1e5, classes)
     grid = dmftopt.TimeGrid.uniform(3.0, 24)
-    solution = dmftopt.solve(problem, PROTOCOL, grid, samples=8192, replicates=4, key=jax.random.key(3), richardson=loss == "hinge")
+    solution = dmftopt.solve(
+        problem, PROTOCOL, grid, samples=8192, replicates=4, key=jax.random.key(3), richardson=loss == "hinge"
+    )
     limit = dmftopt.limits.online(problem, PROTOCOL, grid)
     for name in ("test_risk", "student_overlap", "teacher_overlap"):
         found, expected = (np.asarray(getattr(result, name)) for result in (solution, limit))
         error = np.asarray(getattr(solution.standard_error, name))
-        assert np.all(np.abs(found - expected) < 4 * error + 2e-3 * np.max(np.abs(expected))), (name, np.max(np.abs(found - expected)))
+        assert np.all(np.abs(found - expected) < 4 * error + 2e-3 * np.max(np.abs(expected))), (
+            name,
+            np.max(np.abs(found - expected)),
+        )
 
 
 def test_a_traced_correlation_of_each_group():

@@ -297,7 +297,7 @@ class Problem(eqx.Module):
         if loss is not None:
             return cls._of_classes(features, labels, named(loss), train_size, groups, clusters, intercept)
         if clusters is not None or intercept:
-            raise ValueError("clusters and intercept go with a loss for classes, such as loss=\"logistic\".")
+            raise ValueError('clusters and intercept go with a loss for classes, such as loss="logistic".')
         estimate = describe(features, labels, train_size=train_size, groups=groups)
         return cls(
             task=LeastSquares(label_noise=estimate.label_noise),

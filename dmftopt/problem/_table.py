@@ -87,7 +87,8 @@ def centered(name: str, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     spread = x.std(axis=0)
     constant = np.flatnonzero(spread <= 1e-10 * max(float(spread.max()), np.finfo(float).tiny))
     if constant.size:
-        raise ValueError(f"{name} has constant columns: {constant[:10].tolist()}{'...' if constant.size > 10 else ''}. Drop them.")
+        more = "..." if constant.size > 10 else ""
+        raise ValueError(f"{name} has constant columns: {constant[:10].tolist()}{more}. Drop them.")
     return x, center
 
 

@@ -29,16 +29,17 @@ class GaussianMixture(AbstractLossTask):
     - `weights`: probabilities of the clusters, equal by default.
     - `loss`: a loss of `tasks.losses`, or the short name of one: for labels ±1 "logistic", "squared" ((r - y)² / 2), "hinge" and
       others, for class numbers "softmax" (one student column a class).
-    - `scales`: of each cluster, 1 by default. E‖x - mu‖² is the mean of their squares: make it 1 to keep the learning rate's unit.
+    - `scales`: of each cluster, 1 by default. E‖x - mu‖² is the mean of their squares: make it 1, the learning rate's
+      unit.
 
     With scales, all that the theory sees is x / scale_c = mu_c / scale_c + N(0, Lambda / d), as SGD makes the same update with it
     and the loss as a function of its field r / scale_c, of gradient scale_c l: each sample's scale becomes part of its loss. So
     `loss`, `gradient`, `error`, `scores`, and metrics, take r / scale_c, and labels that tell the cluster, y (1 + c) or
     y + classes * c; `plain` turns both into r and y.
 
-    Test risk and error are exact up to one-dimensional quadrature (8192 fixed points for "softmax"). Derivatives in what is drawn,
-    `weights` and probabilities of classes, raise an error. Source: Mignacco et al., arXiv:2006.06098 (SGD on Gaussian mixtures by
-    dynamical mean-field theory).
+    Test risk and error are exact up to one-dimensional quadrature (8192 fixed points for "softmax"). Derivatives in what is
+    drawn, `weights` and probabilities of classes, raise an error. Source: Mignacco et al., arXiv:2006.06098 (SGD on Gaussian
+    mixtures by dynamical mean-field theory).
     """
 
     law: Float[Array, "cluster class"] = eqx.field(converter=as_number)

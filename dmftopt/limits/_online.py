@@ -234,6 +234,9 @@ def _averages(task: AbstractTask, Q: Array, O: Array, rho: Array) -> tuple[Array
     moments = task.moments(Q, O, rho)
     if moments is not None:
         a, with_teacher, power = moments
+        if task.mixture:
+            # Already E[l 1_c^T].
+            return a, with_teacher, power
         to_normals = inverse_root(rho, rank_floor(rho))
         return a, (with_teacher - a @ O) @ to_normals @ to_normals, power
     return _single(task, Q[0, 0], O[0, 0], rho[0, 0]) if task.columns is None else _several(task, Q, O, rho)

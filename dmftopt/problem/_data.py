@@ -7,7 +7,9 @@ import numpy as np
 from jaxtyping import Float
 
 from .._checks import Aside, check_count, check_member
+from ._mixture_data import Mixture, estimate_mixture, with_intercept
 from ._population import Population, estimate
+from ._table import as_classes, as_matrix, as_vector, centered, check_independent
 from .features import group_eigenvalues, split_groups
 
 # Relative spread of the columns' variances, and of what columns share, that Adam would hardly notice (rates go with the root).
@@ -19,8 +21,11 @@ class DataMap(Aside):
 
     SGD on raw features less `feature_center` (d,) and labels less `label_center`, with learning rate `learning_rate / c` and
     ridge `ridge * c` (weight decay `ridge * c / dimension` per step), c = `mean_square_norm`, is SGD in the problem's units;
-    time t is step / `dimension`. `displaced`: what `Problem.replicates` puts in place of the estimated population; None if that
-    is the sample. No route reads it: problems that differ in it share their compiled programs.
+    time t is step / `dimension`. No route reads it: problems that differ in it share their compiled programs.
+
+    `displaced`: what `Problem.replicates` puts in place of the estimated population; None if that is the sample, or a mixture.
+    `classes`: of a classification, what the labels 0, 1, ... (for two classes -1 and 1) are called in the data; None for a
+    regression. Then c is the mean square norm within the clusters, and labels are not centered.
     """
 
     feature_center: Float[np.ndarray, " d"]
@@ -28,6 +33,7 @@ class DataMap(Aside):
     mean_square_norm: float
     train_size: int = eqx.field(static=True)
     displaced: Population | None = None
+    classes: tuple[Any, ...] | None = eqx.field(static=True, default=None)
 
     @property
     def dimension(self) -> int:
@@ -47,22 +53,10 @@ _FEWEST, _MORE = 1.2, 2
 
 def describe(features: Any, labels: Any, *, train_size: int, groups: int, population: str) -> Description:
     """Estimate the least-squares problem that `features` (samples, d) and `labels` (samples,) pose. See Problem.from_data."""
-    x = np.asarray(features)
-    y = np.asarray(labels)
-    if x.ndim != 2:
-        raise ValueError(f"features must have shape (samples, d), got {x.shape}. Flatten each sample to a row.")
+    x, y = as_matrix("features", features), as_vector("labels", labels)
     samples, d = x.shape
     if y.shape != (samples,):
         raise ValueError(f"labels must have shape ({samples},) like the rows of features, got {y.shape}.")
-    for name, array in (("features", x), ("labels", y)):
-        if not (np.issubdtype(array.dtype, np.number) or array.dtype == bool) or np.iscomplexobj(array):
-            raise TypeError(f"{name} must be real numbers, got dtype {array.dtype}. Encode categories as numbers.")
-    x, y = x.astype(np.float64), y.astype(np.float64)
-    for name, array in (("features", x), ("labels", y)):
-        if not np.all(np.isfinite(array)):
-            raise ValueError(
-                f"{name} holds {np.count_nonzero(~np.isfinite(array))} NaN or infinite entries. Impute or drop them."
-            )
     check_count("train_size", train_size)
     check_count("groups", groups)
     if train_size > samples:
@@ -73,23 +67,14 @@ def describe(features: Any, labels: Any, *, train_size: int, groups: int, popula
             f"features has {samples} samples in {d} dimensions; at least {_FEWEST} per dimension, and {_MORE} more, are needed "
             "to tell a teacher from noise. Give more samples or project to fewer features."
         )
-    center, label_center = x.mean(axis=0), float(y.mean())
-    x, y = x - center, y - label_center
-    spread = x.std(axis=0)
-    constant = np.flatnonzero(spread <= 1e-10 * max(float(spread.max()), np.finfo(float).tiny))
-    if constant.size:
-        raise ValueError(
-            f"features has constant columns: {constant[:10].tolist()}{'...' if constant.size > 10 else ''}. Drop them."
-        )
+    x, center = centered("features", x)
+    label_center = float(y.mean())
+    y = y - label_center
     if np.ptp(y) == 0:
         raise ValueError("labels are all equal: there is nothing to learn. Check the labels.")
 
     covariance_values, vectors = np.linalg.eigh(x.T @ x / samples)
-    if covariance_values[0] <= 1e-12 * covariance_values[-1]:
-        raise ValueError(
-            "features has linearly dependent columns (smallest covariance eigenvalue "
-            f"{covariance_values[0]:.1e} of the largest {covariance_values[-1]:.1e}). Drop or project out the dependent ones."
-        )
+    check_independent("features", covariance_values)
     mean_square_norm = float(covariance_values.sum())
     if population == "estimate":
         # The units of the mean square norm, as that of the population is estimated: with samples - 1.
@@ -125,6 +110,60 @@ def _of_sample(x: np.ndarray, y: np.ndarray, covariance_values: np.ndarray, vect
     # As many groups for every data set, so that one compiled program serves them all.
     parent, counts = split_groups(counts, min(groups, d))
     return Population(means[parent], counts / d, teacher_scale[parent], float(np.sqrt(variance)))
+
+
+class ClassDescription(NamedTuple):
+    """What `describe` is for numbers, for classes: the labels of the clusters are those of a task with `columns`."""
+
+    mixture: Mixture
+    labels: np.ndarray
+    columns: int
+    delta: float
+    basis: str
+    map: DataMap
+
+
+def describe_classes(
+    features: Any, labels: Any, *, train_size: int, groups: int, per_class: bool, clusters: int | None, intercept: bool
+) -> ClassDescription:
+    """Estimate the mixture that `features` (samples, d) and `labels` (samples,) show. See Problem.from_data."""
+    x = as_matrix("features", features)
+    number, classes = as_classes("labels", labels)
+    samples, d = x.shape
+    if number.shape != (samples,):
+        raise ValueError(f"labels must have shape ({samples},) like the rows of features, got {number.shape}.")
+    if not per_class and len(classes) > 2:
+        raise ValueError(f'labels has {len(classes)} classes. Use loss="softmax", or labels of one class against the others.')
+    check_count("train_size", train_size)
+    check_count("groups", groups)
+    if clusters is not None:
+        check_count("clusters", clusters)
+    if train_size > samples:
+        raise ValueError(f"train_size must be at most the {samples} samples given, got {train_size}.")
+    if samples < 2 * d:
+        raise ValueError(
+            f"features has {samples} samples in {d} dimensions; at least 2 per dimension are needed to estimate a covariance. "
+            "Give more samples or project to fewer features."
+        )
+    rare = np.argmin(np.bincount(number))
+    if np.bincount(number)[rare] < 4:
+        raise ValueError(f"labels: class {classes[rare]!r} has fewer than 4 samples. Drop it, or join it with another.")
+    x, center = centered("features", x)
+    check_independent("features", np.linalg.eigvalsh(x.T @ x / samples))
+    mixture = estimate_mixture(x, number, clusters, groups)
+    if intercept:
+        mixture = with_intercept(mixture, d)
+    # What is constant has no variance by which Adam could divide.
+    basis = "mixed" if intercept else _basis(x)
+    own = mixture.classes.astype(float)
+    return ClassDescription(
+        mixture,
+        own if per_class else 2 * own - 1,
+        len(classes) if per_class else 1,
+        train_size / d,
+        basis,
+        DataMap(center, 0.0, mixture.mean_square_norm, int(train_size), classes=classes),
+    )
 
 
 def _basis(x: np.ndarray) -> str:

@@ -127,7 +127,8 @@ def _independence(z: np.ndarray, kappa: np.ndarray, slope: np.ndarray) -> np.nda
 def _fit(observed: _Observed, values: np.ndarray, groups: int) -> Population:
     mean, trace, power = values[0], values[1 : 1 + _POINTS], values[1 + _POINTS :]
     kappa = observed.effective_ridges(trace)
-    means, counts, _ = group_eigenvalues(_spectrum(observed, mean, trace, kappa), groups)
+    eigenvalues = spectrum(trace, kappa, mean, (observed.lowest, observed.highest), observed.dimension)
+    means, counts, _ = group_eigenvalues(eigenvalues, groups)
     weights = counts / observed.dimension
     error = np.sqrt(np.diagonal(observed.covariance)[1 + _POINTS :])
     powers, noise = _teacher(means, means * weights, kappa, power, error)
@@ -139,16 +140,17 @@ def _fit(observed: _Observed, values: np.ndarray, groups: int) -> Population:
     return Population(means[parent], counts / observed.dimension, scale[parent], float(np.sqrt(noise)))
 
 
-def _spectrum(observed: _Observed, mean: float, trace: np.ndarray, kappa: np.ndarray) -> np.ndarray:
-    """d eigenvalues: the means over d slices of equal weight of what has this trace at these effective ridges."""
-    atoms = np.geomspace(observed.lowest, observed.highest, _ATOMS)
+def spectrum(trace: np.ndarray, kappa: np.ndarray, mean: float, between: tuple[float, float], dimension: int) -> np.ndarray:
+    """So many eigenvalues of this mean, increasing, `between` two: the means over slices of equal weight of what has this trace
+    df / d at these effective ridges."""
+    lowest, highest = between
+    atoms = np.geomspace(lowest, highest, _ATOMS)
     exact = _EXACT * np.stack([np.ones(_ATOMS), atoms / mean])
     weights = _nonnegative(np.concatenate([atoms / (atoms + kappa[:, None]), exact]), np.append(trace, [_EXACT, _EXACT]))
     weights = weights / weights.sum()
     below = np.minimum(np.append(0.0, np.cumsum(weights)), 1.0)
-    slices = np.arange(observed.dimension + 1) / observed.dimension
-    totals = np.interp(slices, below, np.append(0.0, np.cumsum(weights * atoms)))
-    eigenvalues = np.maximum(np.diff(totals) * observed.dimension, observed.lowest)
+    totals = np.interp(np.arange(dimension + 1) / dimension, below, np.append(0.0, np.cumsum(weights * atoms)))
+    eigenvalues = np.maximum(np.diff(totals) * dimension, lowest)
     return eigenvalues * mean / eigenvalues.mean()
 
 

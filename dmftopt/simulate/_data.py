@@ -48,9 +48,12 @@ def group_sizes(problem: Problem, dimension: int) -> np.ndarray:
 
 
 def _alike(problem: Problem) -> np.ndarray:
-    """For each group the number of its kind: eigenvalue and scales, where these are known."""
+    """For each group the number of its kind: eigenvalue, scales and correlations, where these are known."""
     groups = problem.features.groups
     values = (problem.features.eigenvalues, problem.teacher_scale, problem.student_scale)
+    if np.ndim(problem.initial_correlation) == 3:
+        # Of each group its own: told by the entries themselves.
+        values = (problem.features.eigenvalues, problem.initial.reshape(groups, -1))
     if not all(is_concrete(value) for value in values):
         return np.arange(groups)
 

@@ -340,9 +340,9 @@ NAMED: dict[str, AbstractLoss] = {
 
 
 def named(loss: Any) -> AbstractLoss:
-    """`loss` itself, or the one of this short name."""
-    if isinstance(loss, str) and loss in NAMED:
-        return NAMED[loss]
+    """`loss` itself, or the one of this short name (which may have "_" for the space)."""
+    if isinstance(loss, str) and loss.replace("_", " ") in NAMED:
+        return NAMED[loss.replace("_", " ")]
     if not isinstance(loss, AbstractLoss):
         raise ValueError(f"loss must be one of {tuple(NAMED)} or an object of dmftopt.tasks.losses, got {loss!r}.")
     return loss

@@ -37,8 +37,8 @@ def estimation_error(predict: Callable[[Problem], Any], problem: Problem) -> Any
 
     Returns the same tree with sqrt(sum over pairs of (plus - minus)² / 4): the delta method, of first order in the error. For
     gains of one protocol over another let `predict` return their difference. On Gaussian data of
-    known truth 1.96 of it covered the truth in 93 to 97% of the cases, for 1.25 to 50 samples per dimension; on halves of the
-    digits it came within 15% of the spread. It does not hold what is wrong because real features are not Gaussian.
+    known truth 1.96 of it covered the truth in 93% of the cases, for 1.3 to 20 samples per dimension (experiments/benchmarks).
+    It does not hold what is wrong because real features are not Gaussian.
 
     Raises ValueError for a problem without replicates.
     """

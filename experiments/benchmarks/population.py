@@ -119,10 +119,13 @@ def draw(rows: dict[str, dict]) -> Figure:
     for key, color, label in (("bias_of_sample", "C1", "the sample itself"), ("bias", "C0", "estimated population")):
         values = [100 * r[key] for r in rows.values()]
         errors = [200 * r["bias_standard_error"] for r in rows.values()]
-        place = [float(name.split(" | ")[2]) * 1.02**i for i, name in enumerate(rows)]
+        # Side by side.
+        place = [float(name.split(" | ")[2]) * 1.02 ** (i % 10 - 4.5) for i, name in enumerate(rows)]
         left.errorbar(place, values, errors, fmt="o", ms=4, lw=1, color=color, label=label)
     left.axhline(0, color="0.8", zorder=0)
     left.set(xscale="log", xlabel="samples / dimension", ylabel="bias of predicted final risk, percent (2 s.e.)")
+    left.set_xticks(RATIOS, [f"{ratio:g}" for ratio in RATIOS])
+    left.minorticks_off()
     left.legend()
     said, spread = ([100 * r[key] for r in rows.values()] for key in ("said", "spread"))
     right.plot(spread, said, "o", ms=4)

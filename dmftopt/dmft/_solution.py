@@ -103,6 +103,8 @@ class Solution(AbstractResult):
             parts = {"sampling": sampling_error(self.replicated, self.repetitions), **parts}
         if self.half_difference is not None:
             parts["bias"] = self.half_difference
+        if self.estimation is not None:
+            parts["estimate from data"] = self.of_estimation()
         errors = {name: abs(float(part.test_risk[-1])) for name, part in parts.items()}
         notes = {"time step": " (rough)" if self.stats.step_error == "rough" else ""}
         said = [f"{name} {value:.1g}{notes.get(name, '')}" for name, value in errors.items()]

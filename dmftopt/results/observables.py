@@ -197,9 +197,12 @@ class AbstractResult(eqx.Module):
         """Besides the sampling error and that of an estimated problem."""
         return []
 
+    def of_estimation(self) -> Observables:
+        """Half a 95% interval of an estimated problem's error."""
+        return jax.tree.map(lambda a: _NORMAL_QUANTILE * a, self.estimation_error)
+
     def _known_others(self) -> list[Observables]:
-        estimation = [] if self.estimation is None else [jax.tree.map(lambda a: _NORMAL_QUANTILE * a, self.estimation)]
-        return [*self._other_errors(), *estimation]
+        return [*self._other_errors(), *([] if self.estimation is None else [self.of_estimation()])]
 
     def known_error(self) -> Observables | None:
         """`total_error`, or what is known of it without replicates; None for nothing."""

@@ -193,7 +193,7 @@ def test_critical_learning_rate():
         for factor, grows in ((0.9, False), (1.1, True)):
             # Learning rate over batch size is what counts.
             # (The risk grows up to 1e79: over a step it may not double.)
-            run = limits.least_squares(p, dmftopt.Protocol(factor * critical * 2.0, 2.0, ridge), grid, steps=1024)
+            run = limits.least_squares(p, dmftopt.Protocol(factor * critical * 2.0, 2.0, ridge), grid, steps=2048)
             late = np.asarray(run.train_loss)[-10:]
             assert np.all(np.isfinite(late))
             assert np.all(np.diff(late) > 0.1 * late[:-1]) if grows else np.ptp(late) < 1e-3 * late[0]

@@ -106,7 +106,7 @@ def along(
     missed = jnp.cumsum(jnp.abs(path.A - seen.clock) > AGREEMENT * seen.clock[-1]) > 0
     failed = missed | (jnp.cumsum(~stable) > 0)
     path = jax.tree.map(lambda a: jnp.where(failed.reshape(-1, *[1] * (a.ndim - 1)), jnp.nan, a), path)
-    off = jnp.any(jnp.abs(path.power - rough.power) > _ACCURACY * path.power) | jnp.any(missed)
+    off = jnp.any(jnp.abs(path.power - rough.power) > 3 * _ACCURACY * path.power) | jnp.any(missed)
     result = RESULTS.where(off, RESULTS.inaccurate, RESULTS.successful)
     return path, rough, seen.valid, RESULTS.where(jnp.all(stable), result, RESULTS.unstable)
 

@@ -225,6 +225,23 @@ def test_optimizers_that_cannot_be(optimizer, options, match):
         dmftopt.solve(LOGISTIC, DESCENT, TimeGrid.uniform(4.0, 4), key=KEY, optimizer=optimizer, **options)
 
 
+def test_adam_remembers_the_noise_of_smaller_batches():
+    # Of gradients whose batch grows sixteenfold halfway: of squares of P / B, not of P.
+    p = problem(dmftopt.tasks.LeastSquares(0.5), delta=1000.0, student_scale=0.5)
+    batches = dmftopt.schedules.PiecewiseConstant(jnp.array([1.0, 16.0]), 2.0)
+    protocol, grid = dmftopt.Protocol(0.6, batches, update=Adam(1.0)), TimeGrid.uniform(2.0, 40)
+    excess, seen, weight, dt = 0.5 * (1 + 0.25), 0.0, 0.0, 1e-4
+    for k in range(20000):
+        power, batch = 2 * excess + 0.25, 1.0 if k < 10000 else 16.0
+        seen, weight = seen + dt * (power / batch - seen), weight + dt * (1 - weight)
+        rate = 0.6 / np.sqrt(seen / weight)
+        excess += dt * (-2 * rate * excess + 0.5 * rate**2 * power / batch)
+    exact = excess + 0.125
+    assert abs(dmftopt.limits.online(p, protocol, grid).test_risk[-1] - exact) < 2e-4 * exact
+    solution = dmftopt.solve(p, protocol, grid, key=KEY, samples=2048)
+    assert abs(solution.test_risk[-1] - exact) < 0.01 * exact
+
+
 def test_recipes_for_optax():
     """A recipe's optimizer on a raw problem does what simulate does in the problem's units."""
     c, d = 4.0, 50

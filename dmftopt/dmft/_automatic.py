@@ -17,7 +17,8 @@ from ..problem import Problem
 from ..protocol import Protocol
 from ..protocol.integrals import epoch_ends
 from ..protocol.noise import AbstractNoise
-from ..protocol.updates import AbstractUpdate, is_adaptive
+from ..protocol.rates import read
+from ..protocol.updates import is_adaptive
 from ..results.codes import RESULTS
 from ..results.measure import Metrics
 from ..results.observables import sampling_error, student_quantile
@@ -103,7 +104,7 @@ def check_horizon(
 def solve_to(accuracy: float, request: Request, samples: int | None, progress: bool) -> Solution:
     """The first solution whose total error is within the accuracy, or the last one."""
     at = np.array([0.0, request.horizon])
-    curvature = np.full(2, float(_curvature_at_start(request.problem, request.protocol.update)))
+    curvature = np.full(2, float(_curvature_at_start(request.problem, request.protocol)))
     density = _density(request, at, curvature)
     fixed = _fixed(request, _MOST_STEPS).size
     steps = _power_of_two(max(min(density.steps, _MOST_FIRST), _FIRST_STEPS, 4 * fixed))
@@ -288,7 +289,7 @@ def _joined(times: Numbers, others: Numbers, apart: float) -> Numbers:
 
 
 @eqx.filter_jit
-def _curvature_at_start(problem: Problem, update: AbstractUpdate | None) -> Array:
+def _curvature_at_start(problem: Problem, protocol: Protocol) -> Array:
     """Size of E[dl / dr] on the fields of the initial student, as the update scales it."""
     task, m_star = problem.task, problem.m_star
     rows, weights = problem.initial, problem.features.weights * problem.features.eigenvalues
@@ -298,7 +299,8 @@ def _curvature_at_start(problem: Problem, update: AbstractUpdate | None) -> Arra
     to_known, root = columns.student_fields(task, problem.initial_overlap, overlap, problem.rho)
     fields = to_known @ known + root @ z
     found = jnp.mean(columns.curvature(task, fields, y), axis=-1)
-    if is_adaptive(update):
-        scale = jnp.mean(columns.gradient(task, fields, y) ** 2, axis=-1) ** -0.25
+    if is_adaptive(protocol.update):
+        batch_size = read(protocol, jnp.zeros(1)).batch_size
+        scale = (jnp.mean(columns.gradient(task, fields, y) ** 2, axis=-1) / batch_size) ** -0.25
         found = scale[:, None] * found * scale[None]
     return jnp.sqrt(jnp.sum(found**2))

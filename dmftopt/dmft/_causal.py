@@ -152,6 +152,8 @@ class CausalInnovations(AbstractSolver):
         row = jax.eval_shape(lambda: _row(start, sample, directions, inputs))
         # One more step than there are updates, so that the fields at the last time are read; it does not move.
         xs = jax.tree.map(lambda value: jnp.append(value, 0.0), inputs._replace(update=None))
+        if inputs.batch_size is not None:
+            xs = xs._replace(batch_size=jnp.append(inputs.batch_size, 1.0))
         if inputs.epoch_start is not None:
             # It belongs to no epoch: all samples wait.
             xs = xs._replace(epoch_start=jnp.append(inputs.epoch_start, jnp.inf))

@@ -104,8 +104,8 @@ class Advance:
         at = r if past.differences is None else fields.of_twins(reading, r, past, problem.delta)
         gradient = fields.gradient(task, r, at, sample.labels, multipliers, x.waiting)
         gains, scale = None, None
-        if update is not None and state.scale is not None and x.durations is not None:
-            gains, scale = adaptive.gains(update, problem, state.scale, fields.power(gradient), x.ratio, x.durations)
+        if update is not None and state.scale is not None:
+            gains, scale = adaptive.gains(update, problem, state.scale, fields.power(gradient), x)
         elif is_coordinatewise(update):
             gains = adaptive.fixed(problem, r.dtype)
         gradient = fields.with_swing(task, step, x, problem, at, sample.labels, gradient, multipliers, gains)

@@ -55,6 +55,7 @@ class Level(NamedTuple):
             epoch_start=noise.epoch_starts(self.visits),
             waiting=noise.waiting(self.visits),
             durations=None if average.update is None and average.friction is None else D,
+            batch_size=None if average.update is None else average.batch_size,
             update=average.update,
             friction=average.friction,
         )

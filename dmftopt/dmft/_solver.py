@@ -24,8 +24,8 @@ class Inputs(NamedTuple):
     """The protocol on the grid, one entry per step D. Of the multipliers M, equation (2): `mean` = eta D, `deviation`, and
     `skewness` where M jumps. `shrinkage` = D eta ridge. `ratio`: D over the last step's, 0 for the first and where averages jump.
     `momentum`: None for none. `epoch_start`: the first step of the epoch of each, and `waiting`: the multipliers of a sample that
-    is not visited in it; None for noise that knows none. `durations`: D, and `update`: for updates other than SGD. `friction`:
-    None for none."""
+    is not visited in it; None for noise that knows none. `durations`: D, `batch_size` and `update`: for updates other than SGD.
+    `friction`: None for none."""
 
     mean: Float[Array, " step"]
     deviation: Float[Array, " step"]
@@ -36,6 +36,7 @@ class Inputs(NamedTuple):
     epoch_start: Float[Array, " step"] | None = None
     waiting: Multipliers | None = None
     durations: Float[Array, " step"] | None = None
+    batch_size: Float[Array, " step"] | None = None
     update: AbstractUpdate | None = None
     friction: Float[Array, " step"] | None = None
 

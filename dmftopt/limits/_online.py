@@ -155,7 +155,7 @@ def _online(problem: Problem, protocol: Protocol, grid: TimeGrid, noise: Abstrac
     update, overlap = protocol.update, 1.0 if protocol.update is None else protocol.update.overlap
     memory = jnp.asarray(number(update.memory), times.dtype) if isinstance(update, Adam) else None
 
-    def rates(eta, temperature, shrinkage, state):
+    def rates(eta, temperature, shrinkage, batch_size, state):
         _, scale, g, p, v, since = state
         Q, O = moments(g, p, v, shares * lam)
         a, b, power = _averages(problem.task, Q, O, rho)
@@ -164,7 +164,7 @@ def _online(problem: Problem, protocol: Protocol, grid: TimeGrid, noise: Abstrac
             seen = seen * group_gains(problem).astype(times.dtype)[:, None, None]
         if scale is not None:
             # Over the root mean square of gradients (34): of each column, and of each eigenvalue.
-            gains, passed = _gains(scale, jnp.diagonal(power), memory)
+            gains, passed = _gains(scale, jnp.diagonal(power) / batch_size, memory)
             a, b, power = gains[:, None] * a, gains[:, None] * b, gains[:, None] * power * gains[None]
         decay = eta * seen * a[None] + shrinkage * jnp.eye(m, dtype=times.dtype)[None]
         spread = decay @ v
@@ -174,7 +174,7 @@ def _online(problem: Problem, protocol: Protocol, grid: TimeGrid, noise: Abstrac
 
     groups = lam.shape[0]
     still = jnp.broadcast_to(jnp.eye(m, dtype=times.dtype), (groups, m, m))
-    # Of the power: the running mean from 0, and the weight of that.
+    # Of power / batch size: the running mean from 0, and the weight of that.
     scale = None if memory is None else (jnp.zeros(m, times.dtype), jnp.zeros((), times.dtype))
     start = (jnp.zeros((), times.dtype), scale, jnp.zeros((groups, m, m_star), times.dtype), still, jnp.zeros_like(still), still)
     # The last of the state is what happened since the start of the step: products of these never underflow.

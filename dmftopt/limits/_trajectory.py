@@ -67,7 +67,7 @@ def survey(protocol: Protocol, noise: AbstractNoise, grid: TimeGrid, panels: int
     bends = knots(protocol, times[-1])
     looks = times[-1] * jnp.concatenate([jnp.linspace(0.0, 1.0, _LOOKS + 1), jnp.geomspace(_FIRST, 1 / _LOOKS, _EARLY)])
     found, looks = merged(times, jnp.concatenate([bends, looks]))
-    eta, temperature, _, valid = coefficients(protocol, noise, node_times(looks, GAUSS_NODES))
+    eta, temperature, _, _, valid = coefficients(protocol, noise, node_times(looks, GAUSS_NODES))
     widths, weights = jnp.diff(looks), jnp.asarray(GAUSS_WEIGHTS, times.dtype)
     action, heat = ((values @ weights) * widths for values in (eta, temperature))
     shares = jnp.stack([_share(part) for part in (action, heat, widths)])
@@ -78,12 +78,12 @@ def survey(protocol: Protocol, noise: AbstractNoise, grid: TimeGrid, panels: int
     return Survey(quantiles, bends, clock, fastest, valid)
 
 
-def coefficients(protocol: Protocol, noise: AbstractNoise, t: Float[Array, "*time"]) -> tuple[Array, Array, Array, Array]:
-    """Learning rate of gradients, temperature (its square / B; 0 without gradient noise) and shrinkage (learning rate times
-    ridge) at the times t, and whether they may be so."""
+def coefficients(protocol: Protocol, noise: AbstractNoise, t: Float[Array, "*time"]) -> tuple[Array, ...]:
+    """Learning rate of gradients, temperature (its square / B; 0 without gradient noise), shrinkage (learning rate times ridge)
+    and batch size at the times t, and whether they may be so."""
     rates = read(protocol, t, batched=noise.batched)
     temperature = noise.temperature(rates.gradient_rate, rates.batch_size)
-    return rates.gradient_rate, cast(Array, temperature), rates.learning_rate * rates.ridge, rates.valid
+    return rates.gradient_rate, cast(Array, temperature), rates.learning_rate * rates.ridge, rates.batch_size, rates.valid
 
 
 def trajectory(
@@ -96,8 +96,8 @@ def trajectory(
     how: Stepping,
     restarted: Callable = lambda state: state,
 ) -> tuple[Any, RESULTS]:
-    """States at these times of d state / dt = rates(learning rate, temperature, shrinkage, state), NaN from the first
-    that was not reached, and how it ended.
+    """States at these times of d state / dt = rates(learning rate, temperature, shrinkage, batch size, state), NaN from the
+    first that was not reached, and how it ended.
 
     The first entry of the state is the integral of the learning rate: where it is not what `seen` has, something was passed over.
     `restarted`: what becomes of the state at each of the times.
@@ -111,7 +111,7 @@ def trajectory(
         width, rounding = end - start, 64 * jnp.finfo(end.dtype).eps * end
 
         def change(t, state):
-            return jax.tree.map(lambda rate: width * rate, rates(*coefficients(protocol, noise, t)[:3], state))
+            return jax.tree.map(lambda rate: width * rate, rates(*coefficients(protocol, noise, t)[:4], state))
 
         def across(state):
             # Schedules may jump at the ends, where they are read from within.

@@ -12,7 +12,7 @@ from ._protocol import Momentum, Protocol, in_domain, values_at
 from .grid import TimeGrid
 from .integrals import node_times
 from .schedules import Tabulated
-from .updates import AbstractUpdate, is_adaptive
+from .updates import AbstractUpdate
 
 
 class Rates(eqx.Module):
@@ -29,10 +29,7 @@ class Rates(eqx.Module):
     @property
     def gradient_rate(self) -> Float[Array, "*time"]:
         """What the gradient of a batch is multiplied by, but for what depends on its own size (34)."""
-        if self.update is None:
-            return self.learning_rate
-        rate = self.update.overlap * self.learning_rate
-        return rate * safe_sqrt(self.batch_size) if is_adaptive(self.update) else rate
+        return self.learning_rate if self.update is None else self.update.overlap * self.learning_rate
 
     def tabulated(self, times: Float[Array, "*time"]) -> Protocol:
         """The protocol that is known at these times only, those it was read at: arrays, whatever kinds of schedules it had."""

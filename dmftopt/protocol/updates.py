@@ -73,13 +73,13 @@ class Adam(AbstractUpdate):
 
     theta_j moves by -alpha m_j / (sqrt(v_j) + eps) with alpha = eta / sqrt(d), eta the protocol's learning rate. In the limit
 
-        theta_j <- theta_j - eta sqrt(B) / sqrt(lambda_j V(t)) (gradient of the batch)_j ,    memory dV/dt = P - V
+        theta_j <- theta_j - eta / sqrt(lambda_j V(t)) (gradient of the batch)_j ,    memory dV/dt = P / B - V
 
     (V bias-corrected) for each column of the student. Where the features' eigenbasis is not that of the coordinates
     (`Problem.basis`) lambda_j is their mean, 1.
 
     - `memory`: of beta2, in time: 1 / ((1 - beta2) d), `Adam.of(beta2, dimension)`. With 0.999 and d of some hundred it is longer
-      than most runs. 0: short on that scale, V = P (in `simulate`, sqrt(d) steps).
+      than most runs. 0: short on that scale, V = P / B (in `simulate`, sqrt(d) steps).
     - `beta1`: its memory is a few steps, which are no time; `eps`: small against gradients. The limit ignores both. So
       it does what a memory of 1 / (1 - beta2) steps itself fluctuates, of order 1 - beta2. What is left at finite d
       falls like 1 / d (1.5% at d = 400).

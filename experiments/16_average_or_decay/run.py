@@ -45,7 +45,6 @@ class Settings(SweepSettings):
     """How many learning rates are tried."""
     steps: int = 32
     samples: int = 16384
-    """Those that wait at the end of an epoch bias noise by delta * eigenvalue * steps per epoch / samples: 0.6% at the most."""
     fresh: int = 4
     """Predictions of what was found."""
     dimension: int = 800

@@ -196,7 +196,7 @@ def test_estimates_recover_the_truth():
         x = truth.means[cluster] + truth.scales[cluster, None] * rng.normal(size=(count, d)) * np.sqrt(truth.eigenvalues / d)
         center = truth.weights @ truth.means
         # Class by class, each one cluster.
-        found = mixtures.estimate(x - x.mean(axis=0), cluster, 1, 10)
+        found = mixtures.estimate_mixture(x - x.mean(axis=0), cluster, 1, 10)
         np.testing.assert_array_equal(found.classes, [0, 1, 2])
         np.testing.assert_allclose(found.weights, truth.weights)
         np.testing.assert_allclose(found.scales, truth.scales, rtol=0.06)

@@ -126,8 +126,8 @@ class CausalInnovations(AbstractSolver):
         parts, random = _points.zeta_parts(noise), 0 if noise.deterministic else 1
         innovations = (m + random) * times
         drawing = innovations + _points.dimensions(steps, noise, m, m_star) + noise.workspace * times
-        # The history, and the curvatures of all samples with what they are made of.
-        running = innovations + parts * m * times + (2 * m**2 if m > 1 else 8)
+        # The history, in epochs with that of the samples' twins, and the curvatures of all samples with what they are made of.
+        running = innovations + (2 if noise.in_epochs else 1) * parts * m * times + (2 * m**2 if m > 1 else 8)
         particles = self._particles(problem.linear_weights)
         sampled = particles * m * (4 * parts * times + problem.features.groups * times)
         # L, phi and correlation; with noise the response, that is what the zetas of each step reach in each group.

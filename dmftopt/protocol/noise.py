@@ -136,7 +136,7 @@ class Poisson(AbstractNoise):
 
     limit: ClassVar[float] = 1e5
 
-    workspace: ClassVar[int] = 9
+    workspace: ClassVar[int] = 3
 
     def deviation(self, learning_rate, step_size, visits):
         return learning_rate * step_size / jnp.sqrt(visits)

@@ -182,6 +182,7 @@ def test_rough_error_knows_no_bound_beyond_stability():
     assert error[0] == 0 and error[2] > error[1] > 0 and np.isinf(error[3])
 
 
+@pytest.mark.slow
 def test_for_accuracy_is_the_grid_that_is_chosen(key):
     posed, protocol = problem(), Protocol(dmftopt.schedules.piecewise_linear(3.0, 4, 0.5))
     solution = solve(posed, protocol, 3.0, key=key, accuracy=0.1)
@@ -223,6 +224,7 @@ def test_what_was_not_asked_for_says_so(key):
             getattr(solution, name)
 
 
+@pytest.mark.slow
 def test_a_design_on_coarse_steps_looks_again(key):
     """Hinge losses are tens of percent off at a few steps: the search goes on at twice as many, and says so."""
     budget, measure = dmftopt.Budget(steps=3.0), dmftopt.objectives.final()

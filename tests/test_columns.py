@@ -80,6 +80,7 @@ def test_one_linear_unit_is_least_squares():
         np.testing.assert_allclose(getattr(unit, name), getattr(single, name), atol=1e-9)
 
 
+@pytest.mark.slow
 def test_two_classes_are_logistic_regression():
     """Softmax in two classes depends on the difference of its columns, on which it is logistic regression at twice the rate."""
     options = {"samples": 8192, "replicates": 4}
@@ -313,6 +314,7 @@ def test_responses_are_those_of_kicked_sgd():
     np.testing.assert_allclose(solution.response[j + 1 :, j] @ np.ones(3), shrunk[:, None] * np.ones(3), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_response_is_refused_where_noise_does_not_tell():
     """Equal units: the noise never separates them, the loss would. In a step with the classes' shift it is told."""
     options = {"grid": dmftopt.TimeGrid.uniform(2.0, 4), "samples": 256, "key": jax.random.key(0)}

@@ -237,6 +237,7 @@ def test_one_program_serves_all_data_sets(route):
     assert len({float(result.test_risk[-1]) for result in (first, *others)}) == 4
 
 
+@pytest.mark.slow
 def test_a_hundred_data_sets_live():
     """The process used to die after some sixty, of as many programs."""
     with compilations() as events:

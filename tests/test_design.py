@@ -103,6 +103,7 @@ def test_several_problems(across):
         np.testing.assert_allclose(objective(protocol()), {"mean": np.mean, "worst": np.max}[across](each), rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_optimizers_agree_and_multistart_takes_the_best():
     adam = dmftopt.optimize(CLOSED, protocol(), optimizer=optax.adam(0.1), steps=150, progress=False)
     newton = dmftopt.optimize(CLOSED, protocol(), optimizer=optimistix.LBFGS(1e-5, 1e-7), steps=80, starts=3, progress=False)
@@ -159,6 +160,7 @@ def test_what_curves_downward_is_no_minimum(signs, downward):
     assert f"not a minimum: {downward} of " in str(found) and "gain unknown" in str(found)
 
 
+@pytest.mark.slow
 def test_sensitivity_is_the_derivative_in_relative_changes():
     plan = Plan(Protocol(schedules.cosine(0.6, 1.0, 0.1), schedules.linear_decay(8.0, 1.0, 0.5), 0.0, 0.2), 3.0)
     objective = Objective(problem(), predict=one_pass)
@@ -273,6 +275,7 @@ def test_an_exact_prediction_knows_jumps():
     assert shapes[0] == shapes[1] and jax.tree.structure(shapes[0]) == jax.tree.structure(shapes[1])
 
 
+@pytest.mark.slow
 def test_an_exact_prediction_reads_schedules_as_they_are():
     """Their values and the derivatives of these, where a kink is as well."""
     predict, grid = dmftopt.Exact(dmftopt.limits.online), TimeGrid.uniform(3.0, 2)
@@ -318,6 +321,7 @@ def test_a_limit_of_another_form_is_a_function():
     np.testing.assert_allclose(found, expected, rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_report_predicts_and_trains_with_whole_batches(key):
     """Batch sizes between 1 and 2, where rounding costs: theory says how much, SGD confirms."""
     objective = Objective(problem(), Budget(samples=5.0), grid=TimeGrid.uniform(1.0, 10), predict=Solve(samples=512))

@@ -64,7 +64,11 @@ def test_richardson_extrapolation_removes_the_leading_error(key):
     assert extrapolated[1] < plain[1] / 3
 
 
-@pytest.mark.parametrize("law", [dmftopt.noise.Brownian(), dmftopt.noise.Poisson()], ids=["brownian", "poisson"])
+@pytest.mark.parametrize(
+    "law",
+    [pytest.param(dmftopt.noise.Brownian(), marks=pytest.mark.slow), dmftopt.noise.Poisson()],
+    ids=["brownian", "poisson"],
+)
 def test_with_gradient_noise_too_the_step_is_of_second_order(key, law):
     """Against the Volterra solution: the largest error of the overlap along the run is 2.4e-2 at 16 steps; sampling errors are
     about 3e-4."""

@@ -25,6 +25,7 @@ def run(name, *options, check=True):
     return subprocess.run(command, check=check, capture_output=True, text=True, timeout=600, cwd=ROOT)
 
 
+@pytest.mark.slow
 def test_gallery(tmp_path):
     options = ["--smoke", "--out", tmp_path / "gallery", "--models"]
     shown = run("02_gallery.run", *options, "momentum, batches of n/5")

@@ -81,6 +81,7 @@ def test_much_friction_is_sgd():
     assert abs(heavy.test_risk[-1] / plain.test_risk[-1] - 1) < 0.01
 
 
+@pytest.mark.slow
 def test_derivatives_in_friction():
     p = problem(dmftopt.tasks.Logistic("sign"), SPECTRUM, delta=2.0)
 

@@ -21,6 +21,7 @@ CASE = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_numpy_agrees_with_the_limit():
     """The two independent routes with each other, so that neither vouches for itself."""
     case = CASE | {"family": "sgd"}

@@ -34,11 +34,13 @@ CASES = [
     ("sign", dmftopt.noise.Brownian(), True, set(VALUES) - {"noise"}),
     ("sign", dmftopt.noise.NoNoise(), False, NO_BATCH - {"noise"}),
     ("flipped", dmftopt.noise.Poisson(), False, WHOLE_NUMBERS),
-    ("least squares", dmftopt.noise.Bernoulli(0.3), False, NO_BATCH),
+    pytest.param("least squares", dmftopt.noise.Bernoulli(0.3), False, NO_BATCH, marks=pytest.mark.slow),
 ]
 
 
-@pytest.mark.parametrize("task, noise, richardson, names", CASES, ids=[f"{c[0]}-{type(c[1]).__name__}" for c in CASES])
+@pytest.mark.parametrize(
+    "task, noise, richardson, names", CASES, ids=["sign-Brownian", "sign-NoNoise", "flipped-Poisson", "Bernoulli"]
+)
 def test_gradient_equals_central_differences(key, task, noise, richardson, names):
     def objective(values):
         features = dmftopt.features.Features(values["eigenvalues"], values["weights"])

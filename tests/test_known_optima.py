@@ -175,6 +175,7 @@ def test_batch_ramp_is_learning_rate_decay_least_squares():
     assert np.max(np.abs(late.test_risk / expected.test_risk - 1)) > 0.02
 
 
+@pytest.mark.slow
 def test_batch_ramp_is_learning_rate_decay_logistic(key):
     """The same for the solver, where everything is a function of the averages over a step of eta, B, eta * ridge and eta²/B times
     the step, which are integrals over s, ds / tau, ridge ds and tau ds.

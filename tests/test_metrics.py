@@ -116,6 +116,7 @@ def test_sampled_weights():
     np.testing.assert_allclose(solution.weight_metrics["entry"][:, 2], 6.0, rtol=0.05)
 
 
+@pytest.mark.slow
 def test_classes_of_clusters_in_columns():
     task = tasks.GaussianMixture((0, 1, 2, 1), (0.1, 0.2, 0.3, 0.4), loss="softmax")
     p = problem(task, TWO_GROUPS, teacher_prior=SPARSE, teacher_scale=1.5, student_scale=0.3)
@@ -162,6 +163,7 @@ def test_against_sgd_without_retracing_for_other_numbers(logistic):
     assert traces == once + 1  # at the front door, where shapes are checked
 
 
+@pytest.mark.slow
 def test_fixed_point_and_online():
     p, grid = problem(tasks.Logistic("probit"), student_scale=0.3), dmftopt.TimeGrid.uniform(1.0, 3)
     asked = {name: ASKED[name] for name in ("cost", "moments", "entry")}
@@ -192,6 +194,7 @@ def final_metrics(values):
     return jnp.concatenate([s.train_metrics["field"][-1], s.test_metrics["field"][-1], s.weight_metrics["entry"][-1]])
 
 
+@pytest.mark.slow
 def test_gradients_equal_central_differences():
     """In parameters of the problem, the protocol and the metrics; all at once, by vmap over problems."""
     values = {

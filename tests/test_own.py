@@ -111,6 +111,7 @@ def write_once_gradient(task, noise):
     "task, noise",
     [pytest.param(*given, marks=[pytest.mark.slow] if name == "committee" else [], id=name) for name, given in ADJOINTS.items()],
 )
+@pytest.mark.slow
 def test_direct_adjoint_forwards(task, noise):
     """Against the gradient of the write-once adjoint."""
     expected = write_once_gradient(task, noise)(VALUES)

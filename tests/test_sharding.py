@@ -80,6 +80,7 @@ def test_same_result(options, axes):
     assert all(a.sharding.is_fully_replicated for a in jax.tree.leaves(result))
 
 
+@pytest.mark.slow
 def test_everything_at_once_and_nothing_large_is_exchanged():
     options = {"law": noise.Poisson(), "richardson": True, "estimate_bias": True, "replicates": 2}
     rate = jnp.array(1.0)

@@ -159,6 +159,7 @@ def test_derivatives_in_rates_and_batch_sizes():
         assert abs((risk(x + h) - risk(x - h)) / 2e-5 - gradient[i]) < 1e-6 * abs(gradient[i]) + 1e-9
 
 
+@pytest.mark.slow
 def test_a_horizon_is_solved_to_an_accuracy():
     p, protocol = problem(dmftopt.tasks.Logistic("sign"), delta=1.0), dmftopt.Protocol(0.5)
     solution = dmftopt.solve(p, protocol, 2.2, key=KEY, noise=Shuffled(), accuracy=0.03, times=[0.7, 1.0, 2.0, 2.2])

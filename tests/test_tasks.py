@@ -212,6 +212,7 @@ def test_classes_follow_their_law(law):
     np.testing.assert_allclose(jnp.mean(drawn == 1, axis=1), chance(law, w_star), atol=3e-4)
 
 
+@pytest.mark.slow
 def test_an_own_label_law_goes_through_the_solver(key):
     """The same teacher fields from the same uniforms: equal to the quadratures' error. Derivatives in the law's own parameter are
     those in the shipped law's teacher scale, but for the teacher's part of the start, of which there is none."""

@@ -21,7 +21,7 @@ GRID = dmftopt.TimeGrid.geometric(4.0, 24, ratio=5.0)
     "task, law, step",
     [
         (tasks.LeastSquares(0.3), noise.Brownian(), dmftopt.ExponentialStep()),
-        (tasks.Committee(2, 1, "erf"), noise.NoNoise(), dmftopt.DiscreteStep()),
+        pytest.param(tasks.Committee(2, 1, "erf"), noise.NoNoise(), dmftopt.DiscreteStep(), marks=pytest.mark.slow),
     ],
     ids=["least squares", "committee"],
 )
@@ -54,13 +54,12 @@ PARTICLES = dmftopt.CausalInnovations(particles=8192)
 @pytest.mark.parametrize(
     "regularizer, prior, law, protocol",
     [
-        pytest.param(
-            regularizers.SmoothL1(0.1), SPARSE, noise.NoNoise(), dmftopt.Protocol(0.4, ridge=0.3), marks=pytest.mark.slow
-        ),
+        (regularizers.SmoothL1(0.1), SPARSE, noise.NoNoise(), dmftopt.Protocol(0.4, ridge=0.3)),
         (regularizers.SmoothL1(0.1), priors.Laplace(), noise.Bernoulli(0.5), dmftopt.Protocol(0.15, ridge=0.5, momentum=0.5)),
     ],
     ids=["smooth L1", "batches, momentum"],
 )
+@pytest.mark.slow
 @pytest.mark.long_run
 def test_gradient_descent(regularizer, prior, law, protocol):
     p = problem(tasks.LeastSquares(0.3), delta=0.8, regularizer=regularizer, teacher_prior=prior)

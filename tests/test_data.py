@@ -301,3 +301,14 @@ def test_splitting_groups_changes_nothing():
 def test_as_many_groups_as_asked_for():
     assert small(0, groups=3).features.groups == 3
     assert small(0, groups=40).features.groups == 6  # each eigenvalue by itself
+
+
+def test_data_are_gone_through_in_epochs_where_their_number_is_fixed():
+    on_data, noise = small(0), dmftopt.noise
+    own = dmftopt.Problem(dmftopt.tasks.LeastSquares(0.5), dmftopt.features.isotropic(), delta=2.0)
+    for problem, budget, law in (
+        (on_data, dmftopt.Budget(epochs=2.0), noise.Shuffled),
+        (on_data, dmftopt.Budget(steps=100, dimension=50), noise.Brownian),
+        (own, dmftopt.Budget(epochs=2.0), noise.Brownian),
+    ):
+        assert type(dmftopt.Objective(problem, budget).predict.noise) is law

@@ -46,6 +46,63 @@ def test_online_least_squares_is_that_of_the_moments(gamma):
     assert abs(float(solution.test_risk[-1]) / moments(p, 1.0, gamma, 0.1, 5.0) - 1) < 0.01
 
 
+@pytest.mark.parametrize("gamma", [0.5, 4.0])
+def test_limits_are_those_of_the_moments(gamma):
+    p = problem(dmftopt.tasks.LeastSquares(0.5), SPECTRUM, delta=1e8)
+    protocol, exact = dmftopt.Protocol(1.0, 1.0, 0.1, friction=gamma), moments(p, 1.0, gamma, 0.1, 5.0)
+    for limit in (dmftopt.limits.online, dmftopt.limits.least_squares):
+        found = limit(p, protocol, TimeGrid.uniform(5.0, 4))
+        assert abs(float(found.test_risk[-1]) / exact - 1) < 1e-6
+
+
+def test_the_limit_is_that_of_the_solver():
+    p = problem(dmftopt.tasks.LeastSquares(0.5), SPECTRUM)
+    protocol, grid = dmftopt.Protocol(1.0, 1.0, 0.1, friction=4.0), TimeGrid.uniform(5.0, 48)
+    exact = dmftopt.limits.least_squares(p, protocol, grid)
+    found = dmftopt.solve(p, protocol, grid, key=KEY, noise=dmftopt.noise.Brownian(), samples=4096, replicates=2)
+    for name in ("test_risk", "train_loss", "teacher_overlap", "norm", "correlation"):
+        assert_within(getattr(found, name), getattr(exact, name), getattr(found.standard_error, name), 3.0, 0.002)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", [dmftopt.tasks.Logistic("sign"), dmftopt.tasks.Committee(2, 2)])
+def test_online_of_other_tasks_is_that_of_the_solver(task):
+    p = problem(task, SPECTRUM, delta=1e8)
+    protocol, grid = dmftopt.Protocol(1.0, 1.0, 0.1, friction=1.0), TimeGrid.uniform(5.0, 48)
+    exact = dmftopt.limits.online(p, protocol, grid)
+    found = dmftopt.solve(p, protocol, grid, key=KEY, noise=dmftopt.noise.Brownian(), samples=8192, replicates=2)
+    for name in ("test_risk", "student_overlap", "teacher_overlap", "norm"):
+        assert_within(getattr(found, name), getattr(exact, name), getattr(found.standard_error, name), 3.0, 0.003)
+
+
+@pytest.mark.slow
+def test_contours_of_long_oscillations():
+    p = problem(dmftopt.tasks.LeastSquares(0.5), SPECTRUM, delta=0.5)
+
+    def risks(horizon, nodes):
+        protocol = dmftopt.Protocol(0.3, 1.0, 0.1, friction=0.1)
+        return dmftopt.limits.least_squares(p, protocol, TimeGrid.uniform(horizon, 8), nodes=nodes, throw=False)
+
+    # Twice the nodes change nothing, and too few say so.
+    assert np.max(np.abs(risks(20.0, 512).test_risk / risks(20.0, 1024).test_risk - 1)) < 1e-8
+    assert risks(50.0, 64).result == dmftopt.RESULTS.unconverged
+
+
+@pytest.mark.slow
+def test_derivatives_of_the_limit_in_friction():
+    p = problem(dmftopt.tasks.LeastSquares(0.5), SPECTRUM, delta=0.5)
+
+    def risk(x):
+        protocol = dmftopt.Protocol(x[0], 1.0, 0.1, friction=dmftopt.schedules.linear_decay(x[1], 6.0))
+        return dmftopt.limits.least_squares(p, protocol, TimeGrid.uniform(3.0, 6), nodes=128).test_risk[-1]
+
+    x = jnp.array([2.0, 1.5])
+    gradient = jax.grad(risk)(x)
+    for i in range(2):
+        h = 1e-4 * jnp.eye(2)[i]
+        assert abs((risk(x + h) - risk(x - h)) / 2e-4 - gradient[i]) < 1e-6 * abs(gradient[i])
+
+
 @pytest.mark.slow
 def test_steps_are_of_second_order():
     p = problem(dmftopt.tasks.LeastSquares(0.5), SPECTRUM, delta=1e6)
@@ -101,7 +158,7 @@ def test_derivatives_in_friction():
     [
         (lambda p: dmftopt.Protocol(0.1, friction=-1.0), "friction must be >= 0"),
         (lambda p: dmftopt.Protocol(0.1, momentum=0.5, friction=1.0), "momentum of its own"),
-        (lambda p: dmftopt.limits.online(p, dmftopt.Protocol(0.1, friction=1.0), TimeGrid([0, 1])), "limits take none"),
+        (lambda p: discrete_limit(dmftopt.Protocol(0.1, friction=1.0)), "this limit takes none"),
         (lambda p: solved(p, step=dmftopt.DiscreteStep()), "friction goes with continuous time"),
         (lambda p: solved(p, solver=dmftopt.FixedPoint(512)), "FixedPoint takes none"),
     ],
@@ -109,6 +166,11 @@ def test_derivatives_in_friction():
 def test_what_cannot_be(wrong, match):
     with pytest.raises(ValueError, match=match):
         wrong(problem(dmftopt.tasks.Logistic("sign")))
+
+
+def discrete_limit(protocol):
+    p = problem(dmftopt.tasks.LeastSquares(0.5))
+    return dmftopt.limits.online_least_squares(p, protocol, dimension=10, horizon=1.0)
 
 
 def solved(p, **options):

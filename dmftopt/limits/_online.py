@@ -25,7 +25,7 @@ from ..results.observables import as_column, from_kernel
 from ..tasks import AbstractTask, LeastSquares
 from ..tasks import columns as columns
 from ._result import Groups, Limit, check_continuous, check_grid, ended, finish, in_domain, positive_or_one
-from ._trajectory import Stepping, stepping, survey, trajectory
+from ._trajectory import Coefficients, Stepping, drift, pushed, stepping, survey, trajectory
 from ._volterra import STEPS, Modes, Path, along, check_steps, kicks
 
 
@@ -58,6 +58,9 @@ def online(
     The Gaussian correlation is what is used where losses have kinks. For a mixture w = O 1_c + s z in cluster c, s² = Q, and
     b = E[l 1_c^T].
 
+    With `Protocol(friction=gamma)` a coordinate has a velocity u beside it, theta' = u, u' = -gamma u + what theta' is above, the
+    noise included; the response is not told then.
+
     Nothing else is random in this limit: `noise` Poisson() and Brownian() coincide, and NoNoise() drops the eta²/B term.
     train_loss = test_risk, train_error = test_error, train_metrics = test_metrics.
 
@@ -69,8 +72,8 @@ def online(
       with one field take the nodes of their `population` times a trapezoidal rule over w: exact for polynomials, good to
       1e-8 for losses as smooth as the logistic one and student scales up to 4, to 1e-2 where the gradient jumps, unless they have
       `moments`.
-    - Least squares (without an update) is stepped in log time instead, whatever `tolerance` says: `steps`, and the error that
-      is stated, as in `limits.least_squares`.
+    - Least squares (without an update or friction) is stepped in log time instead, whatever `tolerance` says: `steps`, and the
+      error that is stated, as in `limits.least_squares`.
     - `max_steps`: of the adaptive integration, at most, from each time of the grid, knot of a schedule, or 32nd of what the
       protocol does in all, to the next.
     - `adjoint`: diffrax's way to differentiate it. The default is reverse mode with checkpoints; `diffrax.ForwardMode()` is for
@@ -90,11 +93,12 @@ def online(
     # Propagators between all times, and products of them.
     how = stepping(tolerance, max_steps, adjoint)
     check_steps(steps, problem.features.groups)
-    linear = type(problem.task) is LeastSquares and protocol.update is None
+    linear = type(problem.task) is LeastSquares and protocol.update is None and protocol.friction is None
     if linear:
         check_grid(grid, 12, "a few kernels")
     else:
-        check_grid(grid, (2 + 3 * problem.features.groups) * problem.m**2, f"{problem.features.groups} eigenvalue groups")
+        rows = problem.m if protocol.friction is None else 2 * problem.m
+        check_grid(grid, (2 + 3 * problem.features.groups) * rows**2, f"{problem.features.groups} eigenvalue groups")
     problem, protocol, asked = numbers_to_arrays((problem, protocol, asked))
     if linear:
         return finish(_squares(problem, protocol, grid, noise, steps, asked), throw, "online")
@@ -155,44 +159,57 @@ def _online(problem: Problem, protocol: Protocol, grid: TimeGrid, noise: Abstrac
     update, overlap = protocol.update, 1.0 if protocol.update is None else protocol.update.overlap
     memory = jnp.asarray(number(update.memory), times.dtype) if isinstance(update, Adam) else None
 
-    def rates(eta, temperature, shrinkage, batch_size, state):
+    def rates(now: Coefficients, state):
         _, scale, g, p, v, since = state
-        Q, O = moments(g, p, v, shares * lam)
+        eta, friction = now.learning_rate, now.friction
+        Q, O = moments(g[:, :m], p[:, :m], v[:, :m, :m], shares * lam)
         a, b, power = _averages(problem.task, Q, O, rho)
         seen, passed = lam[:, None, None], None
         if is_coordinatewise(update):
             seen = seen * group_gains(problem).astype(times.dtype)[:, None, None]
         if scale is not None:
             # Over the root mean square of gradients (34): of each column, and of each eigenvalue.
-            gains, passed = _gains(scale, jnp.diagonal(power) / batch_size, memory)
+            gains, passed = _gains(scale, jnp.diagonal(power) / now.batch_size, memory)
             a, b, power = gains[:, None] * a, gains[:, None] * b, gains[:, None] * power * gains[None]
-        decay = eta * seen * a[None] + shrinkage * jnp.eye(m, dtype=times.dtype)[None]
+        decay = drift(eta * seen * a[None] + now.shrinkage * jnp.eye(m, dtype=times.dtype)[None], friction)
         spread = decay @ v
-        lost = -decay @ g - eta * seen * b[None]
-        gained = -spread - jnp.swapaxes(spread, 1, 2) + temperature / overlap**2 * seen**2 / lam[:, None, None] * power[None]
+        lost = -decay @ g - pushed(eta * seen * b[None], friction)
+        heat = pushed(now.temperature / overlap**2 * seen**2 / lam[:, None, None] * power[None], friction)
+        gained = -spread - jnp.swapaxes(spread, 1, 2) + jnp.swapaxes(pushed(jnp.swapaxes(heat, 1, 2), friction), 1, 2)
         return eta, passed, lost, -decay @ p, gained, -decay @ since
 
     groups = lam.shape[0]
-    still = jnp.broadcast_to(jnp.eye(m, dtype=times.dtype), (groups, m, m))
+    # Positions, and with friction velocities behind them.
+    rows = m if protocol.friction is None else 2 * m
+    still = jnp.broadcast_to(jnp.eye(rows, dtype=times.dtype), (groups, rows, rows))
     # Of power / batch size: the running mean from 0, and the weight of that.
     scale = None if memory is None else (jnp.zeros(m, times.dtype), jnp.zeros((), times.dtype))
-    start = (jnp.zeros((), times.dtype), scale, jnp.zeros((groups, m, m_star), times.dtype), still, jnp.zeros_like(still), still)
+    start = (
+        jnp.zeros((), times.dtype),
+        scale,
+        jnp.zeros((groups, rows, m_star), times.dtype),
+        still[..., :m],
+        jnp.zeros_like(still),
+        still,
+    )
     # The last of the state is what happened since the start of the step: products of these never underflow.
     seen = survey(protocol, noise, grid)
     (_, _, g, p, v, factors), integrated = trajectory(
         rates, start, protocol, noise, times, seen, how, restarted=lambda state: (*state[:-1], still)
     )
 
-    def extend(rows, inputs):
+    def extend(since, inputs):
         """Row k: the propagator from each earlier time."""
         k, factor = inputs
-        rows = jnp.einsum("aij,sajk->saik", factor, rows).at[k].set(still)
-        return rows, rows
+        since = jnp.einsum("aij,sajk->saik", factor, since).at[k].set(still)
+        return since, since[:, :, :m]
 
     count = times.shape[0]
-    _, propagators = jax.lax.scan(extend, jnp.zeros((count, groups, m, m), times.dtype), (jnp.arange(count), factors))
+    _, propagators = jax.lax.scan(extend, jnp.zeros((count, groups, rows, rows), times.dtype), (jnp.arange(count), factors))
+    g, p = g[:, :, :m], p[:, :, :m]
     steady = jax.vmap(moving)(g, p)
-    noisy = jnp.einsum("a,tsaij,sajk->tsik", shares * lam, propagators, v)
+    noisy = jnp.einsum("a,tsaij,sajk->tsik", shares * lam, propagators, v[..., :m])
+    v = v[:, :, :m, :m]
     earlier = jnp.tril(jnp.ones((count, count), bool), -1)[:, :, None, None]
     noisy = jnp.where(earlier, noisy, 0.0)
     noisy = noisy + noisy.transpose(1, 0, 3, 2)
@@ -200,7 +217,8 @@ def _online(problem: Problem, protocol: Protocol, grid: TimeGrid, noise: Abstrac
     correlation = jnp.einsum("a,taik,sajk->tsij", shares * lam, steady, steady) + noisy
     overlap = jnp.einsum("a,taik,ajk->tij", shares * lam, steady, teacher)
     norm, _ = jax.vmap(lambda g, p, v: moments(g, p, v, shares))(g, p, v)
-    response = jnp.einsum("a,tsaij->tsij", shares * lam, propagators)[:, 1:]
+    # What a kick of the velocity does later is told by no route.
+    response = None if protocol.friction is not None else jnp.einsum("a,tsaij->tsij", shares * lam, propagators)[:, 1:]
     measured = Measured(metrics.fields, {}, _weight_metrics(problem, steady, v, metrics.weights))
     observables = fresh(problem, correlation, overlap, norm, rho, response, measured=measured)
     return ended(times, observables, in_domain(problem, grid) & seen.valid, integrated=integrated)
@@ -286,7 +304,7 @@ def fresh(
     overlap: Array,
     norm: Array,
     rho: Array,
-    response: Float[Array, "time step m m"],
+    response: Float[Array, "time step m m"] | None,
     *,
     measured: Measured = NOTHING,
 ) -> Any:

@@ -49,19 +49,19 @@ class Limit(AbstractResult):
         return {"result": name_of(self.result), "message": RESULTS[self.result]}
 
 
-def check_inputs(problem: Any, protocol: Any, updates: tuple[type, ...] = ()) -> None:
+def check_inputs(problem: Any, protocol: Any, updates: tuple[type, ...] = (), friction: bool = False) -> None:
     check_problem(problem)
     check_linear(problem, "A limit")
     check_protocol(protocol)
-    if protocol.friction is not None:
-        raise ValueError("friction: limits take none. Use solve.")
+    if protocol.friction is not None and not friction:
+        raise ValueError("friction: this limit takes none. Use limits.online, limits.least_squares or solve.")
     if protocol.update is not None and not isinstance(protocol.update, updates):
         raise ValueError(f"update: this limit takes no {type(protocol.update).__name__}. Use solve.")
 
 
 def check_continuous(problem: Any, protocol: Any, grid: Any, noise: Any, updates: tuple[type, ...] = ()) -> Protocol:
     """The arguments of a limit in continuous time, which takes these updates, and the protocol as it acts there."""
-    check_inputs(problem, protocol, updates)
+    check_inputs(problem, protocol, updates, friction=True)
     check_instance("grid", grid, TimeGrid, "Build it with dmftopt.TimeGrid.uniform(horizon, steps).")
     # Only whether there is one.
     if not isinstance(noise, AbstractNoise) or noise.temperature(jnp.ones(()), jnp.ones(())) is None:

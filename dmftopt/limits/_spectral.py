@@ -11,6 +11,9 @@ from jaxtyping import Array, Bool, Complex, Float
 from ._result import Groups
 from ._roots import root
 
+# Of contours for what decays.
+HEIGHT = 0.75
+
 
 class Contour(NamedTuple):
     """Nodes z (node,) on the upper half of a contour around the spectrum of H; the lower half is their mirror image.
@@ -68,7 +71,34 @@ def companion(z: Complex[Array, " node"], groups: Groups) -> tuple[Complex[Array
     return jax.lax.complex(m[:, 0], m[:, 1]), jnp.all(converged) & jnp.all(m[:, 1] > 0)
 
 
-def contour(groups: Groups, slowest: Array, nodes: int) -> Contour:
+class Ellipses(NamedTuple):
+    """Around the spectrum in w = log(z + eps), `half` to both sides of `center`. Paths are free, so they carry no derivative."""
+
+    center: Float[Array, ""]
+    half: Float[Array, ""]
+    eps: Float[Array, ""]
+
+    def at(self, height: Array | float, angle: Float[Array, " node"]) -> tuple[Complex[Array, " node"], Complex[Array, " node"]]:
+        """z on the ellipse of this height, and its derivative in the angle."""
+        axis = jnp.sqrt(self.half**2 + height**2)
+        w = jax.lax.complex(self.center + axis * jnp.cos(angle), height * jnp.sin(angle))
+        shifted = jnp.exp(w)
+        return shifted - self.eps.astype(w.dtype), shifted * jax.lax.complex(-axis * jnp.sin(angle), height * jnp.cos(angle))
+
+
+def ellipses(groups: Groups, slowest: Array) -> Ellipses:
+    """Those of `contour`."""
+    dtype, delta = groups.eigenvalues.dtype, groups.delta
+    root = 1 / jnp.sqrt(delta)
+    top = jnp.max(groups.eigenvalues) * (1 + root) ** 2
+    bottom = jnp.where(delta > 1, jnp.min(groups.eigenvalues) * (1 - root) ** 2, 0.0)
+    eps = 1 / jnp.maximum(slowest, 1 / top)
+    top, bottom, eps = (jax.lax.stop_gradient(jnp.asarray(a, dtype)) for a in (top, bottom, eps))
+    right, left = jnp.log(top + eps), jnp.log(bottom + eps)
+    return Ellipses(0.5 * (right + left), 0.5 * (right - left), eps)
+
+
+def contour(groups: Groups, slowest: Array, nodes: int, height: Array | float = HEIGHT) -> Contour:
     """The contour for functions such as exp(-2 A z) with A = `slowest`, and the deterministic equivalents
 
         (H - z)^-1 ~ -1 / (z (1 + m lambda_a)) = G_a(z)
@@ -78,30 +108,19 @@ def contour(groups: Groups, slowest: Array, nodes: int) -> Contour:
     (Hachem, Loubaton and Najim, arXiv:math/0507172; checked against random matrices in the tests.)
 
     In w = log(z + eps), eps = 1 / A, slow modes are as wide as fast ones. The contour is an ellipse in w with the spectrum
-    between its foci, of height 0.75: half way between the spectrum and |Im w| = pi/2, beyond which Re z < -eps and exp(-2 A z)
-    explodes. The trapezoidal rule in the angle converges like exp(-2 nodes asinh(0.75 / half the length of the spectrum)).
+    between its foci, of `height` 0.75: half way between the spectrum and |Im w| = pi/2, beyond which Re z < -eps and exp(-2 A z)
+    explodes. The trapezoidal rule in the angle converges like exp(-2 nodes asinh(height / half the length of the spectrum)).
     """
-    dtype, delta = groups.eigenvalues.dtype, groups.delta
-    root = 1 / jnp.sqrt(delta)
-    top = jnp.max(groups.eigenvalues) * (1 + root) ** 2
-    bottom = jnp.where(delta > 1, jnp.min(groups.eigenvalues) * (1 - root) ** 2, 0.0)
-    eps = 1 / jnp.maximum(slowest, 1 / top)
-    # The path is free, so it carries no derivative.
-    top, bottom, eps = (jax.lax.stop_gradient(jnp.asarray(a, dtype)) for a in (top, bottom, eps))
-    right, left = jnp.log(top + eps), jnp.log(bottom + eps)
-    half, height = 0.5 * (right - left), 0.75
-    angle = jnp.asarray((np.arange(nodes) + 0.5) * np.pi / nodes, dtype)
-    axis = jnp.sqrt(half**2 + height**2)
-    z = jnp.exp(jax.lax.complex(0.5 * (right + left) + axis * jnp.cos(angle), height * jnp.sin(angle)))
+    angle = jnp.asarray((np.arange(nodes) + 0.5) * np.pi / nodes, groups.eigenvalues.dtype)
+    z, slope = ellipses(groups, slowest).at(height, angle)
     # d z / (2 pi i), with d angle = pi / nodes.
-    step = z * jax.lax.complex(-axis * jnp.sin(angle), height * jnp.cos(angle)) / (2j * nodes)
-    z = z - eps.astype(z.dtype)
+    step = slope / (2j * nodes)
 
     m, good = companion(z, groups)
     eigenvalues, weights = (a.astype(z.dtype)[:, None] for a in (groups.eigenvalues, groups.weights))
     resolvent = step[None] / (z[None] * (1 + m[None] * eigenvalues))
     shrunk = eigenvalues / (1 + m[None] * eigenvalues)
-    memory = jnp.einsum("aj,sak->sjk", weights * shrunk, jnp.stack([shrunk, jnp.conj(shrunk)])) / delta.astype(z.dtype)
+    memory = jnp.einsum("aj,sak->sjk", weights * shrunk, jnp.stack([shrunk, jnp.conj(shrunk)])) / groups.delta.astype(z.dtype)
     pair = 1 / (1 - m[None, :, None] * jnp.stack([m, jnp.conj(m)])[:, None, :] * memory)
     one = weights * resolvent
     # (1/d) tr P_a = omega_a and (1/d) tr[P_a H] = omega_a lambda_a test branch and path together.

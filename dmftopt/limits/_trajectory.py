@@ -6,7 +6,7 @@ from typing import Any, NamedTuple, cast
 import diffrax
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Inexact
 
 from .._checks import check_count, check_instance, check_real
 from ..numerics.quadrature import GAUSS_NODES, GAUSS_WEIGHTS
@@ -67,23 +67,34 @@ def survey(protocol: Protocol, noise: AbstractNoise, grid: TimeGrid, panels: int
     bends = knots(protocol, times[-1])
     looks = times[-1] * jnp.concatenate([jnp.linspace(0.0, 1.0, _LOOKS + 1), jnp.geomspace(_FIRST, 1 / _LOOKS, _EARLY)])
     found, looks = merged(times, jnp.concatenate([bends, looks]))
-    eta, temperature, _, _, valid = coefficients(protocol, noise, node_times(looks, GAUSS_NODES))
+    seen = coefficients(protocol, noise, node_times(looks, GAUSS_NODES))
     widths, weights = jnp.diff(looks), jnp.asarray(GAUSS_WEIGHTS, times.dtype)
-    action, heat = ((values @ weights) * widths for values in (eta, temperature))
+    action, heat = ((values @ weights) * widths for values in (seen.learning_rate, seen.temperature))
     shares = jnp.stack([_share(part) for part in (action, heat, widths)])
     total = jnp.append(0.0, jnp.cumsum(jnp.mean(shares, axis=0)))
     quantiles = jnp.interp(jnp.arange(1, panels) / panels * total[-1], total, looks)
     clock = jnp.append(0.0, jnp.cumsum(action))[found]
-    quantiles, fastest = jax.lax.stop_gradient((quantiles, positive_or_one(jnp.max(eta))))
-    return Survey(quantiles, bends, clock, fastest, valid)
+    quantiles, fastest = jax.lax.stop_gradient((quantiles, positive_or_one(jnp.max(seen.learning_rate))))
+    return Survey(quantiles, bends, clock, fastest, seen.valid)
 
 
-def coefficients(protocol: Protocol, noise: AbstractNoise, t: Float[Array, "*time"]) -> tuple[Array, ...]:
-    """Learning rate of gradients, temperature (its square / B; 0 without gradient noise), shrinkage (learning rate times ridge)
-    and batch size at the times t, and whether they may be so."""
+class Coefficients(NamedTuple):
+    """What a protocol does at some times: learning rate of gradients, temperature (its square / B; 0 without gradient noise),
+    shrinkage (learning rate times ridge), batch size and friction, and whether they may be so."""
+
+    learning_rate: Float[Array, "*time"]
+    temperature: Float[Array, "*time"]
+    shrinkage: Float[Array, "*time"]
+    batch_size: Float[Array, "*time"]
+    friction: Float[Array, "*time"] | None
+    valid: Bool[Array, ""]
+
+
+def coefficients(protocol: Protocol, noise: AbstractNoise, t: Float[Array, "*time"]) -> Coefficients:
     rates = read(protocol, t, batched=noise.batched)
-    temperature = noise.temperature(rates.gradient_rate, rates.batch_size)
-    return rates.gradient_rate, cast(Array, temperature), rates.learning_rate * rates.ridge, rates.batch_size, rates.valid
+    temperature = cast(Array, noise.temperature(rates.gradient_rate, rates.batch_size))
+    shrinkage = rates.learning_rate * rates.ridge
+    return Coefficients(rates.gradient_rate, temperature, shrinkage, rates.batch_size, rates.friction, rates.valid)
 
 
 def trajectory(
@@ -96,8 +107,8 @@ def trajectory(
     how: Stepping,
     restarted: Callable = lambda state: state,
 ) -> tuple[Any, RESULTS]:
-    """States at these times of d state / dt = rates(learning rate, temperature, shrinkage, batch size, state), NaN from the
-    first that was not reached, and how it ended.
+    """States at these times of d state / dt = rates(coefficients, state), NaN from the first that was not reached, and how
+    it ended.
 
     The first entry of the state is the integral of the learning rate: where it is not what `seen` has, something was passed over.
     `restarted`: what becomes of the state at each of the times.
@@ -111,7 +122,7 @@ def trajectory(
         width, rounding = end - start, 64 * jnp.finfo(end.dtype).eps * end
 
         def change(t, state):
-            return jax.tree.map(lambda rate: width * rate, rates(*coefficients(protocol, noise, t)[:4], state))
+            return jax.tree.map(lambda rate: width * rate, rates(coefficients(protocol, noise, t), state))
 
         def across(state):
             # Schedules may jump at the ends, where they are read from within.
@@ -137,6 +148,21 @@ def trajectory(
     result = first_failure(results)
     inaccurate = jnp.any(missed) & (result == RESULTS.successful)
     return path, RESULTS.where(inaccurate, RESULTS.inaccurate, result)
+
+
+def drift(pull: Inexact[Array, "mode m m"], friction: Array | None) -> Inexact[Array, "mode rows rows"]:
+    """K of d state / dt = -K state: `pull`, or where there is friction, of positions and velocities,
+
+    position' = velocity        velocity' = -friction velocity - pull position."""
+    if friction is None:
+        return pull
+    one = jnp.broadcast_to(jnp.eye(pull.shape[-1], dtype=pull.dtype), pull.shape)
+    return jnp.block([[jnp.zeros_like(pull), -one], [pull, friction.astype(pull.dtype) * one]])
+
+
+def pushed(force: Inexact[Array, "mode m column"], friction: Array | None) -> Inexact[Array, "mode rows column"]:
+    """What a force does to the state: with friction it changes velocities only."""
+    return force if friction is None else jnp.concatenate([jnp.zeros_like(force), force], axis=1)
 
 
 def _over_unit_time(change: Callable, state: Any, how: Stepping) -> tuple[Any, RESULTS]:

@@ -40,6 +40,7 @@ class Plan(eqx.Module):
             check_real("horizon", number(self.horizon), minimum=0.0, exclusive=True, cure="It is the final time, SGD steps / d.")
 
 
+@register_part
 class Run(eqx.Module):
     """A protocol as functions of time t = steps / d, until `horizon`, and the average of the weights that is kept."""
 

@@ -60,6 +60,25 @@ def learning_curve(
 
 
 @front_door
+def curve(
+    points: np.ndarray,
+    values: np.ndarray,
+    error: np.ndarray | None = None,
+    *,
+    x_label: str = _TIME_LABEL,
+    y_label: str = "test risk",
+    axes: "Axes | None" = None,
+    **style: Any,
+) -> "Axes":
+    """Values (point,) against points (point,), with a band of ± `error` (point,) where given. `style` goes to `Axes.plot`."""
+    axes = _ready(axes)
+    (line,) = axes.plot(points, values, **style)
+    if error is not None:
+        axes.fill_between(points, values - error, values + error, color=line.get_color(), alpha=0.25, linewidth=0)
+    return _finish(axes, x_label, y_label)
+
+
+@front_door
 def comparison(
     theory: AbstractResult,
     simulation: AbstractResult,

@@ -1,0 +1,103 @@
+"""How a question is computed, and how sure the answer is."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from .. import limits
+from ..design import Budget, Exact, Objective, Solve
+from ..problem import Problem
+from ..protocol import Protocol
+from ..protocol.grid import TimeGrid
+from ..results import estimation_error
+from ..results.observables import student_quantile
+from ..tasks import LeastSquares
+
+# Random keys of which means are taken, where there is anything random.
+KEYS = 4
+
+
+def is_exact(problem: Problem, protocol: Protocol | None = None) -> bool:
+    """Whether the limit of least squares is a route: it draws with replacement, and data are gone through in epochs."""
+    updated = protocol is not None and protocol.update is not None
+    return type(problem.task) is LeastSquares and problem.linear_weights and problem.data is None and not updated
+
+
+def _quick(problem: Problem, protocol: Protocol, grid: TimeGrid):
+    """Good to 1e-8 or so, in an eighth of the time; what it is off by is looked at in the end."""
+    return limits.least_squares(problem, protocol, grid, nodes=64, steps=128, throw=False)
+
+
+def objective_of(problem: Problem, budget: Budget, protocol: Protocol, predict: Callable | None, grid: Any) -> Objective:
+    """That of `Objective`, but exact where there is a limit."""
+    if predict is None and is_exact(problem, protocol):
+        predict = Exact(_quick)
+    return Objective(problem, budget, predict=predict, grid=grid)
+
+
+def value_of(objective: Objective, protocol: Any, key: Array | None) -> Array:
+    """What the objective is, NaN where the run cannot be predicted; objectives of all budgets share one program."""
+    return _evaluated(objective.evaluator, objective.prepare(protocol), key)
+
+
+@eqx.filter_jit
+def _evaluated(objective: Objective, inputs: Any, key: Array | None) -> Array:
+    return objective.evaluate(inputs, key)
+
+
+class Errors(NamedTuple):
+    """Of means over keys: half a 95% interval of sampling, what twice the steps and samples change, and 1.96 standard errors from
+    the data behind the problem. `total` is their sum."""
+
+    sampling: np.ndarray
+    refinement: np.ndarray
+    estimation: np.ndarray
+
+    @property
+    def total(self) -> np.ndarray:
+        return self.sampling + self.refinement + self.estimation
+
+
+def judged(
+    objective: Objective, protocols: list[Any], keys: list[Array], features: Callable[[Array], Array] = lambda values: values
+) -> tuple[np.ndarray, Errors]:
+    """`features` of the objective's values for all protocols, at twice the steps and samples where it solves, and errors."""
+
+    def of(objective, key):
+        return features(jnp.stack([value_of(objective, protocol, key) for protocol in protocols]))
+
+    finer = _finer(objective)
+    random = isinstance(objective.predict, Solve)
+    both = np.stack([[np.asarray(of(o, key)) for key in (keys if random else keys[:1])] for o in (objective, finer)])
+    best, refinement = both[1].mean(axis=0), np.abs(both[1].mean(axis=0) - both[0].mean(axis=0))
+    sampling = np.zeros_like(best)
+    if random:
+        sampling = student_quantile(len(keys)) * both[1].std(axis=0, ddof=1) / len(keys) ** 0.5
+    estimation = np.zeros_like(best)
+    (problem,) = objective.problems
+    if problem.data is not None and problem.data.displaced is not None:
+
+        def predict(replicate):
+            return of(eqx.tree_at(lambda o: o.problems, objective, (replicate,)), keys[0])
+
+        estimation = 1.96 * np.asarray(estimation_error(predict, problem))
+    return best, Errors(sampling, refinement, estimation)
+
+
+def _finer(objective: Objective) -> Objective:
+    """At twice the steps and samples; the limit with all its steps; a prediction of one's own as it is."""
+    if isinstance(objective.predict, Exact) and objective.predict.route is _quick:
+        return eqx.tree_at(lambda o: o.predict, objective, Exact(limits.least_squares))
+    return objective.doubled() or objective
+
+
+def shown(value: float, error: float) -> str:
+    """With as many digits as the error leaves, and at most six."""
+    if not error > 1e-6 * abs(value):
+        return f"{value:.6g}"
+    digits = max(0, 1 - int(np.floor(np.log10(error))))
+    return f"{value:.{digits}f} ± {error:.1g}"

@@ -29,9 +29,11 @@ from .dmft import FixedPoint as FixedPoint
 from .dmft import Solution as Solution
 from .dmft import WriteOnceAdjoint as WriteOnceAdjoint
 from .dmft import solve as solve
+from .problem import DataWarning as DataWarning
 from .problem import Problem as Problem
 from .problem import features as features
 from .problem import parametrizations as parametrizations
+from .problem import prepare as prepare
 from .problem import priors as priors
 from .problem import regularizers as regularizers
 from .protocol import Protocol as Protocol

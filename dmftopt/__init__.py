@@ -16,6 +16,7 @@ from .design import Plan as Plan
 from .design import Solve as Solve
 from .design import baselines as baselines
 from .design import certify as certify
+from .design import fidelity as fidelity
 from .design import objectives as objectives
 from .design import optimize as optimize
 from .design import pareto as pareto

@@ -33,7 +33,7 @@ def gaussian(samples, d, seed, spread=0.0):
     rng = np.random.default_rng(seed)
     x = rng.normal(size=(samples, d)) * np.arange(1, d + 1) ** -0.4
     x = x * np.exp(spread * rng.normal(size=(samples, 1)) - spread**2)
-    return x, x @ rng.normal(size=d) / d**0.5 + 0.4 * rng.normal(size=samples)
+    return x, 3 * x @ rng.normal(size=d) / d**0.5 + 0.4 * rng.normal(size=samples)
 
 
 def test_where_differences_come_from(tmp_path):
@@ -85,8 +85,8 @@ def test_bad_input(name):
 @pytest.mark.parametrize("order", ["replacement", "shuffled"])
 def test_gaussian_data_agree(order):
     """On data that are what theory takes them for, differences are within three standard errors, at every recorded time; in one
-    of 300 cases each is not. (Over 16 data sets with replacement: "finite d" +0.1 on average, with a standard deviation of 1.0;
-    "not Gaussian" +0.1 and 0.5, as its error is overstated.)"""
+    of 300 cases each is not. (With replacement, d = 60, over 16 data sets: "finite d" +0.1 on average, with a standard deviation
+    of 1.0; "not Gaussian" +0.1 and 0.5, as its error is overstated.)"""
     x, y = gaussian(900, 100, 0)
     protocol = dmftopt.Protocol(dmftopt.schedules.linear_decay(0.8, 6.0), ridge=0.05)
     found = dmftopt.fidelity(x, y, protocol, train_size=300, epochs=2.0, order=order, records=8, key=KEY)
@@ -95,18 +95,23 @@ def test_gaussian_data_agree(order):
     assert all(abs(difference.sigmas) < 3 for difference in found.differences.values())
     error = np.sqrt(found.real_error**2 + found.estimation_error**2 + found.theory_error**2)
     assert np.all(np.abs(found.real - found.theory) < 3 * error)
-    assert found.real[-1] < 0.5 * found.real[0]
+    assert found.real[-1] < 0.7 * found.real[0]
 
 
 @pytest.mark.slow
 @pytest.mark.long_run
 def test_heavy_tails_show():
-    """Lengths of log-normal spread 0.5: E |x|⁴ is e times that of Gaussian data, and so is the noise of single samples. The
-    surrogate agrees with the theory still, real SGD must not."""
-    x, y = gaussian(3000, 60, 0, spread=0.5)
-    found = dmftopt.fidelity(x, y, dmftopt.Protocol(0.3), train_size=240, epochs=2.0, records=8, key=KEY)
+    """Tukey's contaminated normal law: one sample in five has 4.2 times the mean square length, the others 0.2 times, so that
+    E |x|⁴ is 3.6 times that of Gaussian data (and a step at this rate, 0.3 * 4.2 < 2, is stable still). The surrogate agrees with
+    the theory, real SGD must not."""
+    x, y = gaussian(6000, 60, 0)
+    noise = y - np.linalg.lstsq(x, y, rcond=None)[0] @ x.T
+    length = np.where(np.random.default_rng(1).random(6000) < 0.2, 4.2, 0.2)[:, None] ** 0.5
+    found = dmftopt.fidelity(
+        length * x, length[:, 0] * (y - noise) + noise, dmftopt.Protocol(0.3), train_size=240, epochs=2.0, records=8, key=KEY
+    )
     print(found)
-    assert abs(found.differences["finite d"].sigmas) < 3
+    assert found.diverged == 0 and abs(found.differences["finite d"].sigmas) < 3
     assert found.differences["not Gaussian"].sigmas > 3 and found.differences["in all"].sigmas > 3
 
 

@@ -22,6 +22,8 @@ from ..results.observables import AbstractResult
 _QUANTILE = 1.96
 # Of the solver, in epochs; and where it is asked again, for what the data leave open.
 _SAMPLES, _FEWER, _REPLICATES = 4096, 1024, 4
+# Steps of the solver, at the least.
+_FINE = 40
 # A split of the data on which the risk ends so many times higher than it began has diverged: a mean over splits means nothing then.
 _DIVERGED = 10.0
 
@@ -94,7 +96,9 @@ class Fidelity(eqx.Module):
         )
         lines = [head, *(f"  {name:<30}{value[-1]:10.4g} ± {error[-1]:.2g}" for name, value, error in given)]
         if self.diverged:
-            lines.append(f"  SGD diverged on {self.diverged} of {self.splits} splits of the data: do not use the theory at this rate.")
+            lines.append(
+                f"  SGD diverged on {self.diverged} of {self.splits} splits of the data: do not use the theory at this rate."
+            )
         lines.append("where the difference comes from (± half a 95% interval, in percent of the theory)")
         unit = 100 / self.theory[-1]
         for name, found in self.differences.items():
@@ -175,11 +179,15 @@ def _raw(problem: Problem, features: Any, labels: Any) -> tuple[np.ndarray, np.n
 def _predicted(problem: Problem, protocol: Protocol, grid: TimeGrid, order: str, key: Array) -> tuple[Array, Array, Array]:
     """The test risk at the grid's times, its numerical standard error, and that of the estimate."""
 
+    fine = grid
+    while fine.times.shape[0] <= _FINE:
+        fine = fine.refined()
+
     def predict(problem: Problem, samples: int = _FEWER, replicates: int = 1) -> AbstractResult:
         if order == "replacement":
             return least_squares(problem, protocol, grid, noise=Poisson())
         options: Any = {"samples": samples, "replicates": replicates, "key": key}
-        return solve(problem, protocol, grid.refined(), noise=Shuffled(), **options)
+        return solve(problem, protocol, fine, noise=Shuffled(), **options)
 
     result = predict(problem, _SAMPLES, _REPLICATES)
     every = (result.times.shape[0] - 1) // (grid.times.shape[0] - 1)

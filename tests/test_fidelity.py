@@ -127,7 +127,7 @@ def test_divergence_of_real_sgd_alone_is_said():
 @pytest.mark.slow
 @pytest.mark.long_run
 def test_the_digits():
-    """tanh features of scikit-learn's digits, odd against even: experiments/01 found real SGD 3% above the prediction, in epochs."""
+    """tanh features of the digits, odd against even, in epochs: experiments/01 found real SGD 3% above the prediction."""
     from experiments.shared import data
 
     x, y = data.digits(200, 0)

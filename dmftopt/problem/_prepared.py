@@ -83,8 +83,8 @@ class Independent(TransformerMixin, BaseEstimator):
         varies = size > 1e-7 * np.sqrt(len(columns))
         if len(columns) < _FEWEST * varies.sum() + _MORE:
             raise ValueError(
-                f"table has {len(columns)} samples and {varies.sum()} columns, categories encoded; at least {_FEWEST} samples per "
-                f"column, and {_MORE} more, are needed. Give more samples, fewer columns, or join rare categories."
+                f"table has {len(columns)} samples and {varies.sum()} columns, categories encoded; at least {_FEWEST} "
+                f"per column, and {_MORE} more, are needed. Give more samples, fewer columns, or join rare categories."
             )
         basis, kept = np.zeros_like(columns, order="F"), []
         for i in np.flatnonzero(varies):

@@ -1,4 +1,4 @@
-"""Is the theory good for these data? SGD on them, SGD on Gaussian data of the same dimension, and the prediction, side by side."""
+"""Is the theory good for these data? SGD on them, SGD on Gaussian data of the same dimension, and the prediction, in a row."""
 
 from typing import Any, NamedTuple
 
@@ -24,7 +24,7 @@ _QUANTILE = 1.96
 _SAMPLES, _FEWER, _REPLICATES = 4096, 1024, 4
 # Steps of the solver, at the least.
 _FINE = 40
-# A split of the data on which the risk ends so many times higher than it began has diverged: a mean over splits means nothing then.
+# A split of the data on which the risk ends so many times higher than it began has diverged: no mean means anything then.
 _DIVERGED = 10.0
 
 
@@ -50,8 +50,8 @@ class Fidelity(eqx.Module):
     - `theory`: d to infinity; `theory_error` is numerical. `estimation_error`: what the data leave open of it, as an estimate of
       their population.
     - `surrogate`: SGD on Gaussian data drawn from that estimate, of the data's own dimension and train size.
-    - `real`: SGD on the data, tested on the samples that were left out. `diverged`: of the `splits`, on so many its test risk ended
-      more than ten times higher than it began; then the theory is not good here, whatever `real_error` is.
+    - `real`: SGD on the data, tested on the samples that were left out. `diverged`: of the `splits`, on so many its test risk
+      ended more than ten times higher than it began; then the theory is not good here, whatever `real_error` is.
     """
 
     times: np.ndarray
@@ -166,8 +166,20 @@ def fidelity(
     )
     rng = np.random.default_rng(np.asarray(jax.random.bits(keys[2], (4,))))
     real, real_error, diverged = _follow(x, y, steps, np.round(times * d).astype(int), splits, order == "shuffled", rng)
-    found = (theory, numerical, left_open, surrogate.test_risk, surrogate.standard_error.test_risk, real, real_error)
-    return Fidelity(times, *(np.asarray(a, dtype=float) for a in found), d, int(train_size), splits, diverged)
+    return Fidelity(
+        times=times,
+        theory=theory,
+        theory_error=numerical,
+        estimation_error=left_open,
+        surrogate=np.asarray(surrogate.test_risk, dtype=float),
+        surrogate_error=np.asarray(surrogate.standard_error.test_risk, dtype=float),
+        real=real,
+        real_error=real_error,
+        dimension=d,
+        train_size=int(train_size),
+        splits=splits,
+        diverged=diverged,
+    )
 
 
 def _raw(problem: Problem, features: Any, labels: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -176,7 +188,7 @@ def _raw(problem: Problem, features: Any, labels: Any) -> tuple[np.ndarray, np.n
     return x, np.asarray(labels, dtype=float) - problem.data.label_center
 
 
-def _predicted(problem: Problem, protocol: Protocol, grid: TimeGrid, order: str, key: Array) -> tuple[Array, Array, Array]:
+def _predicted(problem: Problem, protocol: Protocol, grid: TimeGrid, order: str, key: Array) -> list[np.ndarray]:
     """The test risk at the grid's times, its numerical standard error, and that of the estimate."""
 
     fine = grid
@@ -194,7 +206,7 @@ def _predicted(problem: Problem, protocol: Protocol, grid: TimeGrid, order: str,
     known = result.known_error()
     numerical = jnp.zeros_like(result.test_risk) if known is None else known.test_risk / _QUANTILE
     left_open = estimation_error(predict, problem).test_risk
-    return result.test_risk[::every], numerical[::every], left_open[::every]
+    return [np.asarray(a, dtype=float)[::every] for a in (result.test_risk, numerical, left_open)]
 
 
 def _follow(

@@ -25,8 +25,8 @@ def prepare(table: Any) -> "Pipeline":
     that `Problem.from_data` takes, and new tables of the same columns (in any order) are transformed alike.
 
     - Numbers and booleans: missing ones become the column's median, then mean 0 and variance 1.
-    - Text and categories: one column of 0 and 1 for each but the first by alphabet, scaled likewise; what is missing is a category
-      of its own. One that only a new table holds counts as the first, with a warning of scikit-learn's.
+    - Text and categories: one column of 0 and 1 for each but the first by alphabet, scaled likewise; missing ones are a
+      category of their own. One that only a new table holds counts as the first, with a warning of scikit-learn's.
     - Dropped, with a `DataWarning` that names them: columns without an entry, constant ones, and those that are linear in columns
       before them (all but 1e-5 of their size).
 
@@ -63,14 +63,14 @@ def _doubts(columns: np.ndarray, names: Any) -> Iterator[str]:
     samples, d = columns.shape
     if samples < _ROUGH * d:
         yield (
-            f"table has {samples} samples for {d} columns, {samples / d:.2g} per column: below {_ROUGH} the estimated teacher and "
-            "noise are rough. Look at dmftopt.estimation_error, or give fewer columns."
+            f"table has {samples} samples for {d} columns, {samples / d:.2g} per column: below {_ROUGH} the estimated teacher "
+            "and noise are rough. Look at dmftopt.estimation_error, or give fewer columns."
         )
     largest = np.abs(columns).max(axis=0)
     far = {name: size for name, size in zip(names, largest, strict=True) if size > _FAR}
     if far:
         said = ", ".join(f"{name} ({size:.0f})" for name, size in sorted(far.items(), key=lambda item: -item[1])[:5])
         yield (
-            f"table has heavy tails: {len(far)} of {d} columns hold entries more than {_FAR:.0f} standard deviations off, above all "
-            f"{said}. Take logarithms or clip, join rare categories, or see dmftopt.fidelity for what it costs."
+            f"table has heavy tails: {len(far)} of {d} columns hold entries more than {_FAR:.0f} standard deviations off, "
+            f"above all {said}. Take logarithms or clip, join rare categories, or see dmftopt.fidelity for what it costs."
         )

@@ -19,6 +19,7 @@ from .design import Plan as Plan
 from .design import Solve as Solve
 from .design import baselines as baselines
 from .design import certify as certify
+from .design import fidelity as fidelity
 from .design import objectives as objectives
 from .design import optimize as optimize
 from .design import pareto as pareto
@@ -32,9 +33,11 @@ from .dmft import FixedPoint as FixedPoint
 from .dmft import Solution as Solution
 from .dmft import WriteOnceAdjoint as WriteOnceAdjoint
 from .dmft import solve as solve
+from .problem import DataWarning as DataWarning
 from .problem import Problem as Problem
 from .problem import features as features
 from .problem import parametrizations as parametrizations
+from .problem import prepare as prepare
 from .problem import priors as priors
 from .problem import regularizers as regularizers
 from .protocol import Protocol as Protocol

@@ -7,6 +7,9 @@ from ._budget import Plan as Plan
 from ._budget import Run as Run
 from ._certificate import Certificate as Certificate
 from ._certificate import certify as certify
+from ._fidelity import Difference as Difference
+from ._fidelity import Fidelity as Fidelity
+from ._fidelity import fidelity as fidelity
 from ._objective import Objective as Objective
 from ._optimize import Optimized as Optimized
 from ._optimize import Score as Score

@@ -5,6 +5,8 @@ from . import parametrizations as parametrizations
 from . import priors as priors
 from . import regularizers as regularizers
 from ._data import DataMap as DataMap
+from ._prepare import DataWarning as DataWarning
+from ._prepare import prepare as prepare
 from ._problem import Problem as Problem
 from ._problem import check_basis as check_basis
 from ._problem import check_direct as check_direct

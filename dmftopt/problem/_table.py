@@ -30,7 +30,7 @@ def _numbers(name: str, values: Any) -> np.ndarray:
         raise TypeError(f"{name} must be real numbers, got text. Encode categories as numbers.")
     if array.dtype == object:
         # Numbers beside a frame's own sign for what is missing.
-        missing = np.reshape([_is_missing(a) for a in array.ravel()], array.shape)
+        missing = np.reshape([is_missing(a) for a in array.ravel()], array.shape)
         array = np.where(missing, np.nan, array)
         try:
             array = array.astype(np.float64)
@@ -44,7 +44,7 @@ def _numbers(name: str, values: Any) -> np.ndarray:
     return array
 
 
-def _is_missing(value: Any) -> bool:
+def is_missing(value: Any) -> bool:
     """None, NaN, and what a frame puts in their place, which is not equal to itself or will not say."""
     if value is None:
         return True
@@ -61,7 +61,7 @@ def as_classes(name: str, labels: Any) -> tuple[np.ndarray, tuple[Any, ...]]:
     array = np.asarray(labels, dtype=object if isinstance(labels, (list, tuple)) else None)
     if array.ndim != 1:
         raise ValueError(f"{name} must be one-dimensional, got shape {array.shape}. Give one class a sample.")
-    missing = [_is_missing(a) for a in array] if array.dtype.kind in "Of" else [False]
+    missing = [is_missing(a) for a in array] if array.dtype.kind in "Of" else [False]
     if any(missing):
         raise ValueError(f"{name} holds {sum(missing)} missing entries. Drop these samples.")
     if array.dtype.kind == "f" and not np.all(array == np.round(array)):

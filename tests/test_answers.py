@@ -77,6 +77,7 @@ def test_advice_is_no_worse_than_its_families(tmp_path):
     assert dmftopt.load(tmp_path / "advice.npz").enough == found.enough
 
 
+@pytest.mark.slow
 def test_advice_of_solved_runs():
     p, grid = problem(dmftopt.tasks.Logistic("sign")), dmftopt.TimeGrid.uniform(1.0, 4)
     options = {"key": KEY, "steps": 2, "progress": False, "grid": grid, "predict": dmftopt.Solve(samples=256)}

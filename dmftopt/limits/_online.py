@@ -198,30 +198,43 @@ def _online(problem: Problem, protocol: Protocol, grid: TimeGrid, noise: Abstrac
         rates, start, protocol, noise, times, seen, how, restarted=lambda state: (*state[:-1], still)
     )
 
-    def extend(since, inputs):
-        """Row k: the propagator from each earlier time."""
-        k, factor = inputs
-        since = jnp.einsum("aij,sajk->saik", factor, since).at[k].set(still)
-        return since, since[:, :, :m]
-
-    count = times.shape[0]
-    _, propagators = jax.lax.scan(extend, jnp.zeros((count, groups, rows, rows), times.dtype), (jnp.arange(count), factors))
-    g, p = g[:, :, :m], p[:, :, :m]
-    steady = jax.vmap(moving)(g, p)
-    noisy = jnp.einsum("a,tsaij,sajk->tsik", shares * lam, propagators, v[..., :m])
+    propagators = _propagators(factors, m)
+    steady, noisy = jax.vmap(moving)(g[:, :, :m], p[:, :, :m]), _noise(shares * lam, propagators, v, m)
     v = v[:, :, :m, :m]
-    earlier = jnp.tril(jnp.ones((count, count), bool), -1)[:, :, None, None]
-    noisy = jnp.where(earlier, noisy, 0.0)
-    noisy = noisy + noisy.transpose(1, 0, 3, 2)
-    noisy = noisy.at[jnp.arange(count), jnp.arange(count)].set(jnp.einsum("a,taij->tij", shares * lam, v))
     correlation = jnp.einsum("a,taik,sajk->tsij", shares * lam, steady, steady) + noisy
     overlap = jnp.einsum("a,taik,ajk->tij", shares * lam, steady, teacher)
-    norm, _ = jax.vmap(lambda g, p, v: moments(g, p, v, shares))(g, p, v)
+    norm = jnp.einsum("a,taik,tajk->tij", shares, steady, steady) + jnp.einsum("a,taij->tij", shares, v)
     # What a kick of the velocity does later is told by no route.
     response = None if protocol.friction is not None else jnp.einsum("a,tsaij->tsij", shares * lam, propagators)[:, 1:]
     measured = Measured(metrics.fields, {}, _weight_metrics(problem, steady, v, metrics.weights))
     observables = fresh(problem, correlation, overlap, norm, rho, response, measured=measured)
     return ended(times, observables, in_domain(problem, grid) & seen.valid, integrated=integrated)
+
+
+def _propagators(factors: Float[Array, "time group rows rows"], m: int) -> Float[Array, "time time group m rows"]:
+    """What is left at each time of the state at each earlier one, of positions, from what is left after each step."""
+    count, still = factors.shape[0], jnp.broadcast_to(jnp.eye(factors.shape[-1], dtype=factors.dtype), factors.shape[1:])
+
+    def extend(since, inputs):
+        k, factor = inputs
+        since = jnp.einsum("aij,sajk->saik", factor, since).at[k].set(still)
+        return since, since[:, :, :m]
+
+    return jax.lax.scan(extend, jnp.zeros((count, *still.shape), factors.dtype), (jnp.arange(count), factors))[1]
+
+
+def _noise(
+    weights: Float[Array, " group"],
+    propagators: Float[Array, "time time group m rows"],
+    v: Float[Array, "time group rows rows"],
+    m: int,
+) -> Float[Array, "time time m m"]:
+    """Covariance of the fields' noise at two times."""
+    noisy = jnp.einsum("a,tsaij,sajk->tsik", weights, propagators, v[..., :m])
+    at = jnp.arange(v.shape[0])
+    noisy = jnp.where(jnp.tril(jnp.ones((at.size, at.size), bool), -1)[:, :, None, None], noisy, 0.0)
+    noisy = noisy + noisy.transpose(1, 0, 3, 2)
+    return noisy.at[at, at].set(jnp.einsum("a,taij->tij", weights, v[:, :, :m, :m]))
 
 
 def _gains(scale, power, memory):

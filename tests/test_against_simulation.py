@@ -113,6 +113,7 @@ def test_simulations_are_reproducible_and_vary_with_the_key():
     assert not np.allclose(a.correlation, c.correlation)
 
 
+@pytest.mark.slow
 def test_compare_sees_a_wrong_number():
     p = problem()
     # 8192 samples: at 2048 the 0-1 train error alone, which jumps, scatters by more than the gate's 0.5%.

@@ -62,10 +62,9 @@ def test_polyak_average_of_a_quadratic_in_closed_form():
     np.testing.assert_allclose(mean.teacher_overlap[1:, 0, 0], 1 - left, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.long_run
-@pytest.mark.parametrize(
-    "average", [pytest.param(Exponential(0.7), marks=pytest.mark.slow, id="ema"), pytest.param(Polyak(1.5), id="polyak")]
-)
+@pytest.mark.parametrize("average", [Exponential(0.7), Polyak(1.5)], ids=["ema", "polyak"])
 def test_averages_are_those_that_sgd_keeps(average):
     p = problem(dmftopt.tasks.LeastSquares(0.5), delta=2.0)
     grid = dmftopt.TimeGrid.of_epochs(p, PROTOCOL, 2, 40)

@@ -356,7 +356,7 @@ def test_gradients_see_the_kinks_of_relu():
     np.testing.assert_allclose(slope, (high - low) / 0.1, rtol=0.04)
 
 
-@pytest.mark.parametrize("p", [COMMITTEE, XOR], ids=["committee", "mixture"])
+@pytest.mark.parametrize("p", [pytest.param(COMMITTEE, marks=pytest.mark.slow), XOR], ids=["committee", "mixture"])
 def test_gradients_equal_central_differences(p):
     """Central differences of fourth order: error of order h⁴ = 1e-8 and rounding 1e-14 / h, relative to slopes of order 0.1."""
     grid = dmftopt.TimeGrid.uniform(2.0, 6)

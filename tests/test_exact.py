@@ -66,9 +66,10 @@ def test_richardson_extrapolation_removes_the_leading_error(key):
 
 @pytest.mark.parametrize(
     "law",
-    [pytest.param(dmftopt.noise.Brownian(), marks=pytest.mark.slow), dmftopt.noise.Poisson()],
+    [dmftopt.noise.Brownian(), dmftopt.noise.Poisson()],
     ids=["brownian", "poisson"],
 )
+@pytest.mark.slow
 def test_with_gradient_noise_too_the_step_is_of_second_order(key, law):
     """Against the Volterra solution: the largest error of the overlap along the run is 2.4e-2 at 16 steps; sampling errors are
     about 3e-4."""

@@ -53,7 +53,7 @@ def check(first, second, *, sigmas=5.0, resolved=0.05):
     "task, features, scale, law, protocol",
     [
         (tasks.Logistic("sign"), None, 1.0, noise.Brownian(), CONSTANT),
-        (tasks.Logistic("sign"), four_groups(), GROUPED, noise.Poisson(), DECAY),
+        pytest.param(tasks.Logistic("sign"), four_groups(), GROUPED, noise.Poisson(), DECAY, marks=pytest.mark.slow),
         (tasks.LeastSquares(0.3), four_groups(), GROUPED, noise.NoNoise(), GENTLE),
     ],
     ids=["sign-brownian", "sign-groups-poisson", "ls-groups-full"],
@@ -143,6 +143,7 @@ def test_kinked_loss():
     assert jnp.max(jnp.abs(tangent.norm - solution.norm)) > 0.3 * jnp.max(solution.norm)
 
 
+@pytest.mark.slow
 def test_compare_takes_the_response_only_at_equal_times():
     short = {"samples": 128, "key": KEY, "noise": noise.Brownian()}
     one, same, other = (dmftopt.solve(problem(), CONSTANT, dmftopt.TimeGrid.uniform(1.0, steps), **short) for steps in (4, 4, 8))

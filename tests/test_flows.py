@@ -196,6 +196,7 @@ def test_diffrax_drives_it_too(key):
     np.testing.assert_allclose(flows.simulate(PLANE, dynamics, 0.1, START, 5, key=key).states[0, -1], solved[0], rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_transformations(key):
     """Derivatives in both modes under jit against central differences, which are of fourth order: right to 1e-9 at h = 1e-3."""
 

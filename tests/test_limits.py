@@ -83,6 +83,7 @@ def test_least_squares_is_gradient_flow_over_marchenko_and_pastur():
     assert found.test_error is None and found.train_error is None
 
 
+@pytest.mark.slow
 def test_least_squares_is_sgd():
     """Gate: 3 standard errors over runs plus 0.5%, for the bias of order 1/d = 0.25% and the maximum over times. (At delta = 2
     both are compared to the solver.)"""

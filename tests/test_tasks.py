@@ -457,7 +457,15 @@ MARGINS = {
 }
 
 
-@FAR_APART
+@pytest.mark.parametrize(
+    "Q, O, rho",
+    [
+        (1.0, 0.5, 1.0),
+        (400.0, 19.9, 1.0),
+        pytest.param(0.01, 0.05, 1.0, marks=pytest.mark.slow),
+        pytest.param(400.0, -5.0, 1.0, marks=pytest.mark.slow),
+    ],
+)
 @pytest.mark.parametrize("name", MARGINS)
 def test_moments_and_risk_of_a_margin_are_integrals(name, Q, O, rho):
     """Over w by SciPy, given which the label is +1 with a probability of erf form. Probit's risk at Q = 400 was 6% off, a small

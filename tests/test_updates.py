@@ -110,6 +110,7 @@ def test_clipped_least_squares_moves_as_huber():
     assert close(clipped.test_risk, (clipped.student_overlap - 2 * clipped.teacher_overlap + 1.25).ravel() / 2, 1e-6)
 
 
+@pytest.mark.slow
 def test_all_of_it_composes():
     """Shuffled, Adam, an EMA and schedules in one objective; gradients in all of their numbers."""
 

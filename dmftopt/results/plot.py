@@ -152,7 +152,8 @@ def schedule(
     axes = _ready(axes)
     axes.plot(times, values, **style)
     if values.min() >= 0 and axes.get_yscale() == "linear":
-        axes.set_ylim(bottom=0)
+        # With a bottom of their own axes no longer grow by themselves.
+        axes.set_ylim(bottom=0, top=max(axes.get_ylim()[1], 1.05 * values.max()))
     return _finish(axes, _TIME_LABEL, _SCHEDULES.get(name, name))
 
 

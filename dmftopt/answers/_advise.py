@@ -12,7 +12,7 @@ from jaxtyping import Array
 
 from .._checks import check_count, check_instance, check_key, check_real, front_door, is_concrete
 from .._register import register, register_part
-from ..design import Budget, Plan, Run, baselines, optimize
+from ..design import Budget, Run, baselines, optimize
 from ..problem import Problem, check_problem
 from ..protocol import Protocol, schedules
 from ..protocol.grid import TimeGrid
@@ -154,6 +154,9 @@ def advise(
         steps=steps,
         key=tune_key,
         baselines=usual,
+        # All is judged below.
+        fresh=2,
+        refinements=0,
         progress=progress,
     )
     tuned = {"free": found.protocol} | found.tuned
@@ -185,7 +188,7 @@ def _ranked(objective, tuned: dict[str, Any], keys: list[Array], tolerance: floa
     return Advice(ranked, good[0], {name: objective.run(row.protocol) for name, row in ranked.items()}, tolerance)
 
 
-def _scale_of(protocol: Protocol | Plan) -> float:
+def _scale_of(protocol: Protocol) -> float:
     rate = protocol.learning_rate
     if not isinstance(rate, schedules.Constant) or not is_concrete(number(rate.value)):
         raise TypeError("protocol: its learning rate must be a number, about which peaks are looked for. Leave schedules out.")

@@ -124,7 +124,7 @@ def how_much_data(
         _, errors = judged(at(deltas[0]), [tuned(deltas[0])], fresh)
         return HowMuchData(float(target), float(deltas[0]), None, None, deltas, risks, float(errors.total[0]), tuned(deltas[0]))
     low, high = np.log(deltas[fails[-1] : fails[-1] + 2])
-    middle = brentq(lambda x: risk(float(np.exp(x))) - target, low, high, xtol=1e-4)
+    middle: Any = brentq(lambda x: risk(float(np.exp(x))) - target, low, high, xtol=1e-4)
     delta, step = float(np.exp(middle)), 0.05
     found = tuned(delta)
     values, errors = judged(at(delta), [found], fresh)

@@ -58,6 +58,20 @@ def test_how_much_data_is_where_the_limit_has_the_target():
     assert never.delta is None and "not reached up to n / d = 8" in str(never)
 
 
+def test_the_error_holds_that_of_the_data():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(60, 3))
+    p = dmftopt.Problem.from_data(x, x @ [1.0, -1.0, 0.5] + rng.normal(size=60), train_size=60)
+
+    def limit(problem, protocol, grid):
+        return dmftopt.limits.least_squares(problem, protocol, grid, nodes=16, steps=16, throw=False)
+
+    options = {"key": KEY, "between": (4.0, 8.0), "predict": dmftopt.Exact(limit, panels=8)}
+    found = dmftopt.how_much_data(p, dmftopt.Protocol(0.2), dmftopt.Budget(steps=10.0), 100.0, **options)
+    # The label noise alone is known to sqrt(2 / 60) of its variance.
+    assert found.delta == 4.0 and 0.15 < found.error / found.risk[0] < 0.6
+
+
 @pytest.mark.slow
 def test_advice_is_no_worse_than_its_families(tmp_path):
     p = problem(dmftopt.tasks.LeastSquares(0.3), dmftopt.features.spectrum([3.0, 1.0, 0.5], [0.2, 0.4, 0.4]))

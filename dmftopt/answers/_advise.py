@@ -160,17 +160,17 @@ def advise(
         progress=progress,
     )
     tuned = {"free": found.protocol} | found.tuned
-    return _ranked(objective, tuned, fresh, tolerance)
+    return _ranked(problem, objective, tuned, fresh, tolerance)
 
 
-def _ranked(objective, tuned: dict[str, Any], keys: list[Array], tolerance: float) -> Advice:
+def _ranked(problem: Problem, objective, tuned: dict[str, Any], keys: list[Array], tolerance: float) -> Advice:
     names, count = list(tuned), len(tuned)
 
     def with_gaps(values):
         # Differences of all pairs, which are hardly random.
         return jnp.concatenate([values[None], values[:, None] - values[None]])
 
-    values, errors = judged(objective, list(tuned.values()), keys, with_gaps)
+    values, errors = judged(problem, objective, list(tuned.values()), keys, with_gaps)
     order = sorted(range(count), key=lambda i: values[0, i])
     best = order[0]
     ranked = {

@@ -100,9 +100,11 @@ def how_much_data(
         raise ValueError(f"between must be two increasing positive n / d, got {between!r}. Pass (0.5, 64.0), say.")
     tune_key, *fresh = jax.random.split(key, 1 + KEYS)
 
+    def moved(delta: float) -> Problem:
+        return eqx.tree_at(lambda p: p.delta, problem, jax.numpy.asarray(delta, dtype=float))
+
     def at(delta: float):
-        moved = eqx.tree_at(lambda p: p.delta, problem, jax.numpy.asarray(delta, dtype=float))
-        return objective_of(moved, budget, protocol, predict, grid)
+        return objective_of(moved(delta), budget, protocol, predict, grid)
 
     def tuned(delta: float) -> Any:
         if not tune:
@@ -118,16 +120,16 @@ def how_much_data(
     risks = np.asarray([risk(delta) for delta in deltas])
     fails = np.flatnonzero(~(risks <= target))
     if fails.size and fails[-1] == count - 1:
-        _, errors = judged(at(deltas[-1]), [tuned(deltas[-1])], fresh)
+        _, errors = judged(moved(deltas[-1]), at(deltas[-1]), [tuned(deltas[-1])], fresh)
         return HowMuchData(float(target), None, None, None, deltas, risks, float(errors.total[0]), tuned(deltas[-1]))
     if not fails.size:
-        _, errors = judged(at(deltas[0]), [tuned(deltas[0])], fresh)
+        _, errors = judged(moved(deltas[0]), at(deltas[0]), [tuned(deltas[0])], fresh)
         return HowMuchData(float(target), float(deltas[0]), None, None, deltas, risks, float(errors.total[0]), tuned(deltas[0]))
     low, high = np.log(deltas[fails[-1] : fails[-1] + 2])
     middle: Any = brentq(lambda x: risk(float(np.exp(x))) - target, low, high, xtol=1e-4)
     delta, step = float(np.exp(middle)), 0.05
     found = tuned(delta)
-    values, errors = judged(at(delta), [found], fresh)
+    values, errors = judged(moved(delta), at(delta), [found], fresh)
     slope = (risk(delta * np.exp(step)) - risk(delta * np.exp(-step))) / (2 * step)
     # The root was found on one key: the mean over others tells where it is.
     off = (abs(float(values[0]) - target) + float(errors.total[0])) / max(abs(slope), 1e-300) + 1e-4

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Array
 
 from .. import limits
+from .._checks import numbers_to_arrays
 from ..design import Budget, Exact, Objective, Solve
 from ..problem import Problem
 from ..protocol import Protocol
@@ -63,9 +64,14 @@ class Errors(NamedTuple):
 
 
 def judged(
-    objective: Objective, protocols: list[Any], keys: list[Array], features: Callable[[Array], Array] = lambda values: values
+    problem: Problem,
+    objective: Objective,
+    protocols: list[Any],
+    keys: list[Array],
+    features: Callable[[Array], Array] = lambda values: values,
 ) -> tuple[np.ndarray, Errors]:
-    """`features` of the objective's values for all protocols, at twice the steps and samples where it solves, and errors."""
+    """`features` of the objective's values for all protocols, at twice the steps and samples where it solves, and errors. The
+    problem is that of the objective, which keeps no data."""
 
     def of(objective, key):
         return features(jnp.stack([value_of(objective, protocol, key) for protocol in protocols]))
@@ -78,11 +84,10 @@ def judged(
     if random:
         sampling = student_quantile(len(keys)) * both[1].std(axis=0, ddof=1) / len(keys) ** 0.5
     estimation = np.zeros_like(best)
-    (problem,) = objective.problems
     if problem.data is not None and problem.data.displaced is not None:
 
         def predict(replicate):
-            return of(eqx.tree_at(lambda o: o.problems, objective, (replicate,)), keys[0])
+            return of(eqx.tree_at(lambda o: o.problems, objective, (numbers_to_arrays(replicate),)), keys[0])
 
         estimation = 1.96 * np.asarray(estimation_error(predict, problem))
     return best, Errors(sampling, refinement, estimation)
@@ -100,4 +105,4 @@ def shown(value: float, error: float) -> str:
     if not error > 1e-6 * abs(value):
         return f"{value:.6g}"
     digits = max(0, 1 - int(np.floor(np.log10(error))))
-    return f"{value:.{digits}f} ± {error:.1g}"
+    return f"{value:.{digits}f} ± " + (f"{error:.0f}" if error >= 10 else f"{error:.1g}")

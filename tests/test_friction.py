@@ -153,6 +153,31 @@ def test_derivatives_in_friction():
         assert abs((risk(x + h) - risk(x - h)) / 2e-5 - gradient[i]) < 1e-6 * abs(gradient[i]) + 1e-9
 
 
+def test_recipes_and_designs_keep_it():
+    p = problem(dmftopt.tasks.LeastSquares(0.5), SPECTRUM)
+    protocol = dmftopt.Protocol(dmftopt.schedules.linear_decay(1.0, 2.0), 1.0, 0.1, friction=2.0)
+    steps = dmftopt.recipe(protocol, horizon=2.0, dimension=50, delta=2.0, mean_square_norm=4.0)
+    np.testing.assert_allclose(steps.momentum, 1 - 2.0 / 50)
+    np.testing.assert_allclose(steps.learning_rate, protocol.learning_rate(jnp.arange(100) / 50) / (4.0 * 50))
+    np.testing.assert_allclose(steps.weight_decay, 0.1 * 4.0 / 50)
+    # The change is what is remembered.
+    optimizer, theta, by_hand, change = steps.to_optax(), jnp.ones(3), np.ones(3), np.zeros(3)
+    state = optimizer.init(theta)
+    for k in range(5):
+        moved, state = optimizer.update(0.3 * theta, state, theta)
+        theta = theta + moved
+        change = steps.momentum[k] * change - steps.learning_rate[k] * (0.3 + steps.weight_decay[k]) * by_hand
+        by_hand = by_hand + change
+    np.testing.assert_allclose(theta, by_hand, rtol=1e-6)
+    with pytest.raises(ValueError, match="below dimension 50"):
+        dmftopt.recipe(dmftopt.Protocol(1.0, friction=60.0), horizon=2.0, dimension=50, delta=2.0)
+    # Tabulated for an objective it is still there.
+    plan = dmftopt.Protocol(1.0, 1.0, 0.1, friction=2.0)
+    found = dmftopt.Objective(p, dmftopt.Budget(steps=2.0), predict=dmftopt.Exact(dmftopt.limits.least_squares, panels=8))(plan)
+    exact = dmftopt.limits.least_squares(p, plan, TimeGrid.uniform(2.0, 1)).test_risk[-1]
+    assert abs(float(found / exact) - 1) < 1e-5
+
+
 @pytest.mark.parametrize(
     "wrong, match",
     [

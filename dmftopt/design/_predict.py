@@ -191,14 +191,17 @@ class Exact(AbstractPrediction):
         rates = read(protocol, horizon * jnp.stack([edges[:-1] + margin, edges[1:] - margin]))
         # Adding nothing: so all of this depends on whatever is tuned. What is not tuned has a derivative as well, which is not
         # used, and programs are the same.
-        nothing = 0.0 * (rates.learning_rate[0, 0] + rates.ridge[0, 0] + horizon)
+        friction = rates.friction
+        slowed = 0.0 if friction is None else friction[0, 0]
+        nothing = 0.0 * (rates.learning_rate[0, 0] + rates.ridge[0, 0] + slowed + horizon)
         bends = bends + nothing
 
         def table(values, bends=None):
             left, right = values + nothing
             return Scaled(LinearPieces(edges + nothing, left, right, bends), horizon)
 
-        return Protocol(table(rates.learning_rate, bends), table(rates.batch_size), table(rates.ridge), update=protocol.update)
+        own = {"update": protocol.update, "friction": None if friction is None else table(friction)}
+        return Protocol(table(rates.learning_rate, bends), table(rates.batch_size), table(rates.ridge), **own)
 
     def __call__(self, problem, protocol, grid, key=None):
         return self.route(problem, protocol, grid)

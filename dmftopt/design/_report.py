@@ -250,7 +250,8 @@ def realized(
     def per_step(values):
         return PerStep(jnp.asarray(np.pad(values, (0, max(0, (length or steps) - steps)), mode="edge"), dtype=float), d)
 
-    momentum = per_step(recipe.momentum) if run.protocol.momentum is not None else None
+    own = run.protocol.momentum is not None or run.protocol.friction is not None
+    momentum = per_step(recipe.momentum) if own else None
     protocol = Protocol(
         per_step(recipe.learning_rate / _rate(run.protocol, d)),
         per_step(recipe.batch_size.astype(float)),

@@ -53,7 +53,8 @@ class Recipe(eqx.Module):
     - `learning_rate`: for raw features of mean square norm c, eta(t) / c; that of Adam is eta(t) / sqrt(c d).
     - `batch_size`: whole numbers; every running sum is within 1 of the schedule's, so samples are spent as planned.
     - `weight_decay`: coefficient of theta in the gradient, ridge(t) c / d; of AdamW's decoupled decay, ridge(t) sqrt(c / d).
-    - `momentum`: beta(t), 0 if the protocol has none.
+    - `momentum`: beta(t), 0 if the protocol has none, of theta <- theta - learning_rate * gradient + momentum * (last change of
+      theta). With friction it is 1 - gamma(t) / d, and the learning rate is eta(t) / (c d).
     - `average_gain`: the average of the weights moves by this share of the way to them after each step (1 - decay of an EMA; 1
       before it begins, 1 / count for a plain mean). None: none is kept.
 
@@ -93,7 +94,8 @@ class Recipe(eqx.Module):
             return optax.chain(transformation(self.optimizer), decay, rate)
         if np.ptp(self.momentum) > 0:
             raise ValueError("momentum: optax takes a constant one. Follow recipe.momentum step by step.")
-        return optax.chain(decay, optax.trace(float(self.momentum[0])), rate)
+        # The rate first: what is remembered is the change, not the gradient.
+        return optax.chain(decay, rate, optax.trace(float(self.momentum[0])))
 
     def epochs(self) -> list[Epoch]:
         """The run cut into passes over the training set (the last may be shorter), for loaders whose batch size can change only
@@ -176,12 +178,21 @@ def recipe(
     c, update = float(mean_square_norm), protocol.update
     # The optimizer's own rate over eta; its product with the weight decay is eta ridge / d.
     rate = 1 / c if update is None else update.raw_rate(dimension, c)
+    momentum, slowed = np.zeros(steps), 1
+    if at_starts.momentum is not None:
+        momentum = per_step(at_starts.momentum.coefficient)
+    elif at_starts.friction is not None:
+        momentum, slowed = 1 - per_step(at_starts.friction) / dimension, dimension
+        if momentum.min() < 0:
+            raise ValueError(
+                f"friction: up to {dimension * (1 - momentum.min()):g} is more than dimension {dimension}. Lower it."
+            )
     described = {"name": "sgd"} if update is None else update.described(dimension, c)
     return Recipe(
-        learning_rate=per_step(at_starts.learning_rate) * rate,
+        learning_rate=per_step(at_starts.learning_rate) * rate / slowed,
         batch_size=np.diff(spent).astype(int),
         weight_decay=per_step(at_starts.ridge) / (dimension * rate),
-        momentum=np.zeros(steps) if at_starts.momentum is None else per_step(at_starts.momentum.coefficient),
+        momentum=momentum,
         dimension=dimension,
         samples=samples,
         average_gain=None if average is None else np.asarray(average.gains(steps, dimension), dtype=float),

@@ -169,7 +169,7 @@ def test_recipes_and_designs_keep_it():
         change = steps.momentum[k] * change - steps.learning_rate[k] * (0.3 + steps.weight_decay[k]) * by_hand
         by_hand = by_hand + change
     np.testing.assert_allclose(theta, by_hand, rtol=1e-6)
-    with pytest.raises(ValueError, match="below dimension 50"):
+    with pytest.raises(ValueError, match="must be below dimension 50"):
         dmftopt.recipe(dmftopt.Protocol(1.0, friction=60.0), horizon=2.0, dimension=50, delta=2.0)
     # Tabulated for an objective it is still there.
     plan = dmftopt.Protocol(1.0, 1.0, 0.1, friction=2.0)

@@ -185,7 +185,7 @@ def recipe(
         momentum, slowed = 1 - per_step(at_starts.friction) / dimension, dimension
         if momentum.min() < 0:
             raise ValueError(
-                f"friction: it must be below dimension {dimension}, got {dimension * (1 - momentum.min()):g}. Lower it."
+                f"friction: must be below dimension {dimension}, got {dimension * (1 - momentum.min()):g}. Lower it."
             )
     described = {"name": "sgd"} if update is None else update.described(dimension, c)
     return Recipe(

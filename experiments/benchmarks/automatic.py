@@ -32,10 +32,10 @@ STATED = {"replicates": 4, "estimate_discretization": True, "estimate_bias": Tru
 class Settings(Common):
     """Measure what an automatic solve costs."""
 
-    problems: int = 8
-    keys: int = 3
-    steps: tuple[int, ...] = (8, 16, 32, 64, 128)
-    samples: tuple[int, ...] = (1024, 4096, 16384)
+    problems: int = 4
+    keys: int = 2
+    steps: tuple[int, ...] = (8, 16, 32, 64)
+    samples: tuple[int, ...] = (1024, 4096)
 
 
 def drawn(rng: np.random.Generator) -> tuple[dmftopt.Problem, dmftopt.Protocol, float]:

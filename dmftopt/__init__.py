@@ -6,8 +6,10 @@ from . import simulate as simulate
 from . import tasks as tasks
 from ._register import register as register
 from .answers import advise as advise
+from .answers import critical_batch_size as critical_batch_size
 from .answers import how_long as how_long
 from .answers import how_much_data as how_much_data
+from .answers import transfer as transfer
 from .calibration import Calibration as Calibration
 from .calibration import Curve as Curve
 from .calibration import calibrate as calibrate

@@ -10,6 +10,7 @@ import pytest
 from helpers import problem
 
 import dmftopt
+from dmftopt import schedules
 from dmftopt.__main__ import main
 
 KEY = jax.random.key(0)
@@ -101,6 +102,136 @@ def test_advice_of_solved_runs():
     assert set(found.to_dict()["ranked"]) == set(found.runs) and float(found.run.horizon) == 2.0
 
 
+# Not to rounding, and quick.
+def _rough(problem, protocol, grid):
+    return dmftopt.limits.least_squares(problem, protocol, grid, nodes=16, steps=16, throw=False)
+
+
+def test_a_larger_batch_takes_a_larger_rate(tmp_path):
+    """The theory's own rule, and a change that is none."""
+    p, budget = problem(dmftopt.tasks.LeastSquares(0.5)), dmftopt.Budget(epochs=1)
+    options = {"key": KEY, "steps": 1, "progress": False, "predict": dmftopt.Exact(_rough, panels=8)}
+    # With nothing free there is no other than the rescaled schedule.
+    found = dmftopt.transfer(p, budget, dmftopt.Protocol(0.7), horizon=[1.0], batch_size=[4.0], **options)
+    same, larger = found.rows
+    assert larger.rate / same.rate == pytest.approx(4.0, rel=0.02) and larger.risk == pytest.approx(same.risk, rel=1e-4)
+    assert larger.rescaled == same.rescaled == 0.0 and larger.kept > 0.02 > same.kept >= 0.0
+    assert same.rate_low < same.rate < same.rate_high
+    assert larger.protocol.learning_rate(0.0) == pytest.approx(0.7 * larger.rate)
+    assert found.exponents["batch_size"] == pytest.approx(np.log(larger.rate) / np.log(4.0))
+    assert "4 × batch size" in str(found) and found.to_dict()["rows"][1]["ridge"] is None
+    dmftopt.save(tmp_path / "transfer.npz", found)
+    assert str(dmftopt.load(tmp_path / "transfer.npz")) == str(found)
+
+
+@pytest.mark.slow
+def test_what_is_free_is_tuned_anew():
+    p, budget = problem(dmftopt.tasks.LeastSquares(0.5)), dmftopt.Budget(epochs=1)
+    plan = dmftopt.Protocol(schedules.constant(dmftopt.between(0.7, 0.0, 4.0)), ridge=dmftopt.above(0.01))
+    options = {"key": KEY, "steps": 20, "progress": False}
+    batch, more = dmftopt.transfer(p, budget, plan, batch_size=[4.0], samples=[4.0], **options).rows
+    assert batch.rescaled >= 0 and batch.peak == pytest.approx(batch.rate, rel=0.2)
+    # More data take less of a ridge, and nothing that is tuned is worse than what is not.
+    assert more.ridge < batch.ridge and 0 <= more.rescaled <= more.kept + 1e-9
+
+
+@pytest.mark.slow
+@pytest.mark.long_run
+@pytest.mark.parametrize("task", [dmftopt.tasks.Logistic("sign"), dmftopt.tasks.LeastSquares(0.5)], ids=["sign", "least squares"])
+def test_a_kept_schedule_costs_what_it_costs_in_sgd(task):
+    p, budget = problem(task), dmftopt.Budget(epochs=2)
+    start = dmftopt.Protocol(schedules.linear_decay(1.0, 1.0), 1.0, 0.1)
+    predict = dmftopt.Solve(samples=2048) if p.task.label_noise is None else None
+    (row,) = dmftopt.transfer(p, budget, start, batch_size=[4.0], key=KEY, progress=False, predict=predict).rows
+    risks = []
+    for scale in (row.rate, 1.0):
+        run = budget.run(dmftopt.Protocol(schedules.Scaled(start.learning_rate, scale=scale), 4.0, 0.1), 2.0)
+        real = dmftopt.simulate.sgd(p, run.protocol, horizon=run.horizon, dimension=800, runs=64, key=KEY, records=2)
+        risks.append([float(real.test_risk[-1]), float(real.standard_error.test_risk[-1])])
+    (best, error), (kept, other) = risks
+    assert abs(best - row.risk) < row.risk_error + 3 * error + 0.005 * row.risk
+    assert abs(kept - best - row.kept) < row.kept_error + 3 * np.hypot(error, other) + 0.005 * row.risk
+    assert row.kept > 3 * np.hypot(error, other)
+
+
+SPREAD = dmftopt.features.spectrum([4.0, 1.0, 0.25])
+
+
+def descent(delta, fraction, rate, updates, dimension=400, runs=6):
+    """Test risk (update,) of plain NumPy."""
+    risks = np.zeros(updates + 1)
+    for seed in range(runs):
+        rng = np.random.default_rng(seed)
+        lam = np.resize(np.asarray(SPREAD.eigenvalues), dimension)
+        x = rng.normal(size=(int(delta * dimension), dimension)) * np.sqrt(lam / dimension)
+        star, theta = rng.normal(size=dimension), 0.5**0.5 * rng.normal(size=dimension)
+        y = x @ star + 0.5 * rng.normal(size=x.shape[0])
+        for k in range(updates + 1):
+            risks[k] += 0.5 * (np.mean(lam * (theta - star) ** 2) + 0.25) / runs
+            taken = rng.random(x.shape[0]) < fraction
+            theta = theta - rate * x[taken].T @ (x[taken] @ theta - y[taken]) / (delta * fraction)
+    return risks
+
+
+def fastest(delta, fraction, rates, updates, target):
+    """Over these rates, between updates by a line through logarithms."""
+    found = []
+    for rate in rates:
+        risk = np.log(descent(delta, fraction, rate, updates))
+        below = np.flatnonzero(risk <= np.log(target))
+        if below.size:
+            k = below[0]
+            found.append(k - 1 + (risk[k - 1] - np.log(target)) / (risk[k - 1] - risk[k]))
+    return min(found)
+
+
+def test_batches_cost_updates_or_samples(tmp_path):
+    p = problem(dmftopt.tasks.LeastSquares(0.5), SPREAD, delta=4.0)
+    options = {"key": KEY, "updates": 12, "samples": 256, "fractions": (1.0, 0.25)}
+    found = dmftopt.critical_batch_size(p, (0.22, 0.01), **options)
+    assert np.all(np.isnan(found.updates[1])) and found.samples[0, 1] < found.samples[0, 0]
+    for count, rate, fraction in zip(found.updates[0], found.learning_rate[0], found.fractions, strict=True):
+        assert abs(fastest(4.0, fraction, rate * 2.0 ** np.array([-0.25, 0.0, 0.25]), 12, 0.22) / count - 1) < 0.08
+    # What the smallest batches need is exact.
+    rates = np.geomspace(0.2, 1.6, 13)
+    limit = [dmftopt.how_long(p, dmftopt.Protocol(rate), 0.22, horizon=6.0).time for rate in rates]
+    assert found.least_samples[0] == pytest.approx(min(t for t in limit if t), rel=0.03)
+    assert "test risk 0.01" in str(found) and found.to_dict()["updates"][1] == [None, None]
+    dmftopt.save(tmp_path / "batches.npz", found)
+    assert str(dmftopt.load(tmp_path / "batches.npz")) == str(found)
+
+
+@pytest.mark.slow
+def test_the_critical_batch_size_is_that_of_descent():
+    p = problem(dmftopt.tasks.LeastSquares(0.5), SPREAD, delta=8.0)
+    found = dmftopt.critical_batch_size(p, 0.18, key=KEY)
+    rates = 2.0 ** np.arange(-4.0, 1.0, 0.25)
+    fractions = found.fractions
+    updates = np.array([fastest(8.0, f, rates, 64, 0.18) for f in fractions[:4]])
+    np.testing.assert_allclose(found.updates[0, :4], updates, rtol=0.05)
+    with pytest.raises(ValueError, match="is not reached in 64 updates by any batch"):
+        dmftopt.critical_batch_size(p, 1e-6, key=KEY)
+    samples = 8.0 * fractions[:4] * updates / found.least_samples[0]
+    gap = np.log(updates / updates[0]) - np.log(samples)
+    expected = 8.0 * np.exp(np.interp(0.0, gap, np.log(fractions[:4])))
+    assert found.critical[0] == pytest.approx(expected, rel=0.08) and found.lowest[0] <= found.critical[0] <= found.highest[0]
+
+
+@pytest.mark.slow
+def test_batches_of_another_loss_are_those_of_descent():
+    p = problem(dmftopt.tasks.Logistic("sign"), SPREAD, delta=4.0)
+    found = dmftopt.critical_batch_size(p, (0.5, 0.45), key=KEY, fractions=(1.0, 0.25), protocol=dmftopt.Protocol(4.0))
+    for count, rate, fraction in zip(found.updates[0], found.learning_rate[0], found.fractions, strict=True):
+        grid = dmftopt.TimeGrid.uniform(64.0, 64)
+        noise = dmftopt.noise.Bernoulli(fraction) if fraction < 1 else dmftopt.noise.NoNoise()
+        real = dmftopt.simulate.gradient_descent(p, dmftopt.Protocol(rate), grid, dimension=600, runs=16, key=KEY, noise=noise)
+        risk = np.asarray(real.test_risk)
+        k = int(np.argmax(risk <= 0.5))
+        time = k - 1 + (risk[k - 1] - 0.5) / (risk[k - 1] - risk[k])
+        # One rate: that of the parabola's top is near the best of all.
+        assert time == pytest.approx(count, rel=0.05)
+
+
 @pytest.mark.parametrize(
     "wrong, error, match",
     [
@@ -111,6 +242,23 @@ def test_advice_of_solved_runs():
             ValueError,
             "between must be two increasing",
         ),
+        (
+            lambda p: dmftopt.transfer(p, dmftopt.Budget(epochs=1), dmftopt.Protocol(0.5), key=KEY),
+            ValueError,
+            "one change",
+        ),
+        (
+            lambda p: dmftopt.transfer(p, dmftopt.Budget(epochs=1), dmftopt.Protocol(0.5), key=KEY, samples=2.0),
+            TypeError,
+            "samples must be a list of factors",
+        ),
+        (lambda p: dmftopt.critical_batch_size(p, -0.1, key=KEY), ValueError, "target must be > 0"),
+        (
+            lambda p: dmftopt.critical_batch_size(p, 0.1, key=KEY, fractions=(0.5, 0.1)),
+            ValueError,
+            "must decrease from 1",
+        ),
+        (lambda p: dmftopt.critical_batch_size(p, 0.1, key=KEY, samples=64), ValueError, "Pass samples=1024 or more"),
         (
             lambda p: dmftopt.advise(
                 p, dmftopt.Budget(epochs=1), key=KEY, protocol=dmftopt.Protocol(dmftopt.schedules.linear_decay(1.0, 1.0))

@@ -64,7 +64,9 @@ STEPS = {
 }
 
 
-@pytest.mark.parametrize("name", STEPS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name in ("pieces", "uneven knots") else name for name in STEPS]
+)
 def test_batch_sizes_that_jump_spend_what_was_asked(name):
     batch_size, mean = STEPS[name]
     budget = Budget(samples=10.0)

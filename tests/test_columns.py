@@ -200,6 +200,7 @@ def test_online_limit_is_that_of_saad_and_solla(plateau):
     np.testing.assert_allclose(found.teacher_overlap, O, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_the_plateau_is_the_solver_s_too(plateau):
     """At delta = 1e6 the solver sees each sample once. Its samples are as random as a start, and a plateau magnifies: 2%."""
     p, _, _ = plateau

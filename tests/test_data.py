@@ -224,7 +224,7 @@ def sgd(problem, dimension=30):
     return dmftopt.simulate.sgd(problem, CONSTANT, **options)
 
 
-@pytest.mark.parametrize("route", [limit, solve, sgd])
+@pytest.mark.parametrize("route", [pytest.param(limit, marks=pytest.mark.slow), solve, sgd])
 def test_one_program_serves_all_data_sets(route):
     """Of other dimensions and training sets too; a simulation's arrays are of one size where delta is."""
     with compilations() as events:
@@ -273,6 +273,7 @@ def test_results_carry_the_estimation_error():
         dmftopt.with_estimation_error(lambda problem: problem.rho, small(0))
 
 
+@pytest.mark.slow
 def test_splitting_groups_changes_nothing():
     eigenvalues = np.array([4.0, 4.0, 4.1, 1.0, 1.0, 0.2, 0.2, 0.2, 0.2, 0.2])
     means, counts, _ = group_eigenvalues(eigenvalues, 3)

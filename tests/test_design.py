@@ -90,7 +90,7 @@ def test_measures():
         objectives.time_to(target=0.0)
 
 
-@pytest.mark.parametrize("across", ["mean", "worst"])
+@pytest.mark.parametrize("across", [pytest.param("mean", marks=pytest.mark.slow), "worst"])
 def test_several_problems(across):
     """Stacked where they differ in numbers only; a spectrum of another length makes them differ in shape. Epochs are of each
     one's own training set."""
@@ -184,6 +184,7 @@ def test_sensitivity_is_the_derivative_in_relative_changes():
     assert set(small.hessian) == {"learning_rate"} and np.all(small.gradient["batch_size"] < 0)
 
 
+@pytest.mark.slow
 def test_more_budget_is_never_worse():
     budgets = [Budget(samples=s) for s in (2.0, 4.0, 8.0)]
     front = dmftopt.pareto(CLOSED, protocol(), budgets, steps=60, progress=False)

@@ -54,7 +54,7 @@ def check(first, second, *, sigmas=5.0, resolved=0.05):
     [
         (tasks.Logistic("sign"), None, 1.0, noise.Brownian(), CONSTANT),
         pytest.param(tasks.Logistic("sign"), four_groups(), GROUPED, noise.Poisson(), DECAY, marks=pytest.mark.slow),
-        (tasks.LeastSquares(0.3), four_groups(), GROUPED, noise.NoNoise(), GENTLE),
+        pytest.param(tasks.LeastSquares(0.3), four_groups(), GROUPED, noise.NoNoise(), GENTLE, marks=pytest.mark.slow),
     ],
     ids=["sign-brownian", "sign-groups-poisson", "ls-groups-full"],
 )
@@ -160,6 +160,7 @@ def tiny(learning_rate=1.0, solver=dmftopt.FixedPoint(), **options):
     return dmftopt.solve(problem(), protocol, grid, solver=solver, **options)
 
 
+@pytest.mark.slow
 def test_undamped_iteration_ends_after_as_many_iterations_as_steps():
     # One more to see that nothing changes. Damped it reaches the same point, later.
     exact = tiny(solver=dmftopt.FixedPoint(max_iterations=4, tolerance=1e-14))

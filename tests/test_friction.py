@@ -38,7 +38,7 @@ def moments(p, eta, gamma, ridge, horizon, steps=20000):
     return 0.5 * (np.sum(weights * lam * (square[0] + (mean[0] - 1) ** 2)) + noise)
 
 
-@pytest.mark.parametrize("gamma", [0.5, 4.0])
+@pytest.mark.parametrize("gamma", [pytest.param(0.5, marks=pytest.mark.slow), 4.0])
 def test_online_least_squares_is_that_of_the_moments(gamma):
     p = problem(dmftopt.tasks.LeastSquares(0.5), SPECTRUM, delta=1e6)
     protocol = dmftopt.Protocol(1.0, 1.0, 0.1, friction=gamma)
@@ -46,7 +46,7 @@ def test_online_least_squares_is_that_of_the_moments(gamma):
     assert abs(float(solution.test_risk[-1]) / moments(p, 1.0, gamma, 0.1, 5.0) - 1) < 0.01
 
 
-@pytest.mark.parametrize("gamma", [0.5, 4.0])
+@pytest.mark.parametrize("gamma", [pytest.param(0.5, marks=pytest.mark.slow), 4.0])
 def test_limits_are_those_of_the_moments(gamma):
     p = problem(dmftopt.tasks.LeastSquares(0.5), SPECTRUM, delta=1e8)
     protocol, exact = dmftopt.Protocol(1.0, 1.0, 0.1, friction=gamma), moments(p, 1.0, gamma, 0.1, 5.0)
@@ -129,6 +129,7 @@ def test_heavy_ball_sgd(order):
         assert_within(theory, found, getattr(real.standard_error, name), 2.5, 0.01)
 
 
+@pytest.mark.slow
 def test_much_friction_is_sgd():
     p = problem(dmftopt.tasks.Logistic("sign"), SPECTRUM, delta=2.0)
     grid = TimeGrid.uniform(3.0, 24)

@@ -137,6 +137,7 @@ def ramped(power, steps, faster=1.0):
 OBSERVABLES = ("student_overlap", "teacher_overlap", "correlation", "norm", "test_risk", "train_loss")
 
 
+@pytest.mark.slow
 def test_batch_ramp_is_learning_rate_decay_least_squares():
     """In the clock s = int eta dt, SGF (section 1) is
 

@@ -231,6 +231,7 @@ def test_online_least_squares_is_exact_in_any_dimension():
     np.testing.assert_allclose(found.response[2, 0, 0, 0], np.sum([0.5, 0.5] * mean), rtol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.long_run
 def test_the_square_term_of_a_small_dimension_is_visible_in_sgd():
     """Isotropic, d = 20, batch of 1: (m + 1) / m = 2 agrees with SGD on samples that hardly repeat, 1 does not. Gate: 3 standard

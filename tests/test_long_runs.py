@@ -165,6 +165,7 @@ def test_wrong_input(call, message):
         call()
 
 
+@pytest.mark.slow
 def test_the_step_is_of_fourth_order():
     """Of second where the ridge changes along the run. What is stated is a third of what halving all steps makes: of an error of
     order q (2^q - 1) / 3, 5 or 1 times itself."""

@@ -147,7 +147,7 @@ def one_pass(truth, center, rate, steps, runs, seed, intercept):
     return risk @ truth.weights, ndtr(-means * y[:, 0] / width) @ truth.weights
 
 
-@pytest.mark.parametrize("intercept", [pytest.param(False, marks=pytest.mark.slow), True])
+@pytest.mark.parametrize("intercept", [pytest.param(intercept, marks=pytest.mark.slow) for intercept in (False, True)])
 def test_sgd_on_raw_data_is_what_the_problem_predicts(intercept):
     """Online: plain SGD, at the raw learning rate, on fresh samples of the truth. 4 standard errors and 1.5%: the finite size
     d = 200 of SGD and the estimate from 4000 samples have about 1% each."""

@@ -47,7 +47,7 @@ for page, blocks in json.load(sys.stdin).items():
 
 
 # What is new to a reader every time; the others take minutes.
-FIRST = ("README.md", "dmftopt/README.md", "dmftopt/protocol/README.md")
+FIRST = ("README.md", "dmftopt/README.md")
 
 
 @pytest.mark.parametrize("pages", ["first", pytest.param("others", marks=pytest.mark.slow)])

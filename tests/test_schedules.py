@@ -215,7 +215,7 @@ def test_whole_numbers_at_knots_interpolate_like_real_ones():
     np.testing.assert_allclose(schedule(jnp.array([0.0, 0.5, 2.5, 5.0])), [1.0, 1.3, 2.5, 4.0])
 
 
-@pytest.mark.parametrize("precise", [True, False], ids=["float64", "float32"])
+@pytest.mark.parametrize("precise", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["float64", "float32"])
 def test_every_piece_is_read_from_its_start(precise):
     """Starts of pieces are whole up to rounding only: of a grid with one step per piece every piece was to be read once."""
     with jax.enable_x64(precise):

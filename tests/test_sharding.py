@@ -73,7 +73,11 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("options, axes", CASES.values(), ids=CASES)
+@pytest.mark.parametrize(
+    "options, axes",
+    [pytest.param(*case, marks=pytest.mark.slow) if "NoNoise" in name else case for name, case in CASES.items()],
+    ids=CASES,
+)
 def test_same_result(options, axes):
     result = solve(mesh(**axes), **options)
     assert_same(result, solve(**options))

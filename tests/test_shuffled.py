@@ -64,7 +64,7 @@ def committee():
     [
         (problem(dmftopt.tasks.LeastSquares(0.5), SPECTRUM, delta=2.0), 0.8),
         pytest.param(problem(dmftopt.tasks.Logistic("sign"), SPECTRUM, delta=0.7), 2.0, marks=pytest.mark.slow),
-        (committee(), 1.0),
+        pytest.param(committee(), 1.0, marks=pytest.mark.slow),
     ],
     ids=["least squares", "sign", "committee"],
 )
@@ -235,6 +235,7 @@ def test_an_objective_in_epochs():
     np.testing.assert_allclose(value, direct.test_risk[-1], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_spike_feels_the_same_noise_with_few_samples():
     # A hundred of them are waiting when the epoch ends. Counting those alone the risk was a third too high, .376 at 80 steps.
     spike = dmftopt.features.spectrum([54.0, 4.0, 0.56], [0.005, 0.05, 0.945])

@@ -353,7 +353,11 @@ def test_kinks_of_the_gradient_are_differentiated_right(key):
     np.testing.assert_allclose(risk(0.5)[1], slope, rtol=0.04)
 
 
-@pytest.mark.parametrize("task", [tasks.SquaredHinge(), tasks.Huber(0.3, threshold=0.5)], ids=["squared hinge", "huber"])
+@pytest.mark.parametrize(
+    "task",
+    [tasks.SquaredHinge(), pytest.param(tasks.Huber(0.3, threshold=0.5), marks=pytest.mark.slow)],
+    ids=["squared hinge", "huber"],
+)
 def test_bends_of_the_loss_are_differentiated_right(key, task):
     """The curvature jumps, and steps this long depend on its mean: without the jumps slopes are 1.3% and 2.1% off. Differences
     of fourth order, so large that hundreds of samples cross: with 8192 samples that noise, and the width's bias, came to 0.4%."""

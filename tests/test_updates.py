@@ -29,7 +29,7 @@ def close(a, b, tolerance):
     "update, basis",
     [
         pytest.param(Adam(0.0), "aligned", marks=pytest.mark.slow),
-        (Adam(0.5), "aligned"),
+        pytest.param(Adam(0.5), "aligned", marks=pytest.mark.slow),
         pytest.param(Adam(0.5), "rotated", marks=pytest.mark.slow),
         (Sign(), "aligned"),
     ],
@@ -188,7 +188,7 @@ def test_plain_descent_of_optax_is_the_plain_step():
     "optimizer, noise",
     [
         pytest.param(optax.adam(0.1), dmftopt.noise.NoNoise(), marks=pytest.mark.slow, id="adam"),
-        pytest.param(optax.lion(0.05), dmftopt.noise.Bernoulli(0.3), id="lion, batches"),
+        pytest.param(optax.lion(0.05), dmftopt.noise.Bernoulli(0.3), marks=pytest.mark.slow, id="lion, batches"),
     ],
 )
 def test_any_optimizer_at_full_batch(optimizer, noise):

@@ -10,15 +10,15 @@ import numpy as np
 import optax
 from jaxtyping import Array
 
-from .._checks import check_count, check_instance, check_key, check_real, front_door, is_concrete
+from .._checks import check_count, check_instance, check_key, check_real, front_door
 from .._register import register, register_part
 from ..design import Budget, Run, baselines, optimize
 from ..problem import Problem, check_problem
 from ..protocol import Protocol, schedules
 from ..protocol.grid import TimeGrid
-from ..protocol.variables import between, number
+from ..protocol.variables import between
 from ..results import plot
-from ._route import KEYS, judged, objective_of, shown, value_of
+from ._route import KEYS, judged, objective_of, scale_of, shown, value_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -126,7 +126,7 @@ def advise(
     check_real("tolerance", tolerance, minimum=0.0)
     protocol = Protocol(1.0) if protocol is None else protocol
     check_instance("protocol", protocol, Protocol, "Build it with dmftopt.Protocol(1.0, batch_size=...).")
-    scale = _scale_of(protocol)
+    scale = scale_of(protocol)
     objective = objective_of(problem, budget, protocol, predict, grid)
     tune_key, *fresh = jax.random.split(key, 1 + KEYS)
 
@@ -186,12 +186,3 @@ def _ranked(problem: Problem, objective, tuned: dict[str, Any], keys: list[Array
     least = float(values[0, best])
     good = [name for name in SIMPLE_FIRST if ranked[name].gap <= max(ranked[name].gap_error, tolerance * least)]
     return Advice(ranked, good[0], {name: objective.run(row.protocol) for name, row in ranked.items()}, tolerance)
-
-
-def _scale_of(protocol: Protocol) -> float:
-    rate = protocol.learning_rate
-    if not isinstance(rate, schedules.Constant) or not is_concrete(number(rate.value)):
-        raise TypeError("protocol: its learning rate must be a number, about which peaks are looked for. Leave schedules out.")
-    scale = float(number(rate.value))
-    check_real("protocol.learning_rate", scale, minimum=0.0, exclusive=True)
-    return scale

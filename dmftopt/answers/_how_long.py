@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING, Any
 import equinox as eqx
 import numpy as np
 from jaxtyping import Array, Float
-from scipy.interpolate import PchipInterpolator
 
 from .. import limits
 from .._checks import check_count, check_key, check_real, front_door
@@ -15,13 +14,13 @@ from ..problem import Problem, check_problem
 from ..protocol import Protocol
 from ..protocol.grid import TimeGrid
 from ..results import plot
-from ._route import is_exact, shown
+from ._route import crossing, is_exact, shown
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# Times at which a limit is read, and between which a predicted risk is looked at, by a monotone cubic through those of its grid.
-_TIMES, _LOOKS = 128, 4096
+# Times at which a limit is read.
+_TIMES = 128
 
 
 @register
@@ -101,25 +100,11 @@ def how_long(
     known = result.known_error()
     assert known is not None
     error = np.asarray(known.test_risk, dtype=float)
-    found = [_crossing(at, series, target) for series in (risk - error, risk, risk + error)]
+    found = [crossing(at, series, target) for series in (risk - error, risk, risk + error)]
     half = np.unique(np.append(np.arange(0, at.size, 2), at.size - 1))
-    rough = _crossing(at[half], risk[half], target)
+    rough = crossing(at[half], risk[half], target)
     width = 0.0 if found[1] is None or rough is None else abs(rough - found[1])
     earliest, time, latest = found
     earliest = None if earliest is None else max(earliest - width, 0.0)
     latest = None if latest is None else latest + width
     return HowLong(float(target), time, earliest, latest, at, risk, error)
-
-
-def _crossing(times: np.ndarray, series: np.ndarray, target: float) -> float | None:
-    """The first time at which the series is at most the target."""
-    looks = np.unique(np.concatenate([times, np.linspace(times[0], times[-1], _LOOKS)]))
-    seen = PchipInterpolator(times, series)(looks)
-    below = np.flatnonzero(seen <= target)
-    if not below.size:
-        return None
-    k = int(below[0])
-    if k == 0:
-        return float(looks[0])
-    share = (seen[k - 1] - target) / (seen[k - 1] - seen[k])
-    return float(looks[k - 1] + share * (looks[k] - looks[k - 1]))

@@ -109,8 +109,8 @@ def how_much_data(
     def tuned(delta: float) -> Any:
         if not tune:
             return protocol
-        options = {"optimizer": optax.adam(0.1), "steps": tune, "progress": False}
-        return optimize(lambda p: at(delta)(p, tune_key), protocol, **options).protocol
+        options = {"optimizer": optax.adam(0.1), "steps": tune, "fresh": 2, "refinements": 0, "progress": False}
+        return optimize(at(delta), protocol, key=tune_key, **options).protocol
 
     def risk(delta: float) -> float:
         return float(value_of(at(delta), tuned(delta), tune_key))

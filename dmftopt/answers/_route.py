@@ -7,19 +7,23 @@ import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
+from scipy.interpolate import PchipInterpolator
 
 from .. import limits
-from .._checks import numbers_to_arrays
+from .._checks import check_real, is_concrete, numbers_to_arrays
 from ..design import Budget, Exact, Objective, Solve
 from ..problem import Problem
-from ..protocol import Protocol
+from ..protocol import Protocol, schedules
 from ..protocol.grid import TimeGrid
+from ..protocol.variables import number
 from ..results import estimation_error
 from ..results.observables import student_quantile
 from ..tasks import LeastSquares
 
 # Random keys of which means are taken, where there is anything random.
 KEYS = 4
+# Times between which a predicted risk is looked at, by a monotone cubic through those of its grid.
+_LOOKS = 4096
 
 
 def is_exact(problem: Problem, protocol: Protocol | None = None) -> bool:
@@ -98,6 +102,29 @@ def _finer(objective: Objective) -> Objective:
     if isinstance(objective.predict, Exact) and objective.predict.route is _quick:
         return eqx.tree_at(lambda o: o.predict, objective, Exact(limits.least_squares))
     return objective.doubled() or objective
+
+
+def scale_of(protocol: Protocol) -> float:
+    rate = protocol.learning_rate
+    if not isinstance(rate, schedules.Constant) or not is_concrete(number(rate.value)):
+        raise TypeError("protocol: its learning rate must be a number, about which peaks are looked for. Leave schedules out.")
+    scale = float(number(rate.value))
+    check_real("protocol.learning_rate", scale, minimum=0.0, exclusive=True)
+    return scale
+
+
+def crossing(times: np.ndarray, series: np.ndarray, target: float) -> float | None:
+    """The first time at which the series is at most the target, between the times by a monotone cubic. None: never."""
+    looks = np.unique(np.concatenate([times, np.linspace(times[0], times[-1], _LOOKS)]))
+    seen = PchipInterpolator(times, series)(looks)
+    below = np.flatnonzero(seen <= target)
+    if not below.size:
+        return None
+    k = int(below[0])
+    if k == 0:
+        return float(looks[0])
+    share = (seen[k - 1] - target) / (seen[k - 1] - seen[k])
+    return float(looks[k - 1] + share * (looks[k] - looks[k - 1]))
 
 
 def shown(value: float, error: float) -> str:

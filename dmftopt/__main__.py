@@ -1,6 +1,7 @@
 """dmftopt from a terminal: python -m dmftopt advise data.csv --label y --epochs 3 --out schedule.csv"""
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -64,5 +65,7 @@ def _read(path: Path, label: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 if __name__ == "__main__":
+    # Here is more to compile than to run: a third less of that, at the price of slower programs.
+    os.environ["XLA_FLAGS"] = f"--xla_cpu_use_fusion_emitters=false {os.environ.get('XLA_FLAGS', '')}"
     jax.config.update("jax_enable_x64", True)
     sys.exit(main())

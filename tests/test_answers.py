@@ -141,7 +141,7 @@ def test_what_is_free_is_tuned_anew():
 def test_a_kept_schedule_costs_what_it_costs_in_sgd(task):
     p, budget = problem(task), dmftopt.Budget(epochs=2)
     start = dmftopt.Protocol(schedules.linear_decay(1.0, 1.0), 1.0, 0.1)
-    predict = dmftopt.Solve(samples=2048) if p.task.label_noise is None else None
+    predict = dmftopt.Solve(samples=2048) if isinstance(task, dmftopt.tasks.Logistic) else None
     (row,) = dmftopt.transfer(p, budget, start, batch_size=[4.0], key=KEY, progress=False, predict=predict).rows
     risks = []
     for scale in (row.rate, 1.0):
@@ -173,11 +173,11 @@ def descent(delta, fraction, rate, updates, dimension=400, runs=6):
     return risks
 
 
-def fastest(delta, fraction, rates, updates, target):
+def fastest(delta, fraction, rates, updates, target, runs=6):
     """Over these rates, between updates by a line through logarithms."""
     found = []
     for rate in rates:
-        risk = np.log(descent(delta, fraction, rate, updates))
+        risk = np.log(descent(delta, fraction, rate, updates, runs=runs))
         below = np.flatnonzero(risk <= np.log(target))
         if below.size:
             k = below[0]
@@ -205,15 +205,15 @@ def test_batches_cost_updates_or_samples(tmp_path):
 def test_the_critical_batch_size_is_that_of_descent():
     p = problem(dmftopt.tasks.LeastSquares(0.5), SPREAD, delta=8.0)
     found = dmftopt.critical_batch_size(p, 0.18, key=KEY)
-    rates = 2.0 ** np.arange(-4.0, 1.0, 0.25)
-    fractions = found.fractions
-    updates = np.array([fastest(8.0, f, rates, 64, 0.18) for f in fractions[:4]])
+    near, fractions = 2.0 ** np.array([-0.25, 0.0, 0.25]), found.fractions[:4]
+    # 24 runs leave 2% of a count open.
+    updates = [fastest(8.0, f, r * near, 16, 0.18, 24) for f, r in zip(fractions, found.learning_rate[0], strict=False)]
     np.testing.assert_allclose(found.updates[0, :4], updates, rtol=0.05)
     with pytest.raises(ValueError, match="is not reached in 64 updates by any batch"):
         dmftopt.critical_batch_size(p, 1e-6, key=KEY)
-    samples = 8.0 * fractions[:4] * updates / found.least_samples[0]
-    gap = np.log(updates / updates[0]) - np.log(samples)
-    expected = 8.0 * np.exp(np.interp(0.0, gap, np.log(fractions[:4])))
+    samples = 8.0 * fractions * updates / found.least_samples[0]
+    gap = np.log(np.divide(updates, updates[0])) - np.log(samples)
+    expected = 8.0 * np.exp(np.interp(0.0, gap, np.log(fractions)))
     assert found.critical[0] == pytest.approx(expected, rel=0.08) and found.lowest[0] <= found.critical[0] <= found.highest[0]
 
 

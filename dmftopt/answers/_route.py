@@ -46,12 +46,7 @@ def objective_of(problem: Problem, budget: Budget, protocol: Protocol, predict: 
 
 def value_of(objective: Objective, protocol: Any, key: Array | None) -> Array:
     """What the objective is, NaN where the run cannot be predicted; objectives of all budgets share one program."""
-    return _evaluated(objective.evaluator, objective.prepare(protocol), key)
-
-
-@eqx.filter_jit
-def _evaluated(objective: Objective, inputs: Any, key: Array | None) -> Array:
-    return objective.evaluate(inputs, key)
+    return objective.compiled(objective.prepare(protocol), key)
 
 
 class Errors(NamedTuple):

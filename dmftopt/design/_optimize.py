@@ -189,7 +189,9 @@ def _checked(
     finer: AbstractObjective, compared: Mapping[str, Any], scores: Mapping[str, Score], keys: list[Array]
 ) -> dict[str, Check]:
     """Gains of what was found over all others, as they were scored and as `finer` has them."""
-    again = {name: np.asarray([float(_value(finer, p, key)) for key in keys]) for name, p in compared.items()}
+    # Prepared step by step: to compile that for each kind of schedule takes longer.
+    inputs = {name: finer.prepare(p) for name, p in compared.items()}
+    again = {name: np.asarray([float(finer.compiled(i, key)) for key in keys]) for name, i in inputs.items()}
     best, checks = scores["optimized"], {}
     for name in compared:
         if name != "optimized":
@@ -197,11 +199,6 @@ def _checked(
             error = float(np.hypot(best.standard_error, other.standard_error))
             checks[name] = Check(Score(other.mean - best.mean, error), _score(again[name] - again["optimized"]))
     return checks
-
-
-@eqx.filter_jit
-def _value(objective: AbstractObjective, protocol: Any, key: Array) -> Array:
-    return objective(protocol, key)
 
 
 def score(objective: AbstractObjective, protocol: Any, keys: list[Array], trainable: Callable[[Any], bool]) -> Score:

@@ -31,6 +31,10 @@ class AbstractObjective(eqx.Module):
         """Whose `evaluate` to compile."""
         return self
 
+    def compiled(self, inputs: PyTree, key: Array | None) -> Array:
+        """`evaluate`, compiled once for all kinds of schedules."""
+        return _evaluated(self.evaluator, inputs, key)
+
     def doubled(self) -> "AbstractObjective | None":
         """The same at twice the steps and samples, to check what was found; None where it would be the same."""
         return None
@@ -78,6 +82,11 @@ class Gradient:
 @eqx.filter_jit
 def _prepare(objective, parameters, fixed):
     return objective.prepare(eqx.combine(parameters, fixed))
+
+
+@eqx.filter_jit
+def _evaluated(objective, inputs, key):
+    return checked(objective.evaluate(inputs, key))
 
 
 @eqx.filter_jit

@@ -35,7 +35,7 @@ LADDER = np.log(np.geomspace(0.1, 6.4, 7))
 class Settings(SweepSettings):
     """Epochs that are repeated against fresh samples."""
 
-    deltas: tuple[float, ...] = (0.5, 1.0, 2.0, 4.0)
+    deltas: tuple[float, ...] = (0.5, 1.0, 2.0)
     """Training samples / dimension."""
     epochs: tuple[int, ...] = (1, 2, 4, 8, 16)
     samples: int = 8192

@@ -203,6 +203,8 @@ def errors_in_steps(noise, counts, richardson: bool, samples: int, keys: int) ->
 
 
 def main(s: Settings) -> None:
+    # Compilation is measured: nothing comes from disk.
+    jax.config.update("jax_enable_compilation_cache", False)
     sample_counts, step_counts, largest, keys = (1024, 4096, 16384, 65536), (6, 12, 24, 48), 65536, 4
     growing = {
         "steps": ((50, 4096), (100, 4096), (200, 4096), (400, 4096)),

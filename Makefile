@@ -5,7 +5,7 @@ LOWEST := .venv-lowest
 # A file's tests share compiled programs, so they stay together; the longest files start first (tests/conftest.py).
 TWO := -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test test-slow test-lowest fuzz smoke lint format clean
+.PHONY: demo test test-slow test-lowest fuzz bench smoke lint format clean
 
 demo: $(VENV)/.ready
 	$(BIN)/python -m experiments.01_digits.run
@@ -27,6 +27,10 @@ test-lowest: $(LOWEST)/.ready
 MINUTES ?= 10
 fuzz: $(VENV)/.ready
 	$(BIN)/python tests/fuzz.py --minutes $(MINUTES)
+
+# Program sizes, compilation, times and memory against the stored ones.
+bench: $(VENV)/.ready
+	$(BIN)/python -m experiments.benchmarks.guard
 
 # Every experiment at a toy size; results go to results/*_smoke.
 smoke: $(VENV)/.ready

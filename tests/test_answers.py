@@ -260,6 +260,16 @@ def test_batches_of_another_loss_are_those_of_descent():
         ),
         (lambda p: dmftopt.critical_batch_size(p, 0.1, key=KEY, samples=64), ValueError, "Pass samples=1024 or more"),
         (
+            lambda p: dmftopt.critical_batch_size(p, 0.1, key=KEY, protocol=dmftopt.Protocol(1.0, 1.0, lambda t: t)),
+            TypeError,
+            "protocol.ridge must be a number",
+        ),
+        (
+            lambda p: dmftopt.critical_batch_size(p, 0.1, key=KEY, protocol=dmftopt.Protocol(1.0, update=dmftopt.updates.Sign())),
+            ValueError,
+            "Leave update and friction out",
+        ),
+        (
             lambda p: dmftopt.advise(
                 p, dmftopt.Budget(epochs=1), key=KEY, protocol=dmftopt.Protocol(dmftopt.schedules.linear_decay(1.0, 1.0))
             ),

@@ -326,3 +326,52 @@ BAD = {
 def test_bad_input_is_refused(call, exception, message):
     with pytest.raises(exception, match=message):
         call()
+
+
+SHIFTED = metrics.Shifted([1.0, 3.0])
+
+
+@pytest.mark.parametrize(
+    "task", [tasks.LeastSquares(0.5), pytest.param(tasks.Softmax(3), marks=pytest.mark.slow)], ids=["least squares", "softmax"]
+)
+def test_risk_on_other_features(task):
+    """On the problem's own eigenvalues it is the test risk; on others that of a problem whose features have these at the end."""
+    p = problem(task, TWO_GROUPS)
+    same = metrics.Shifted(TWO_GROUPS.eigenvalues)
+    found = solve(p, metrics={"same": same, "other": SHIFTED})
+    own = same.test_risk(found.weight_metrics["same"], task)
+    np.testing.assert_allclose(own, found.test_risk, rtol=1e-6)
+    if task.columns is None:
+        # By hand, of Gaussian weights: the excess of each group by the change of the overlaps.
+        one = metrics.Shifted([1.0, 0.0]), metrics.Shifted([0.0, 1.0])
+        a, b = (solve(p, metrics={"part": part}).weight_metrics["part"] for part in one)
+        np.testing.assert_allclose(found.weight_metrics["other"], a + 3.0 * b, rtol=1e-9, atol=1e-12)
+        assert same.test_error(found.weight_metrics["same"], task) is None
+    else:
+        np.testing.assert_allclose(same.test_error(found.weight_metrics["same"], task), found.test_error, rtol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.long_run
+def test_risk_on_other_features_is_that_of_sgd():
+    p, protocol = problem(tasks.LeastSquares(0.5), TWO_GROUPS, delta=1e6), dmftopt.Protocol(0.8)
+    real = dmftopt.simulate.sgd(
+        problem(tasks.LeastSquares(0.5), TWO_GROUPS, delta=8.0),
+        protocol, horizon=1.5, dimension=200, runs=64, key=KEY, records=GRID.times, metrics={"other": SHIFTED}, order="shuffled",
+    )  # fmt: skip
+    exact = dmftopt.limits.online(p, protocol, GRID, metrics={"other": SHIFTED})
+    risks = [SHIFTED.test_risk(result.weight_metrics["other"], p.task) for result in (real, exact)]
+    # 64 runs leave 1% open, d = 200 another.
+    np.testing.assert_allclose(*risks, rtol=0.03)
+    assert np.max(np.abs(risks[1] / exact.test_risk - 1)) > 0.2
+
+
+def test_what_other_features_cannot_be():
+    for wrong, match in ((metrics.Shifted([1.0]), "2 groups"), (metrics.Shifted([1.0, 2.0, 3.0]), "2 groups")):
+        with pytest.raises(ValueError, match=match):
+            solve(problem(tasks.LeastSquares(0.5), TWO_GROUPS), metrics={"other": wrong})
+    with pytest.raises(ValueError, match="must be >= 0"):
+        metrics.Shifted([1.0, -1.0])
+    mixture = dmftopt.Problem(tasks.GaussianMixture([-1, 1], [0.5, 0.5], "logistic"), TWO_GROUPS, delta=2.0)
+    with pytest.raises(ValueError, match="mixture"):
+        solve(mixture, metrics={"other": SHIFTED})

@@ -15,6 +15,7 @@ from ..problem import Problem, check_problem
 from ..protocol import Protocol
 from ..protocol.grid import TimeGrid
 from ..protocol.noise import AbstractNoise, Bernoulli, Poisson
+from ..protocol.schedules import Constant
 from ..results import plot
 from ._route import crossing, scale_of, shown
 
@@ -134,12 +135,10 @@ def critical_batch_size(
     check_problem(problem)
     check_key(key)
     check_count("updates", updates, minimum=4)
+    check_real("target", target, minimum=0.0, exclusive=True, cure="It is a test risk.")
     targets = np.atleast_1d(np.asarray(target, dtype=float))
-    for one in targets:
-        check_real("target", float(one), minimum=0.0, exclusive=True, cure="It is a test risk.")
     shares = _checked(fractions, samples)
-    protocol = Protocol(1.0) if protocol is None else protocol
-    check_instance("protocol", protocol, Protocol, "Build it with dmftopt.Protocol(1.0, ridge=...).")
+    protocol = _plain(Protocol(1.0) if protocol is None else protocol)
     search = _Search(problem, protocol, scale_of(protocol), key, samples, targets)
     grid = TimeGrid.uniform(float(updates), updates)
     found, start = [], list(_FIRST)
@@ -183,7 +182,7 @@ class _Search(NamedTuple):
     def times(self, half_octave: float, grid: TimeGrid, noise: AbstractNoise) -> np.ndarray:
         """(3, target): when the targets are reached at this learning rate, infinite for never."""
         rate = jnp.asarray(self.scale * 2.0 ** (half_octave / 2))
-        protocol = eqx.tree_at(lambda p: p.learning_rate, self.protocol, Protocol(rate).learning_rate)
+        protocol = eqx.tree_at(lambda p: p.learning_rate, self.protocol, Constant(rate))
         step = DiscreteStep() if noise.discrete else None
         options = {"samples": self.samples, "replicates": _REPLICATES, "step": step, "noise": noise, "throw": False}
         solution = solve(self.problem, protocol, grid, key=self.key, **options)
@@ -272,6 +271,18 @@ def _knees(
         found.append(tuple(float(np.exp(np.interp(0.0, gap[part], v[part]))) for v in (np.log(shares), more_updates)))
     share, price = np.asarray(found).T
     return share, price
+
+
+def _plain(protocol: Protocol) -> Protocol:
+    """With batches of one, which are those of the smallest."""
+    check_instance("protocol", protocol, Protocol, "Build it with dmftopt.Protocol(1.0, ridge=...).")
+    for name in ("ridge", "momentum"):
+        schedule = getattr(protocol, name)
+        if schedule is not None and not isinstance(schedule, Constant):
+            raise TypeError(f"protocol.{name} must be a number: runs of all batch sizes share it. Leave its schedule out.")
+    if protocol.update is not None or protocol.friction is not None:
+        raise ValueError("protocol: this is about SGD, with ridge and momentum at most. Leave update and friction out.")
+    return eqx.tree_at(lambda p: p.batch_size, protocol, Constant(1.0))
 
 
 def _checked(fractions: Sequence[float], samples: int) -> np.ndarray:

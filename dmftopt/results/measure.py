@@ -7,7 +7,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax.scipy.special import ndtri
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from ..numerics.matrices import triangular_root
 from ..numerics.quadrature import uniform_points
@@ -65,6 +65,8 @@ def check_metrics(metrics: Any, problem: Problem) -> Metrics:
             )
         if taken(name, kinds):
             raise ValueError(f"metrics: the name {name!r} would collide with another in to_xarray. Choose another.")
+        if isinstance(metric, AbstractWeightMetric):
+            metric.check(problem)
         _check_value(name, metric, problem)
     return sorted_
 
@@ -144,22 +146,31 @@ def weight_means(
     theta: Float[Array, "m group coordinate"],
     theta_star: Float[Array, "m_star group coordinate"],
     shares: Float[Array, " group"],
+    member: Int[Array, "group coordinate"] | None = None,
 ) -> dict[str, Float[Array, "..."]]:
-    """Means over coordinates of equal weight in each group, and over groups by their shares."""
+    """Means over coordinates of equal weight in each group, and over groups by their shares. `member`: to which of the problem's
+    groups coordinates belong, by default to the one they are in."""
     if not weights:
         return {}
+    if member is None:
+        member = jnp.broadcast_to(jnp.arange(shares.size)[:, None], theta_star.shape[1:])
 
     def in_group(values):
+        *values, member = values
+
         def mean_of(metric):
             def value(theta, theta_star):
                 fields = columns.student(task, theta), columns.teacher(task, theta_star)
                 return jnp.asarray(metric.of_coordinate(*fields)).astype(shares.dtype)
 
-            return jnp.mean(jax.vmap(value, (1, 1))(*values), axis=0)
+            found, factor = jax.vmap(value, (1, 1))(*values), metric.of_group(member)
+            if factor is not None:
+                found = found * jnp.reshape(factor, (-1, *[1] * (found.ndim - 1))).astype(found.dtype)
+            return jnp.mean(found, axis=0)
 
         return {name: mean_of(metric) for name, metric in weights.items()}
 
-    groups = (jnp.swapaxes(theta, 0, 1), jnp.swapaxes(theta_star, 0, 1))
+    groups = (jnp.swapaxes(theta, 0, 1), jnp.swapaxes(theta_star, 0, 1), member)
     means = jax.lax.map(jax.checkpoint(in_group), groups)
     return jax.tree.map(lambda a: jnp.tensordot(shares, a, 1), means)
 

@@ -28,10 +28,12 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from .._checks import as_number, check_real, front_door, is_concrete
+from ..problem import Problem
 from ..tasks import AbstractTask
+from ..tasks import columns as columns
 
 
 class AbstractFieldMetric(eqx.Module):
@@ -48,6 +50,13 @@ class AbstractWeightMetric(eqx.Module):
     @abc.abstractmethod
     def of_coordinate(self, theta: Float[Array, "..."], theta_star: Float[Array, "..."]) -> Float[Array, "..."]:
         """For one coordinate: theta is a scalar, or has shape (m,) where the task has columns; theta_star likewise, (m_star,)."""
+
+    def of_group(self, group: Int[Array, "*coordinate"]) -> Float[Array, "*coordinate"] | None:
+        """A factor for the coordinates of eigenvalue group number `group`. None: all count alike."""
+        return None
+
+    def check(self, problem: Problem) -> None:
+        """Raise ValueError for a problem that this cannot be measured of."""
 
 
 @front_door
@@ -134,6 +143,53 @@ class WeightHistogram(AbstractWeightMetric):
 
     def of_coordinate(self, theta, theta_star):
         return _density(self.edges, theta[..., None])
+
+
+@front_door
+class Shifted(AbstractWeightMetric):
+    """Overlaps on test data of another covariance, of which the coordinates of group a have variance `eigenvalues`[a] / d:
+
+        E[(theta, theta_star) lambda' (theta, theta_star)^T],   (time, m + m_star, m + m_star),
+
+    from which `test_risk` and `test_error` on such data follow. With all eigenvalues 0 but one they tell how a group is learned.
+    Other label noise, or other shares of the clusters of a mixture, need no metric: pass another task with the usual overlaps to
+    `task.test_risk`. Raises ValueError where there are not as many groups, and for a mixture, whose teacher is no weight.
+
+    - `eigenvalues`: (group,), not negative, in the unit of `problem.features.eigenvalues`.
+    """
+
+    eigenvalues: Float[Array, " group"] = eqx.field(converter=as_number)
+
+    def __check_init__(self):
+        check_real("eigenvalues", self.eigenvalues, minimum=0.0)
+        if np.ndim(self.eigenvalues) != 1 or np.size(self.eigenvalues) < 1:
+            raise ValueError(f"eigenvalues must be one-dimensional, one for each group, got shape {np.shape(self.eigenvalues)}.")
+
+    def of_coordinate(self, theta, theta_star):
+        both = jnp.concatenate([jnp.atleast_1d(theta), jnp.atleast_1d(theta_star)])
+        return jnp.outer(both, both)
+
+    def of_group(self, group):
+        return jnp.asarray(self.eigenvalues, dtype=float)[group]
+
+    def check(self, problem):
+        groups = problem.features.groups
+        if np.shape(self.eigenvalues) != (groups,):
+            raise ValueError(f"eigenvalues: the problem has {groups} groups of features, got {np.shape(self.eigenvalues)[0]}.")
+        if problem.task.mixture:
+            raise ValueError("metrics.Shifted: the teacher of a mixture is its means, which are no weights. Use another task.")
+
+    def test_risk(self, overlaps: Float[Array, "time both both"], task: AbstractTask) -> Float[Array, " time"]:
+        """E[loss] on a fresh sample of these features, of `weight_metrics[name]`."""
+        return columns.test_risk(task, *self._parts(overlaps, task))
+
+    def test_error(self, overlaps: Float[Array, "time both both"], task: AbstractTask) -> Float[Array, " time"] | None:
+        """Its 0-1 error; None unless the task is a classification."""
+        return columns.test_error(task, *self._parts(overlaps, task))
+
+    def _parts(self, overlaps: Array, task: AbstractTask) -> tuple[Array, Array, Array]:
+        m = 1 if task.columns is None else task.columns
+        return overlaps[:, :m, :m], overlaps[:, :m, m:], overlaps[0, m:, m:]
 
 
 def _density(edges: Float[Array, " edge"], value: Float[Array, "..."]) -> Float[Array, "... bin"]:

@@ -17,13 +17,14 @@ from ..tasks import columns as tasks
 
 
 class Instance(NamedTuple):
-    """One draw: features (n, d), labels (n,), teacher and initial student columns, eigenvalue of each coordinate (d,)."""
+    """One draw: features (n, d), labels (n,), teacher and initial student columns; eigenvalues and groups of coordinates (d,)."""
 
     features: Float[Array, "n d"]
     labels: Float[Array, " n"]
     teacher: Float[Array, "m_star d"]
     student: Float[Array, "m d"]
     eigenvalues: Float[Array, " d"]
+    member: Int[Array | np.ndarray, " d"]
 
 
 def group_sizes(problem: Problem, dimension: int) -> np.ndarray:
@@ -110,7 +111,7 @@ def draw(problem: Problem, member: Int[Array | np.ndarray, " d"], samples: int, 
         x = x + indicators.T @ (teacher * eigenvalues[None]) / dimension
     else:
         labels = tasks.label(problem.task, teacher @ x.T, noise)
-    return Instance(x, labels, teacher, student, eigenvalues)
+    return Instance(x, labels, teacher, student, eigenvalues, jnp.asarray(member))
 
 
 def _by_rank(
@@ -135,7 +136,9 @@ def observe(problem: Problem, instance: Instance, path: Float[Array, "time m d"]
 
     def measure(theta):
         sums = field_sums(metrics.fields, problem.task, theta @ instance.features.T, instance.labels, mirror=False)
-        coordinates = weight_means(metrics.weights, problem.task, theta[:, None], teacher[:, None], jnp.ones(1, theta.dtype))
+        coordinates = weight_means(
+            metrics.weights, problem.task, theta[:, None], teacher[:, None], jnp.ones(1, theta.dtype), instance.member[None]
+        )
         return jax.tree.map(lambda a: a / instance.labels.size, sums), coordinates
 
     train_metrics, weight_metrics = jax.lax.map(measure, path) if any(metrics) else ({}, {})

@@ -62,8 +62,12 @@ class CriticalBatchSize(eqx.Module):
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers, for JSON; None for what was not reached."""
 
-        values = {name: np.asarray(value, dtype=object) for name, value in vars(self).items()}
-        return {name: np.where(np.isfinite(value.astype(float)), value, None).tolist() for name, value in values.items()}
+        found = {}
+        for name, value in vars(self).items():
+            plain = np.asarray(value, dtype=object)
+            plain[~np.isfinite(value)] = None
+            found[name] = plain.tolist()
+        return found
 
     def __str__(self) -> str:
         lines = []

@@ -149,10 +149,11 @@ def transfer(
             how = {"optimizer": optax.adam(0.1), "steps": steps, "fresh": 2, "refinements": 0, "progress": progress}
             tuned = optimize(objective, rescaled, also=[kept], key=tune_key, **how).protocol
         values, errors = judged(moved, objective, [tuned, rescaled, kept], fresh, lambda v: jnp.append(v[:1], v[1:] - v[0]))
-        both = [float(x) for pair in zip(values, errors.total, strict=True) for x in pair]
+        (risk, more, old), (risk_error, more_error, old_error) = (map(float, of) for of in (values, errors.total))
         was, now = (_peak_and_ridge(p) for p in (protocol, tuned))
         peak, ridge = now[0] / was[0], now[1] / was[1] if was[1] > 0 else np.nan
-        return Moved(name, factor, *both[:2], *both[4:], *both[2:4], rate, low, high, peak, ridge, tuned)
+        costs = old, old_error, more, more_error
+        return Moved(name, factor, risk, risk_error, *costs, rate, low, high, peak, ridge, tuned)
 
     rows = tuple(row(name, float(factor)) for name, factors in changes.items() for factor in factors)
     return Transfer(rows, {name: _exponent([r for r in rows if r.change == name]) for name in changes if len(changes[name])})

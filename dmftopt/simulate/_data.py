@@ -24,7 +24,7 @@ class Instance(NamedTuple):
     teacher: Float[Array, "m_star d"]
     student: Float[Array, "m d"]
     eigenvalues: Float[Array, " d"]
-    member: Int[Array | np.ndarray, " d"]
+    member: Int[Array, " d"]
 
 
 def group_sizes(problem: Problem, dimension: int) -> np.ndarray:

@@ -99,7 +99,8 @@ def found(name, delta, epochs, *, samples, fresh, points, dimension, runs, seed)
         rows = []
         for horizon in horizons:
             best = tuned(lambda rate, ridge, T=horizon: online(problem, rate, ridge, jnp.asarray(T)))
-            rows.append(float(online(problem, *map(jnp.asarray, best), jnp.asarray(horizon))))
+            rate, ridge = map(jnp.asarray, best)
+            rows.append(float(online(problem, rate, ridge, jnp.asarray(horizon))))
         return {"horizons": horizons.tolist(), "risks": rows}
     problem = problem_of(name, delta)
     at = dmftopt.TimeGrid.of_epochs(problem, dmftopt.Protocol(1.0), epochs, max(32, 8 * epochs)).epochs

@@ -54,7 +54,7 @@ FIRST = ("README.md", "dmftopt/README.md")
 def test_python_blocks_run_as_printed(tmp_path, pages):
     chosen = {page: path for page, path in PAGES.items() if (page in FIRST) == (pages == "first")}
     blocks = {page: re.findall(r"```python\n(.*?)```", path.read_text(), flags=re.DOTALL) for page, path in chosen.items()}
-    assert sum(map(len, blocks.values())) >= 6
+    assert sum(map(len, blocks.values())) >= 3
     given = {page: [*found, *([CHECKS[page]] if page in CHECKS else [])] for page, found in blocks.items() if found}
     assert CHECKS.keys() & chosen.keys() <= given.keys()
     command = [sys.executable, "-c", RUNNER]

@@ -74,23 +74,6 @@ def pairs(settings: Settings) -> dict[str, Callable]:
         size = {"dimension": dimension, "runs": runs, "key": jax.random.key(1)}
         return simulate.sgd(p, protocol(rate), horizon=HORIZON, records=grid.times[::2], **size)
 
-    def epochs(task, rate):
-        """One pass over a training set of as many samples as the run sees: 8 d."""
-        p, law = problem(task, 8.0), noise.Shuffled()
-        at = dmftopt.TimeGrid.of_epochs(p, protocol(rate), 1, settings.steps)
-        # Few samples wait at the end of an epoch: fewer than these are refused.
-        enough = {"samples": max(settings.samples, 2048)}
-        return solve(p, rate, at, noise=law, **enough), limits.online(p, protocol(rate), at)
-
-    def adam(task):
-        p, how = problem(task, 1e7), protocol(0.8, update=dmftopt.updates.Adam(1.0))
-        found = dmftopt.solve(p, how, grid, key=jax.random.key(0), noise=noise.Brownian(), richardson=True, **size)
-        return found, limits.online(p, how, grid)
-
-    def friction(p, limit, law):
-        how = protocol(0.8, friction=2.0)
-        return dmftopt.solve(p, how, grid, key=jax.random.key(0), noise=law, richardson=True, **size), limit(p, how, grid)
-
     def fixed_point(p, rate, law):
         plain = {"step": dmftopt.DiscreteStep(), "noise": law}
         other = solve(p, rate, coarse, seed=2, solver=dmftopt.FixedPoint(), **plain)
@@ -117,13 +100,7 @@ def pairs(settings: Settings) -> dict[str, Callable]:
         "solver (Brownian) / online, sign labels": lambda: (
             solve(seen_once, 2.0, noise=noise.Brownian()), limits.online(seen_once, protocol(2.0), grid)
         ),
-        "solver (one shuffled epoch) / online, sign labels": lambda: epochs(sign, 2.0),
-        "solver (one shuffled epoch) / online, least squares": lambda: epochs(squares, 0.8),
-        "solver (Adam) / online, sign labels": lambda: adam(sign),
-        "solver (friction) / heavy ball over the spectrum": lambda: friction(
-            problem(squares), limits.least_squares, noise.Poisson()
-        ),
-        "solver (friction) / online, sign labels": lambda: friction(seen_once, limits.online, noise.Brownian()),
+        **beyond(grid, size),
         "solver (Brownian) / fixed point, sign labels": lambda: fixed_point(problem(sign), 2.0, noise.Brownian()),
         "solver (Poisson) / fixed point, sign labels": lambda: fixed_point(problem(sign), 2.0, noise.Poisson()),
         "finite d, online / SGD, d = 40, delta = 500": lambda: (
@@ -136,6 +113,34 @@ def pairs(settings: Settings) -> dict[str, Callable]:
             ),
         ),
     }  # fmt: skip
+
+
+def beyond(grid: dmftopt.TimeGrid, size: dict[str, Any]) -> dict[str, Callable]:
+    """Shuffled epochs, Adam, and friction, against ordinary differential equations and the sample spectrum."""
+    sign, squares = dmftopt.tasks.Logistic("sign"), dmftopt.tasks.LeastSquares(0.3)
+
+    def both(p, how, at, law, limit, **options):
+        options = {**size, **options}
+        solution = dmftopt.solve(p, how, at, key=jax.random.key(0), noise=law, richardson=True, **options)
+        return solution, limit(p, how, at)
+
+    def epoch(task, rate):
+        """One pass over a training set of as many samples as the run sees: 8 d."""
+        p, how = problem(task, 8.0), protocol(rate)
+        at = dmftopt.TimeGrid.of_epochs(p, how, 1, grid.steps)
+        # Few samples wait at the end of an epoch: fewer than these are refused.
+        return both(p, how, at, noise.Shuffled(), limits.online, samples=max(size["samples"], 2048))
+
+    adam, slow = protocol(0.8, update=dmftopt.updates.Adam(1.0)), protocol(0.8, friction=2.0)
+    return {
+        "solver (one shuffled epoch) / online, sign labels": lambda: epoch(sign, 2.0),
+        "solver (one shuffled epoch) / online, least squares": lambda: epoch(squares, 0.8),
+        "solver (Adam) / online, sign labels": lambda: both(problem(sign, 1e7), adam, grid, noise.Brownian(), limits.online),
+        "solver (friction) / heavy ball over the spectrum": lambda: both(
+            problem(squares), slow, grid, noise.Poisson(), limits.least_squares
+        ),
+        "solver (friction) / online, sign labels": lambda: both(problem(sign, 1e7), slow, grid, noise.Brownian(), limits.online),
+    }
 
 
 def main(s: Settings) -> None:

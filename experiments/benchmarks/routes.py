@@ -63,7 +63,7 @@ def protocol(rate: float, **options: Any) -> dmftopt.Protocol:
 def pairs(settings: Settings) -> dict[str, Callable]:
     sign, squares = dmftopt.tasks.Logistic("sign"), dmftopt.tasks.LeastSquares(0.3)
     grid = dmftopt.TimeGrid.geometric(HORIZON, settings.steps, ratio=10.0)
-    coarse = dmftopt.TimeGrid.uniform(HORIZON, max(2, settings.steps // 4))
+    coarse = dmftopt.TimeGrid.uniform(HORIZON, max(8, settings.steps // 4))
     size: dict[str, Any] = {"samples": settings.samples, "replicates": settings.replicates}
 
     def solve(p, rate, at=grid, seed=0, **options):

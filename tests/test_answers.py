@@ -21,6 +21,11 @@ def fresh_samples(noise=0.5):
     return problem(dmftopt.tasks.LeastSquares(noise), delta=1e9)
 
 
+# Not to rounding, and quick.
+def _rough(problem, protocol, grid):
+    return dmftopt.limits.least_squares(problem, protocol, grid, nodes=16, steps=16, throw=False)
+
+
 def test_how_long_is_the_closed_form():
     # v' = -2 eta v + eta² (v + sigma²) for the excess 2 (risk - sigma² / 2).
     eta, sigma2, target = 0.5, 0.25, 0.3
@@ -64,10 +69,7 @@ def test_the_error_holds_that_of_the_data():
     x = rng.normal(size=(60, 3))
     p = dmftopt.Problem.from_data(x, x @ [1.0, -1.0, 0.5] + rng.normal(size=60), train_size=60)
 
-    def limit(problem, protocol, grid):
-        return dmftopt.limits.least_squares(problem, protocol, grid, nodes=16, steps=16, throw=False)
-
-    options = {"key": KEY, "between": (4.0, 8.0), "predict": dmftopt.Exact(limit, panels=8)}
+    options = {"key": KEY, "between": (4.0, 8.0), "predict": dmftopt.Exact(_rough, panels=8)}
     found = dmftopt.how_much_data(p, dmftopt.Protocol(0.2), dmftopt.Budget(steps=10.0), 100.0, **options)
     # The label noise alone is known to sqrt(2 / 60) of its variance.
     assert found.delta == 4.0 and 0.15 < found.error / found.risk[0] < 0.6
@@ -100,11 +102,6 @@ def test_advice_of_solved_runs():
     # With such a tolerance the simplest of all is enough.
     assert found.enough == "constant" and "constant is enough" in str(found)
     assert set(found.to_dict()["ranked"]) == set(found.runs) and float(found.run.horizon) == 2.0
-
-
-# Not to rounding, and quick.
-def _rough(problem, protocol, grid):
-    return dmftopt.limits.least_squares(problem, protocol, grid, nodes=16, steps=16, throw=False)
 
 
 def test_a_larger_batch_takes_a_larger_rate(tmp_path):

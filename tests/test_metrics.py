@@ -335,14 +335,13 @@ SHIFTED = metrics.Shifted([1.0, 3.0])
     "task", [tasks.LeastSquares(0.5), pytest.param(tasks.Softmax(3), marks=pytest.mark.slow)], ids=["least squares", "softmax"]
 )
 def test_risk_on_other_features(task):
-    """On the problem's own eigenvalues it is the test risk; on others that of a problem whose features have these at the end."""
+    """On the problem's own eigenvalues it is the test risk, and overlaps are sums over the groups."""
     p = problem(task, TWO_GROUPS)
     same = metrics.Shifted(TWO_GROUPS.eigenvalues)
     found = solve(p, metrics={"same": same, "other": SHIFTED})
     own = same.test_risk(found.weight_metrics["same"], task)
     np.testing.assert_allclose(own, found.test_risk, rtol=1e-6)
     if task.columns is None:
-        # By hand, of Gaussian weights: the excess of each group by the change of the overlaps.
         one = metrics.Shifted([1.0, 0.0]), metrics.Shifted([0.0, 1.0])
         a, b = (solve(p, metrics={"part": part}).weight_metrics["part"] for part in one)
         np.testing.assert_allclose(found.weight_metrics["other"], a + 3.0 * b, rtol=1e-9, atol=1e-12)

@@ -211,7 +211,11 @@ def check_slope(value, gradient):
     np.testing.assert_allclose(gradient, slope, rtol=0, atol=3e4 * 1e-16 / h)
 
 
-@pytest.mark.parametrize("law", [noise.Brownian(), pytest.param(noise.Bernoulli(0.3), marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "law",
+    [noise.Brownian(), pytest.param(noise.Bernoulli(0.3), marks=pytest.mark.slow)],
+    ids=lambda law: type(law).__name__,
+)
 def test_derivative_in_the_learning_rate_under_jit(law):
     both = jax.jit(jax.value_and_grad(lambda rate: final_risk(law, dmftopt.Protocol(rate, 2.0))))
     check_slope(lambda rate: both(rate)[0], both(RATE)[1])

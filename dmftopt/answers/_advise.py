@@ -7,18 +7,17 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jaxtyping import Array
 
 from .._checks import check_count, check_instance, check_key, check_real, front_door
 from .._register import register, register_part
-from ..design import Budget, Run, baselines, optimize
+from ..design import Budget, Run, baselines
 from ..problem import Problem, check_problem
 from ..protocol import Protocol, schedules
 from ..protocol.grid import TimeGrid
 from ..protocol.variables import between
 from ..results import plot
-from ._route import KEYS, judged, objective_of, scale_of, shown, value_of
+from ._route import KEYS, judged, objective_of, scale_of, search, shown, value_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -146,18 +145,9 @@ def advise(
         return eqx.tree_at(lambda p: p.learning_rate, protocol, start)
 
     usual = families(peak)
-    found = optimize(
-        objective,
-        free(usual["linear decay"].learning_rate),
-        also=[free(usual["constant"].learning_rate)],
-        optimizer=optax.adam(0.1),
-        steps=steps,
-        key=tune_key,
-        baselines=usual,
-        # All is judged below.
-        fresh=2,
-        refinements=0,
-        progress=progress,
+    also = [free(usual["constant"].learning_rate)]
+    found = search(
+        objective, free(usual["linear decay"].learning_rate), tune_key, steps, also=also, baselines=usual, progress=progress
     )
     tuned = {"free": found.protocol} | found.tuned
     return _ranked(problem, objective, tuned, fresh, tolerance)

@@ -61,7 +61,6 @@ class CriticalBatchSize(eqx.Module):
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers, for JSON; None for what was not reached."""
-
         found = {}
         for name, value in vars(self).items():
             plain = np.asarray(value, dtype=object)
@@ -100,8 +99,7 @@ class CriticalBatchSize(eqx.Module):
             line = axes.lines[-1]
             axes.axhline(float(self.least_samples[k]), color=line.get_color(), linewidth=0.8, linestyle=":")
             if np.isfinite(self.critical[k]):
-                fewest = float(np.nanmin(self.updates[k]))
-                at = fewest * self.price[k], float(self.least_samples[k]) * self.price[k]
+                at = self.price[k] * float(self.updates[k, 0]), self.price[k] * float(self.least_samples[k])
                 axes.plot(*at, marker="*", markersize=12, color=line.get_color())
         assert axes is not None
         axes.set_xscale("log", base=2)
@@ -155,15 +153,15 @@ def critical_batch_size(
     counts = np.stack([best.time for best in found], axis=-1)
     if not np.any(np.isfinite(counts[1])):
         raise ValueError(f"target: {target} is not reached in {updates} updates by any batch. Raise the target, or `updates`.")
-    cost = counts * shares * float(problem.delta)
+    sizes = shares * float(problem.delta)
+    cost = counts * sizes
     least = search.least_samples(updates, cost[1])
     enough = counts[1, :, 0] >= _FEWEST_UPDATES
-    knees = [_knees(shares, counts[j], cost[j], least[j], enough) for j in range(3)]
-    at = np.stack([knee[0] for knee in knees]) * float(problem.delta)
+    knees = [_knees(sizes, counts[j], cost[j], least[j], enough) for j in range(3)]
+    at = np.stack([knee[0] for knee in knees])
     rates = np.stack([best.rate for best in found], axis=-1)
-    numbers = shares * float(problem.delta)
     ends = at.min(axis=0), at.max(axis=0)
-    return CriticalBatchSize(targets, shares, numbers, counts[1], cost[1], rates, least[1], at[1], *ends, knees[1][1])
+    return CriticalBatchSize(targets, shares, sizes, counts[1], cost[1], rates, least[1], at[1], *ends, knees[1][1])
 
 
 class _Fastest(NamedTuple):
@@ -235,7 +233,7 @@ class _Search(NamedTuple):
             if not np.any(np.isfinite(costs)):
                 found.append(np.full(3, np.nan))
                 continue
-            grid = TimeGrid.uniform(1.5 * float(np.nanmin(np.where(np.isfinite(costs), costs, np.nan))), steps)
+            grid = TimeGrid.uniform(1.5 * float(np.nanmin(costs)), steps)
             best = self._replace(targets=self.targets[k : k + 1]).fastest(grid, Poisson(), range(-4, 2))
             found.append(best.time[:, 0])
         return np.stack(found, axis=-1)
@@ -256,9 +254,9 @@ def _top(around: list[np.ndarray | None], which: int, target: int) -> tuple[floa
 
 
 def _knees(
-    shares: np.ndarray, counts: np.ndarray, cost: np.ndarray, least: np.ndarray, enough: np.ndarray
+    sizes: np.ndarray, counts: np.ndarray, cost: np.ndarray, least: np.ndarray, enough: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """For each target the fraction at which updates and samples are the same multiple of the least, and that multiple."""
+    """For each target the batch size at which updates and samples are the same multiple of the least, and that multiple."""
     found = []
     for updates, samples, fewest, is_enough in zip(counts, cost, least, enough, strict=True):
         with np.errstate(invalid="ignore", divide="ignore"):
@@ -272,9 +270,9 @@ def _knees(
             found.append((np.nan, np.nan))
             continue
         part = slice(int(k[0]), int(k[0]) + 2)
-        found.append(tuple(float(np.exp(np.interp(0.0, gap[part], v[part]))) for v in (np.log(shares), more_updates)))
-    share, price = np.asarray(found).T
-    return share, price
+        found.append(tuple(float(np.exp(np.interp(0.0, gap[part], v[part]))) for v in (np.log(sizes), more_updates)))
+    size, price = np.asarray(found).T
+    return size, price
 
 
 def _plain(protocol: Protocol) -> Protocol:

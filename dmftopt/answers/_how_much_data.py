@@ -6,18 +6,17 @@ from typing import TYPE_CHECKING, Any
 import equinox as eqx
 import jax
 import numpy as np
-import optax
 from jaxtyping import Array, Float
 from scipy.optimize import brentq
 
 from .._checks import check_count, check_instance, check_key, check_real, front_door
 from .._register import register
-from ..design import Budget, optimize
+from ..design import Budget
 from ..problem import Problem, check_problem
 from ..protocol import Protocol
 from ..protocol.grid import TimeGrid
 from ..results import plot
-from ._route import KEYS, judged, objective_of, shown, value_of
+from ._route import KEYS, judged, objective_of, search, shown, value_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -109,8 +108,7 @@ def how_much_data(
     def tuned(delta: float) -> Any:
         if not tune:
             return protocol
-        options = {"optimizer": optax.adam(0.1), "steps": tune, "fresh": 2, "refinements": 0, "progress": False}
-        return optimize(at(delta), protocol, key=tune_key, **options).protocol
+        return search(at(delta), protocol, tune_key, tune, progress=False).protocol
 
     def risk(delta: float) -> float:
         return float(value_of(at(delta), tuned(delta), tune_key))

@@ -6,12 +6,13 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jaxtyping import Array
 from scipy.interpolate import PchipInterpolator
 
 from .. import limits
 from .._checks import check_real, is_concrete, numbers_to_arrays
-from ..design import Budget, Exact, Objective, Solve
+from ..design import Budget, Exact, Objective, Optimized, Solve, optimize
 from ..problem import Problem
 from ..protocol import Protocol, schedules
 from ..protocol.grid import TimeGrid
@@ -49,6 +50,12 @@ def value_of(objective: Objective, protocol: Any, key: Array | None) -> Array:
     return objective.compiled(objective.prepare(protocol), key)
 
 
+def search(objective: Objective, protocol: Any, key: Array, steps: int, **options: Any) -> Optimized:
+    """`dmftopt.optimize` by Adam, looked at once only: answers judge what was found themselves."""
+    adam = optax.adam(0.1)
+    return optimize(objective, protocol, optimizer=adam, steps=steps, key=key, fresh=2, refinements=0, **options)
+
+
 class Errors(NamedTuple):
     """Of means over keys: half a 95% interval of sampling, what twice the steps and samples change, and 1.96 standard errors from
     the data behind the problem. `total` is their sum."""
@@ -72,12 +79,12 @@ def judged(
     """`features` of the objective's values for all protocols, at twice the steps and samples where it solves, and errors. The
     problem is that of the objective, which keeps no data."""
 
-    def of(objective, key):
-        return features(jnp.stack([value_of(objective, protocol, key) for protocol in protocols]))
+    def of(objective, keys):
+        inputs = [objective.prepare(protocol) for protocol in protocols]
+        return [np.asarray(features(jnp.stack([objective.compiled(i, key) for i in inputs]))) for key in keys]
 
-    finer = _finer(objective)
     random = isinstance(objective.predict, Solve)
-    both = np.stack([[np.asarray(of(o, key)) for key in (keys if random else keys[:1])] for o in (objective, finer)])
+    both = np.stack([of(o, keys if random else keys[:1]) for o in (objective, _finer(objective))])
     best, refinement = both[1].mean(axis=0), np.abs(both[1].mean(axis=0) - both[0].mean(axis=0))
     sampling = np.zeros_like(best)
     if random:
@@ -86,7 +93,8 @@ def judged(
     if problem.data is not None and problem.data.displaced is not None:
 
         def predict(replicate):
-            return of(eqx.tree_at(lambda o: o.problems, objective, (numbers_to_arrays(replicate),)), keys[0])
+            (found,) = of(eqx.tree_at(lambda o: o.problems, objective, (numbers_to_arrays(replicate),)), keys[:1])
+            return found
 
         estimation = 1.96 * np.asarray(estimation_error(predict, problem))
     return best, Errors(sampling, refinement, estimation)

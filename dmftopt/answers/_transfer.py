@@ -7,18 +7,17 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jaxtyping import Array
 from scipy.optimize import minimize_scalar
 
 from .._checks import check_count, check_instance, check_key, check_real, front_door
 from .._register import register, register_part
-from ..design import Budget, Objective, optimize
+from ..design import Budget, Objective
 from ..problem import Problem, check_problem
 from ..protocol import Protocol, schedules
 from ..protocol.grid import TimeGrid
 from ..results import plot
-from ._route import KEYS, judged, objective_of, shown, value_of
+from ._route import KEYS, judged, objective_of, search, shown, value_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -145,9 +144,7 @@ def transfer(
         rate, low, high = _best_rate(objective, kept, tune_key)
         rescaled = tuned = _times(kept, rate)
         if any(map(eqx.is_inexact_array, jax.tree.leaves(protocol))):
-            # All is judged below.
-            how = {"optimizer": optax.adam(0.1), "steps": steps, "fresh": 2, "refinements": 0, "progress": progress}
-            tuned = optimize(objective, rescaled, also=[kept], key=tune_key, **how).protocol
+            tuned = search(objective, rescaled, tune_key, steps, also=[kept], progress=progress).protocol
         values, errors = judged(moved, objective, [tuned, rescaled, kept], fresh, lambda v: jnp.append(v[:1], v[1:] - v[0]))
         (risk, more, old), (risk_error, more_error, old_error) = (map(float, of) for of in (values, errors.total))
         was, now = (_peak_and_ridge(p) for p in (protocol, tuned))

@@ -65,8 +65,6 @@ def check_metrics(metrics: Any, problem: Problem) -> Metrics:
             )
         if taken(name, kinds):
             raise ValueError(f"metrics: the name {name!r} would collide with another in to_xarray. Choose another.")
-        if isinstance(metric, AbstractWeightMetric):
-            metric.check(problem)
         _check_value(name, metric, problem)
     return sorted_
 
@@ -80,6 +78,7 @@ def _check_value(name: str, metric: Any, problem: Problem) -> None:
     if isinstance(metric, AbstractFieldMetric):
         value = eqx.filter_eval_shape(metric.of_sample, task, of(task.columns), of(None))
     else:
+        metric.check(problem)
         value = eqx.filter_eval_shape(metric.of_coordinate, of(task.columns), of(task.teacher_columns))
     if not isinstance(value, jax.ShapeDtypeStruct):
         raise TypeError(
@@ -146,14 +145,14 @@ def weight_means(
     theta: Float[Array, "m group coordinate"],
     theta_star: Float[Array, "m_star group coordinate"],
     shares: Float[Array, " group"],
-    member: Int[Array, "group coordinate"] | None = None,
+    member: Int[Array, "group ..."] | None = None,
 ) -> dict[str, Float[Array, "..."]]:
     """Means over coordinates of equal weight in each group, and over groups by their shares. `member`: to which of the problem's
-    groups coordinates belong, by default to the one they are in."""
+    groups these belong, or each of their coordinates; by default they are those groups."""
     if not weights:
         return {}
     if member is None:
-        member = jnp.broadcast_to(jnp.arange(shares.size)[:, None], theta_star.shape[1:])
+        member = jnp.arange(shares.size)
 
     def in_group(values):
         *values, member = values

@@ -52,7 +52,7 @@ class AbstractWeightMetric(eqx.Module):
         """For one coordinate: theta is a scalar, or has shape (m,) where the task has columns; theta_star likewise, (m_star,)."""
 
     def of_group(self, group: Int[Array, "*coordinate"]) -> Float[Array, "*coordinate"] | None:
-        """A factor for the coordinates of eigenvalue group number `group`. None: all count alike."""
+        """A factor for coordinates of eigenvalue group number `group`, one or several. None: all count alike."""
         return None
 
     def check(self, problem: Problem) -> None:

@@ -129,7 +129,7 @@ def worth(risk: float, error: float, delta: float, reference: dict[str, Any]) ->
     # Risks fall, so they can be read backwards.
     inverse = PchipInterpolator(y[::-1], x[::-1])
     low, middle, high = (float(np.exp(inverse(risk + s * error))) / delta for s in (1, 0, -1))
-    return {"mean": middle, "standard_error": 0.5 * (high - low)}
+    return {"mean": middle, "error": 0.5 * (high - low)}
 
 
 def summarized(rows: dict[str, Any], s: Settings) -> dict[str, Any]:
@@ -157,7 +157,7 @@ def tables(results: dict[str, Any], s: Settings) -> dict[str, str]:
             for epochs in s.epochs:
                 row = result["repeated"][f"{delta:g}, {epochs}"]
                 a, b = row["worth"], row["realized_worth"]
-                found = f"{a['mean']:.2f} / {b['mean']:.2f} ± {b['standard_error']:.2f}"
+                found = f"{a['mean']:.2f} / {b['mean']:.2f} ± {b['error']:.2f}"
                 line.append(f"{found} ({row['learning_rate']:.2g}, {row['ridge']:g})")
             lines.append(line)
     return {"worth": markdown(["task", "n / d", *(f"epochs: {e}" for e in s.epochs)], lines)}
@@ -171,7 +171,7 @@ def draw(results: dict[str, Any], s: Settings) -> Figure:
             rows = [result["repeated"][f"{delta:g}, {e}"] for e in s.epochs]
             color = dmftopt.plot.COLORS[k % len(dmftopt.plot.COLORS)]
             ax.plot(s.epochs, [r["worth"]["mean"] for r in rows], color=color, label=f"n = {delta:g} d")
-            real = np.array([[r["realized_worth"]["mean"], r["realized_worth"]["standard_error"]] for r in rows]).T
+            real = np.array([[r["realized_worth"]["mean"], r["realized_worth"]["error"]] for r in rows]).T
             ax.errorbar(np.array(s.epochs) * 1.02 ** (k - 1.5), *real, fmt="o", ms=4, lw=1, color=color, mfc="none")
         ax.set(xscale="log", yscale="log", xlabel="epochs", title=name)
         ax.set_xticks(s.epochs, labels=[str(e) for e in s.epochs])

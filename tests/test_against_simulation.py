@@ -49,7 +49,7 @@ def check(solution, simulation):
 def test_poisson_noise_is_sgd(task, features, scale, protocol):
     p = problem(task, features, teacher_scale=scale)
     simulation = dmftopt.simulate.sgd(
-        p, protocol, horizon=5.0, dimension=500, runs=128, records=GRID.times[::2], key=jax.random.key(1)
+        p, protocol, horizon=5.0, dimension=500, runs=256, records=GRID.times[::2], key=jax.random.key(1)
     )
     check(dmftopt.solve(p, protocol, GRID, **OPTIONS), simulation)
 

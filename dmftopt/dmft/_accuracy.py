@@ -35,6 +35,13 @@ def order_of(problem: Problem, noise: AbstractNoise, step: AbstractStep) -> int:
     return min(noise.order, 1 if problem.task.jumps and not noise.deterministic else step.order)
 
 
+def extrapolates(problem: Problem, noise: AbstractNoise, order: int) -> bool:
+    """Whether two levels of first order are worth extrapolating: not where noise that does not jump meets gradients that do, whose
+    error is of half an order."""
+    jumps = noise.skewness(jnp.ones(1)) is not None or noise.in_epochs
+    return order == 1 and (jumps or not problem.task.jumps)
+
+
 def stiffness(problem: Problem, inputs: Inputs, curvature: Curvature) -> Float[Array, " step"]:
     """Equation (27): D [sum_a omega_a lambda_a r_a²]^(1/2), r_a = eta lambda_a kappa_a |E[dl / dr]| with kappa_a as in (14); of a
     mode that has come to rest, where only noise moves it, 0.3 of its rate."""

@@ -21,15 +21,15 @@ from ..protocol.rates import read
 from ..protocol.updates import is_adaptive
 from ..results.codes import RESULTS
 from ..results.measure import Metrics
-from ..results.observables import sampling_error, student_quantile
+from ..results.observables import mean_and_error, sampling_error, student_quantile
 from ..tasks import columns as columns
-from ._accuracy import is_algorithm, order_of, relative_errors, stability, stiffness
+from ._accuracy import extrapolates, is_algorithm, order_of, relative_errors, stability, stiffness
 from ._adaptive import seen
 from ._causal import SAMPLES_PER_DIRECTION, CausalInnovations
 from ._choice import Density, Numbers, inner_knots
 from ._motion import curvature_ratio
 from ._program import assembled, check_fits, drawn, run_level
-from ._replicate import Level, Replicate, error_of_fine, on_fine
+from ._replicate import Level, Replicate, error_of_fine, extrapolated_at_all_times, on_fine
 from ._solution import Solution, Statistics
 from ._solver import AbstractSolver, configured
 
@@ -61,10 +61,12 @@ class Effort(NamedTuple):
 
 
 class Measured(NamedTuple):
-    """One round: all replicates on the fine of two levels, what its errors are made of (relative), and the curvature seen."""
+    """One round: all replicates on the fine of two levels, what its errors are made of (relative), and the curvature seen. Of the
+    error of the steps, `step_error` is sure, beyond twice what replicates differ, which is `step_noise`."""
 
     solution: Solution
     step_error: float
+    step_noise: float
     sampling_error: float
     bias: float
     order: int
@@ -115,7 +117,7 @@ def solve_to(accuracy: float, request: Request, samples: int | None, progress: b
             bar.set_postfix_str(f"{effort.steps} steps, {effort.replicates} x {effort.samples} samples")
             found = trial.measure(effort.replicates, accuracy)
             bar.update()
-            more = _allowed(request, _more(found, effort, accuracy))
+            more = _allowed(request, _more(found, effort, accuracy, request.replicates))
             settled = any(bool(found.solution.result == code) for code in (RESULTS.successful, RESULTS.unstable, RESULTS.invalid))
             if settled or more == effort or bar.n >= _ROUNDS:
                 return found.solution
@@ -163,8 +165,7 @@ class _Trial:
         settings = Statistics(self.samples, replicates, fine.steps, False, "measured", self.order)
         given = [replicate for replicate, _ in self.outputs], settings, jnp.asarray(accuracy, fine.times.dtype)
         solution, errors = _assembled(problem, noise, self.levels, *given)
-        of_steps, of_samples, bias = (float(e) for e in errors)
-        return Measured(solution, of_steps, of_samples, bias, self.order, curvature)
+        return Measured(solution, *(float(e) for e in errors), self.order, curvature)
 
     def _replicate(self, key: Array) -> tuple[Replicate, Array]:
         request, (coarse, fine) = self.request, self.levels
@@ -181,11 +182,15 @@ class _Trial:
 
 @eqx.filter_jit
 def _assembled(problem, noise, levels, replicates: list[Replicate], settings: Statistics, accuracy):
-    """The solution, and the largest relative errors of the time step, of sampling and of bias."""
+    """The solution, and the largest relative errors: of the time step (what is sure of it, and its noise), of sampling and of
+    bias."""
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *replicates)
     valid = problem.valid() & levels[0].valid(noise) & levels[1].valid(noise)
     solution = assembled(problem, levels[1].grid.times, stacked, valid, settings, accuracy)
-    parts = solution.discretization_error, sampling_error(solution.standard_error, settings.replicates), solution.bias
+    mean, noise_of_mean = mean_and_error(stacked.level_difference)
+    sure = jax.tree.map(lambda a, e: jnp.maximum(jnp.abs(a) - 2 * e, 0.0), mean, noise_of_mean)
+    sampling = sampling_error(solution.standard_error, settings.replicates)
+    parts = sure, noise_of_mean, sampling, solution.bias
     relative = [relative_errors(solution.observables, part, problem.rho) for part in parts]
     return solution, [jnp.max(jnp.stack(list(r.values()))) for r in relative]
 
@@ -200,38 +205,54 @@ def _coarser(points: Any, fine: Level, noise: AbstractNoise) -> tuple[Any, Any, 
 @eqx.filter_jit
 def _judged(problem, noise, levels, runs, halves, order: int) -> tuple[Replicate, Array]:
     coarse, fine = (run.observables for run in runs)
+    # A bias grows with steps / samples: on half the steps that of half the samples is the fine level's own, and does not count as
+    # an error of the steps.
+    alike = jax.tree.map(lambda *parts: sum(parts) / len(parts), *halves)
+    if extrapolates(problem, noise, order):
+        full, difference, agree = extrapolated_at_all_times(alike, fine, order)
+    else:
+        full, difference, agree = fine, error_of_fine(alike, fine, order), jnp.asarray(True)
 
-    # A bias grows with steps / samples: on the fine grid it is at most twice what half the samples change on the coarse one.
+    # For the same reason the bias is at most twice what half the samples change on the coarse level.
     def half(of_coarse):
         change = jax.tree.map(lambda h, c: 2 * (h - c), of_coarse, coarse)
-        return jax.tree.map(jnp.add, fine, on_fine(change, lambda a, b: 0.5 * (a + b)))
+        return jax.tree.map(jnp.add, full, on_fine(change, lambda a, b: 0.5 * (a + b)))
 
     halves = jax.tree.map(lambda *leaves: jnp.stack(leaves), *[half(h) for h in halves])
     given = problem, levels[1].inputs(noise), runs[1].curvature
-    difference, converged = error_of_fine(coarse, fine, order), runs[0].converged & runs[1].converged
-    replicate = Replicate(fine, halves, difference, converged, jnp.asarray(True), stiffness(*given), stability(*given))
+    converged = runs[0].converged & runs[1].converged
+    replicate = Replicate(full, halves, difference, converged, agree, stiffness(*given), stability(*given))
     return replicate, runs[1].curvature.size
 
 
-def _more(found: Measured, effort: Effort, accuracy: float) -> Effort:
+def _more(found: Measured, effort: Effort, accuracy: float, least: int) -> Effort:
     """The error of the steps is to be at most half of the accuracy, those of the samples four tenths together. What cannot be
-    told yet waits: a level without finite values, or far off, says nothing of the samples."""
+    told yet waits: a level without finite values, or far off, says nothing of the samples. `least`: replicates."""
     steps, samples, replicates = effort
     if not found.step_error <= 0.1:
         return Effort(4 * steps if not found.step_error <= 1.0 else 2 * steps, samples, replicates)
     if found.step_error > 0.5 * accuracy:
         steps *= _power_of_two(min((2 * found.step_error / accuracy) ** (1 / found.order), 4.0))
-    # What sampling may take.
+    # What sampling may take; more of it also tells the error of the steps from noise.
     left = max(0.4 * accuracy - found.bias, 0.2 * accuracy)
-    if found.sampling_error > left and found.sampling_error >= found.bias:
+    over = max(found.sampling_error / left, found.step_noise / (0.4 * accuracy))
+    if over > 1 and over * left >= found.bias:
         # More replicates compile nothing anew and make Student's t smaller; of a bias within the sampling error nothing is known.
-        goal = left / found.sampling_error * _spread(replicates)
-        replicates = next((r for r in (replicates * 2**i for i in range(1, 7)) if _spread(r) <= goal), _MOST_REPLICATES)
-        if replicates > _MOST_REPLICATES or effort.replicates == _MOST_REPLICATES:
-            samples, replicates = 4 * samples, min(replicates, _MOST_REPLICATES)
+        if replicates < _MOST_REPLICATES:
+            return Effort(steps, samples, _replicates_for(over, effort, 2 * replicates))
+        samples *= 4
     elif found.bias > 0.3 * accuracy:
         samples *= 2 if found.bias < 0.6 * accuracy else 4
+        # With so many fewer replicates do.
+        replicates = _replicates_for(over * (effort.samples / samples) ** 0.5, effort, least)
     return Effort(steps, samples, replicates)
+
+
+def _replicates_for(over: float, effort: Effort, least: int) -> int:
+    """So many, `least` or a power of two times it, that a sampling error that is `over` what it may be is within that."""
+    most = max(_MOST_REPLICATES, effort.replicates)
+    counts = itertools.takewhile(lambda r: r < most, (least * 2**i for i in itertools.count()))
+    return next((r for r in counts if _spread(r) * over <= _spread(effort.replicates)), most)
 
 
 def _spread(replicates: int) -> float:

@@ -16,7 +16,7 @@ from ..results.measure import Metrics
 from ..results.observables import Observables, mean_and_error
 from ._accuracy import ROUNDING, relative_errors, rough_error
 from ._mesh import REPLICATES, SAMPLES, axis_size, constrained
-from ._replicate import Level, Replicate, replicate
+from ._replicate import Level, Replicate, replicate, widened
 from ._solution import Solution, Statistics, judge
 from ._solver import AbstractSolver, Outcome, Randomness, Sizes
 
@@ -103,7 +103,7 @@ def assembled(
     scale = jnp.trace(problem.rho) + jnp.trace(problem.initial_overlap) + 2 * jnp.abs(mean.train_loss[0]) + 1
     result, good = judge(mean, problem.rho, problem.task.mixture, scale, valid, jnp.all(outputs.converged))
     bias, bias_error = _bias(outputs)
-    difference = jax.tree.map(lambda a: jnp.mean(a, axis=0), outputs.level_difference)
+    difference = _of_time_step(outputs, settings)
     error, bias, bias_error, difference = (None if o is None else blank(o, good) for o in (error, bias, bias_error, difference))
     stiffness, stability = (jnp.max(a, axis=0) for a in (outputs.stiffness, outputs.stability))
     mean = blank(mean, good)
@@ -113,6 +113,16 @@ def assembled(
     code = RESULTS.where(inaccurate, RESULTS.inaccurate, RESULTS.successful)
     code = RESULTS.where(jnp.any(stability > 1 + ROUNDING), RESULTS.unstable, code)
     return eqx.tree_at(lambda s: s.result, solution, RESULTS.where(result == RESULTS.successful, code, result))
+
+
+def _of_time_step(outputs: Replicate, settings: Statistics) -> Observables | None:
+    """Its error (30): the mean over replicates, in which what is noise of the two levels averages out, and its own standard
+    error."""
+    if outputs.level_difference is None:
+        return None
+    mean, error = mean_and_error(jax.lax.stop_gradient(outputs.level_difference))
+    size = jax.tree.map(jnp.abs, mean) if error is None else jax.tree.map(jnp.hypot, mean, error)
+    return size if settings.richardson else widened(size)
 
 
 def _bias(outputs: Replicate) -> tuple[Observables | None, Observables | None]:

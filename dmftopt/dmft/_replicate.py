@@ -22,6 +22,8 @@ from ._step import AbstractStep
 
 # Where the two levels differ by more, as a share of an observable's largest value, they are not in the regime of extrapolation.
 _DISAGREEMENT = 0.25
+# What extrapolation to first order may leave, over what it changes: so much if the order is anything from .68 to 2.
+_LEFT = 2 / 3
 
 
 class Level(NamedTuple):
@@ -66,8 +68,8 @@ class Level(NamedTuple):
 
 class Replicate(NamedTuple):
     """Observables at the grid's times; with half the samples, once for each half (None unless asked for); the estimated error of
-    the time step (None for one level); whether the solver met its tolerance and two levels agree enough to be extrapolated;
-    stiffness and stability of each step."""
+    the time step, with its sign, at the times of the coarse level (None for one level); whether the solver met its tolerance and
+    two levels agree enough to be extrapolated; stiffness and stability of each step."""
 
     full: Observables
     halves: Observables | None
@@ -103,12 +105,13 @@ def replicate(
         coarse, fine = runs[0].observables, runs[-1].observables
         if len(runs) == 1:
             return fine, None, jnp.asarray(True)
-        agree = largest_change(coarse, _at_coarse(fine)) < _DISAGREEMENT
+        agree = levels_agree(coarse, fine)
         if not richardson:
             return fine, error_of_fine(coarse, fine, order), agree
-        extrapolated, plain = _richardson(coarse, fine, order), _at_coarse(fine)
-        error = jax.tree.map(lambda e, f: jnp.abs(e - f), extrapolated, plain)
-        return jax.tree.map(lambda e, f: jnp.where(agree, e, f), extrapolated, plain), error, agree
+        correction = extrapolation(coarse, fine, order)
+        plain = at_coarse(fine)
+        extrapolated = jax.tree.map(lambda f, c: jnp.where(agree, f + c, f), plain, correction)
+        return extrapolated, correction, agree
 
     runs = run(lambda r: r)
     full, difference, agree = result(runs)
@@ -122,42 +125,62 @@ def replicate(
     return Replicate(full, halves, difference, converged, agree, stiffness(*given), stability(*given))
 
 
-def largest_change(first: Observables, second: Observables) -> Float[Array, ""]:
-    """Of risks, student overlap and norm, over their largest values."""
+def levels_agree(coarse: Observables, fine: Observables) -> Bool[Array, ""]:
+    """Whether they are in the regime of extrapolation: by the largest change of risks, student overlap and norm, over their
+    largest values."""
+    plain = at_coarse(fine)
 
     def change(a, b):
         return jnp.max(jnp.abs(a - b)) / jnp.maximum(jnp.max(jnp.abs(b)), jnp.finfo(b.dtype).tiny)
 
     names = ("test_risk", "train_loss", "student_overlap", "norm")
-    return jnp.max(jnp.stack([change(getattr(first, name), getattr(second, name)) for name in names]))
+    return jnp.max(jnp.stack([change(getattr(coarse, name), getattr(plain, name)) for name in names])) < _DISAGREEMENT
 
 
-def _at_coarse(fine: Observables) -> Observables:
+def at_coarse(fine: Observables) -> Observables:
     return fine.at(np.arange(0, fine.test_risk.shape[0], 2))
 
 
-def _richardson(coarse: Observables, fine: Observables, order: int) -> Observables:
-    """(2^order fine - coarse) / (2^order - 1) at the coarse times: the error of order step^order cancels, equation (23). What
-    follows a kick is of first order: the step extrapolates across it."""
-
-    def extrapolated(order):
-        gain = 1 / (2**order - 1)
-        return jax.tree.map(lambda f, c: f + gain * (f - c), _at_coarse(fine), coarse)
-
-    return _with_response(extrapolated(order), extrapolated(1))
+def extrapolation(coarse: Observables, fine: Observables, order: int) -> Observables:
+    """(fine - coarse) / (2^order - 1) at the coarse times: added to the fine level, the error of order step^order cancels,
+    equation (23). What follows a kick is of first order: the step extrapolates across it."""
+    return _gained(coarse, fine, 1 / (2**order - 1), 1.0)
 
 
 def error_of_fine(coarse: Observables, fine: Observables, order: int) -> Observables:
-    """Equation (30), at the times of the fine level; of two neighbors the larger, as a difference may pass through 0."""
+    """Equation (30), with its sign, at the coarse times."""
+    return _gained(coarse, fine, gain_of(order), gain_of(1))
 
-    def error(order):
-        return jax.tree.map(lambda f, c: gain_of(order) * jnp.abs(f - c), _at_coarse(fine), coarse)
 
-    def widened(a):
+def _gained(coarse: Observables, fine: Observables, gain: float, of_response: float) -> Observables:
+    difference = jax.tree.map(jnp.subtract, at_coarse(fine), coarse)
+    response = None if difference.response is None else of_response * difference.response
+    return _with_response(jax.tree.map(lambda d: gain * d, difference), response)
+
+
+def extrapolated_at_all_times(
+    coarse: Observables, fine: Observables, order: int
+) -> tuple[Observables, Observables, Bool[Array, ""]]:
+    """The fine level and what is added to it (23), responses as they are; the error that this may leave, with its sign, at the
+    coarse times; and whether the levels agree enough to do so."""
+    agree, correction = levels_agree(coarse, fine), extrapolation(coarse, fine, order)
+    error = jax.tree.map(lambda c: _LEFT * c, correction)
+    if correction.response is not None:
+        error = _with_response(error, gain_of(1) * correction.response)
+    added = on_fine(_with_response(correction, None), lambda a, b: 0.5 * (a + b))
+    whole = jax.tree.map(lambda f, c: jnp.where(agree, f + c, f), _with_response(fine, None), added)
+    return _with_response(whole, fine.response), error, agree
+
+
+def widened(errors: Observables) -> Observables:
+    """Sizes of errors, at the times of the coarse level, for the fine one: of two neighbors the larger, as a difference may pass
+    through 0."""
+
+    def over_neighbors(a):
         return jnp.maximum(a, jnp.maximum(jnp.concatenate([a[:1], a[:-1]]), jnp.concatenate([a[1:], a[-1:]])))
 
-    plain = _with_response(error(order), None).along_time(widened)
-    return on_fine(_with_response(plain, error(1)), jnp.maximum)
+    plain = _with_response(errors, None).along_time(over_neighbors)
+    return on_fine(_with_response(plain, errors.response), jnp.maximum)
 
 
 def on_fine(of_coarse: Observables, between: Callable[[Array, Array], Array]) -> Observables:
@@ -173,5 +196,5 @@ def on_fine(of_coarse: Observables, between: Callable[[Array, Array], Array]) ->
     return dataclasses.replace(plain, response=jnp.repeat(interleaved(of_coarse.response), 2, axis=1))
 
 
-def _with_response(observables: Observables, other: Observables | None) -> Observables:
-    return dataclasses.replace(observables, response=None if other is None else other.response)
+def _with_response(observables: Observables, response: Array | None) -> Observables:
+    return dataclasses.replace(observables, response=response)

@@ -27,6 +27,10 @@ import dmftopt
 
 OBSERVABLES = ("test_risk", "train_loss", "student_overlap", "teacher_overlap", "norm")
 BATCH = 10
+# A successful result that is off by more than this and three times its stated error is wrong.
+BEYOND = 0.02
+# Compiled programs take memory: they are forgotten after so many cases.
+KEPT = 25
 
 
 def between(low: float, high: float, log: bool = False) -> st.SearchStrategy[float]:
@@ -109,8 +113,10 @@ def build(case: dict[str, Any]) -> tuple[dmftopt.Problem, dmftopt.Protocol, floa
     return problem, dmftopt.Protocol(rate, case["batch_size"], case["ridge"]), case["horizon"]
 
 
-def reference(case: dict[str, Any], solution: dmftopt.Solution, key: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-    """By name: values by another route at the solution's times, and the errors of these."""
+def reference(
+    case: dict[str, Any], solution: dmftopt.Solution, key: Any, runs: int = 24
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """By name: values by another route at the solution's times, and the errors of these. `runs`: of SGD."""
     problem, protocol, _ = build(case)
     grid = dmftopt.TimeGrid(solution.times)
     if case["family"] == "least squares":
@@ -121,7 +127,7 @@ def reference(case: dict[str, Any], solution: dmftopt.Solution, key: Any) -> tup
         exact = dmftopt.limits.online(problem, protocol, grid, throw=False)
         return exact.observables.arrays(), {}
     if case["family"] == "sgd":
-        return by_numpy(case, np.asarray(solution.times))
+        return by_numpy(case, np.asarray(solution.times), runs)
     fine = grid.refined().refined()
     samples = max(solution.stats.samples, 1 << (16 * fine.steps - 1).bit_length())
     again = dmftopt.solve(
@@ -131,12 +137,10 @@ def reference(case: dict[str, Any], solution: dmftopt.Solution, key: Any) -> tup
     return every, {name: np.asarray(value)[::4] for name, value in again.total_error.arrays().items()}
 
 
-def by_numpy(
-    case: dict[str, Any], times: np.ndarray, dimension: int = 400, runs: int = 24
-) -> tuple[dict[str, Any], dict[str, Any]]:
+def by_numpy(case: dict[str, Any], times: np.ndarray, runs: int, dimension: int = 400) -> tuple[dict[str, Any], dict[str, Any]]:
     """Means over runs of SGD with replacement; 2.5 standard errors of these, and 1% for what is of order 1 / dimension."""
     problem, protocol, _ = build(case)
-    d, n, B, rng = dimension, round(case["delta"] * dimension), round(case["batch_size"]), np.random.default_rng(7)
+    d, n, B, rng = dimension, round(case["delta"] * dimension), round(case["batch_size"]), np.random.default_rng(runs)
     lam = np.repeat(
         np.asarray(problem.features.eigenvalues), np.diff(np.round(d * np.cumsum([0, *problem.features.weights])).astype(int))
     )
@@ -181,7 +185,18 @@ def judge(case: dict[str, Any], key: Any) -> dict[str, Any]:
     successful = bool(solution.result == dmftopt.RESULTS.successful)
     row["result"] = "successful" if successful else dmftopt.RESULTS[solution.result][:40]
     row["stability"] = float(np.max(solution.stability))
-    values, errors = reference(case, solution, jax.random.fold_in(key, 1))
+    row |= compared(solution, *reference(case, solution, jax.random.fold_in(key, 1)))
+    if case["family"] == "sgd" and row["beyond"] > BEYOND:
+        # Of some hundred means of 24 runs one is now and then three standard errors off: once more, with others.
+        row |= compared(solution, *reference(case, solution, key, runs=96))
+    wrong = row["beyond"] > BEYOND or not np.isfinite(row["error"])
+    row["verdict"] = "flagged" if not successful else "wrong" if wrong else "right"
+    return row
+
+
+def compared(solution: dmftopt.Solution, values: dict[str, Any], errors: dict[str, Any]) -> dict[str, float]:
+    """Largest error over each observable's largest value, and that beyond three times the stated total; what is stated; and the
+    share that is covered."""
     worst, excess, stated, covered = 0.0, 0.0, 0.0, []
     for name in (name for name in OBSERVABLES if name in values):
         mine, other = np.asarray(getattr(solution, name)), np.asarray(values[name])
@@ -191,9 +206,7 @@ def judge(case: dict[str, Any], key: Any) -> dict[str, Any]:
         worst, stated = max(worst, float(np.max(off) / scale)), max(stated, float(np.max(total) / scale))
         excess = max(excess, float(np.max(np.where(off > 3 * total, off, 0.0)) / scale))
         covered.append(np.mean(off <= total + 1e-9 * scale))
-    row |= {"error": worst, "beyond": excess, "stated": stated, "covered": float(np.mean(covered))}
-    row["verdict"] = "flagged" if not successful else "wrong" if excess > 0.02 or not np.isfinite(worst) else "right"
-    return row
+    return {"error": worst, "beyond": excess, "stated": stated, "covered": float(np.mean(covered))}
 
 
 def drawn(family: str, seed: int, count: int = BATCH) -> list[dict[str, Any]]:
@@ -251,6 +264,8 @@ def main() -> None:
                 continue
             row = judge(case, jax.random.key(1000 * seed + number)) | {"seed": seed, "number": number}
             rows.append(row)
+            if len(rows) % KEPT == 0:
+                jax.clear_caches()
             with arguments.out.open("a") as file:
                 file.write(json.dumps(row) + "\n")
             if sys.stderr.isatty():

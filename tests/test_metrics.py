@@ -16,6 +16,7 @@ from test_results import assert_same, random_observables, random_solution, rewri
 
 import dmftopt
 from dmftopt import metrics, tasks
+from dmftopt.numerics.ties import shares_of_largest
 from dmftopt.results.codes import blank
 
 matplotlib.use("agg")
@@ -374,3 +375,9 @@ def test_what_other_features_cannot_be():
     mixture = dmftopt.Problem(tasks.GaussianMixture([-1, 1], [0.5, 0.5], "logistic"), TWO_GROUPS, delta=2.0)
     with pytest.raises(ValueError, match="mixture"):
         solve(mixture, metrics={"other": SHIFTED})
+
+
+def test_what_is_as_large_up_to_rounding_ties():
+    scores = jnp.asarray([[1.0, -2.0, 0.0], [1.0 - 1e-14, -2.1, 0.0], [0.5, -3.0, 0.0]])
+    expected = [[0.5, 1.0, 1 / 3], [0.5, 0.0, 1 / 3], [0.0, 0.0, 1 / 3]]
+    np.testing.assert_allclose(shares_of_largest(scores), expected)

@@ -90,7 +90,7 @@ def judged(
     if random:
         sampling = student_quantile(len(keys)) * both[1].std(axis=0, ddof=1) / len(keys) ** 0.5
     estimation = np.zeros_like(best)
-    if problem.data is not None and problem.data.displaced is not None:
+    if problem.data is not None and problem.data.estimated:
 
         def predict(replicate):
             (found,) = of(eqx.tree_at(lambda o: o.problems, objective, (numbers_to_arrays(replicate),)), keys[:1])

@@ -36,7 +36,7 @@ def order_of(problem: Problem, noise: AbstractNoise, step: AbstractStep) -> int:
 
 
 def extrapolates(problem: Problem, noise: AbstractNoise, order: int) -> bool:
-    """Whether two levels of first order are worth extrapolating: not where noise that does not jump meets gradients that do, whose
+    """Whether two levels of first order are worth extrapolating: not where gradients jump and the noise does not, whose
     error is of half an order."""
     jumps = noise.skewness(jnp.ones(1)) is not None or noise.in_epochs
     return order == 1 and (jumps or not problem.task.jumps)

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float
 
 from .._checks import Aside, check_count, check_member
-from ._mixture_data import Mixture, estimate_mixture, with_intercept
+from ._mixture_data import Mixture, Sampled
 from ._population import Population, estimate
 from ._table import as_classes, as_matrix, as_vector, centered, check_independent
 from .features import group_eigenvalues, split_groups
@@ -23,9 +23,10 @@ class DataMap(Aside):
     ridge `ridge * c` (weight decay `ridge * c / dimension` per step), c = `mean_square_norm`, is SGD in the problem's units;
     time t is step / `dimension`. No route reads it: problems that differ in it share their compiled programs.
 
-    `displaced`: what `Problem.replicates` puts in place of the estimated population; None if that is the sample, or a mixture.
-    `classes`: of a classification, what the labels 0, 1, ... (for two classes -1 and 1) are called in the data; None for a
-    regression. Then c is the mean square norm within the clusters, and labels are not centered.
+    `displaced`: what `Problem.replicates` puts in place of the estimated population; None if that is the sample. `samples`: of a
+    classification, the data themselves, from which replicates are made when they are asked for; and `classes`: what the labels 0,
+    1, ... (for two classes -1 and 1) are called in the data. None for a regression. For classes c is the mean square norm
+    within the clusters, and labels are not centered.
     """
 
     feature_center: Float[np.ndarray, " d"]
@@ -34,6 +35,18 @@ class DataMap(Aside):
     train_size: int = eqx.field(static=True)
     displaced: Population | None = None
     classes: tuple[Any, ...] | None = eqx.field(static=True, default=None)
+    samples: Sampled | None = eqx.field(static=True, default=None)
+
+    @property
+    def estimated(self) -> bool:
+        """Whether the sampling error of the data is known."""
+        return self.displaced is not None or self.samples is not None
+
+    def others(self) -> list[Population] | list[Mixture]:
+        """The displaced populations, in the order plus, minus, plus, ..."""
+        if self.samples is not None:
+            return self.samples.displaced
+        return [] if self.displaced is None else [Population(*each) for each in zip(*self.displaced, strict=True)]
 
     @property
     def dimension(self) -> int:
@@ -150,9 +163,8 @@ def describe_classes(
         raise ValueError(f"labels: class {classes[rare]!r} has fewer than 4 samples. Drop it, or join it with another.")
     x, center = centered("features", x)
     check_independent("features", np.linalg.eigvalsh(x.T @ x / samples))
-    mixture = estimate_mixture(x, number, clusters, groups)
-    if intercept:
-        mixture = with_intercept(mixture, d)
+    sampled = Sampled(x, number, clusters, groups, intercept)
+    mixture = sampled.mixture
     # What is constant has no variance by which Adam could divide.
     basis = "mixed" if intercept else _basis(x)
     own = mixture.classes.astype(float)
@@ -162,7 +174,7 @@ def describe_classes(
         len(classes) if per_class else 1,
         train_size / d,
         basis,
-        DataMap(center, 0.0, mixture.mean_square_norm, int(train_size), classes=classes),
+        DataMap(center, 0.0, mixture.mean_square_norm, int(train_size), classes=classes, samples=sampled),
     )
 
 

@@ -16,10 +16,17 @@ freedom. In units of mean eigenvalue 1:
 
   least squares over positive semidefinite matrices, from what the sample's own eigenvectors say.
 
+Sampling errors: half of the samples get the weight 1 + epsilon and the others 1 - epsilon, then the other way round, in a number of
+such pairs (balanced repeated replication, Fay's way). Halved differences of what is predicted for the two are
+epsilon sum_i s_i phi_i, with random signs s_i and what phi_i each sample contributes to first order; their squares add up to the
+variance sum_i phi_i² / (1 - d / N) if epsilon^-2 = (1 - d / N) pairs. (Left out altogether, a sample of leverage h counts
+1 / (1 - h) times as much, but contributions are not independent, see `_population`.) Clusters stay as they are.
+
 Sources: El Karoui, Ann. Statist. 36 (2008) 2757 (spectrum by convex optimization); Loureiro et al., arXiv:2106.03791, and Goldt
-et al., arXiv:2006.14709 (mixtures of Gaussians in place of data).
+et al., arXiv:2006.14709 (mixtures of Gaussians in place of data); Judkins, J. Off. Stat. 6 (1990) 223 (Fay's method).
 """
 
+import functools
 import warnings
 from typing import Any, NamedTuple
 
@@ -27,8 +34,8 @@ import numpy as np
 from scipy.linalg import solve_triangular
 from scipy.special import logsumexp
 
-from ._population import spectrum
-from .features import group_eigenvalues
+from ._population import PAIRS, spectrum
+from .features import group_eigenvalues, split_groups
 
 _RIDGES = 60
 # Steps of the fit of the means. More follow the noise of what the data hardly show.
@@ -50,9 +57,20 @@ class Mixture(NamedTuple):
     moments: np.ndarray
     mean_square_norm: float
 
+    def teacher(self, students: int) -> tuple[np.ndarray, np.ndarray]:
+        """Scales of the columns in each group (g, C), and correlations of these and so many students', which start at 0."""
+        scale = np.sqrt(np.diagonal(self.moments, axis1=1, axis2=2))
+        safe, count = np.where(scale > 0, scale, 1.0), scale.shape[1]
+        correlation = np.broadcast_to(np.eye(count + students), (len(scale), *[count + students] * 2)).copy()
+        correlation[:, :count, :count] = self.moments / (safe[:, :, None] * safe[:, None])
+        every = np.arange(count)
+        correlation[:, every, every] = 1.0
+        return scale, correlation
+
 
 class _Fit(NamedTuple):
-    """Sample means, scales² with mean 1, the samples' residuals over their scales, counts and classes of the clusters."""
+    """Sample means, scales² with mean 1, the samples' residuals over their scales times the roots of their weights, counts
+    (sums of weights) and classes of the clusters."""
 
     means: np.ndarray
     squares: np.ndarray
@@ -61,33 +79,65 @@ class _Fit(NamedTuple):
     classes: np.ndarray
 
 
-def estimate_mixture(x: np.ndarray, number: np.ndarray, clusters: int | None, groups: int) -> Mixture:
-    """The mixture behind centered `x` (samples, d) of classes `number`, with so many `clusters` in each class, or as many as
-    `chosen_clusters` says."""
-    samples, d = x.shape
-    projected = _projected(x)
-    if clusters is None:
-        clusters = chosen_clusters(x, projected, number)
-    fit = _fit(x, number, _clustered(projected, number, clusters))
+class Sampled:
+    """Samples as they are assigned to clusters. `x` is centered, of classes `number`; in each class are so many `clusters`, or as
+    many as `chosen_clusters` says; eigenvalues come in so many `groups`; `intercept`: whether a constant is a feature too."""
+
+    def __init__(self, x: np.ndarray, number: np.ndarray, clusters: int | None, groups: int, intercept: bool = False):
+        self.x, self.number, self.groups, self.intercept = x, number, groups, intercept
+        projected = _projected(x)
+        if clusters is None:
+            clusters = chosen_clusters(x, projected, number)
+        self.assigned = _clustered(projected, number, clusters)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sampled) and all(map(np.array_equal, self._parts(), other._parts()))
+
+    def __hash__(self) -> int:
+        return hash((self.x.shape, self.groups, self.intercept, float(self.x[0, 0])))
+
+    def _parts(self) -> tuple:
+        return self.x, self.number, self.assigned, self.groups, self.intercept
+
+    @functools.cached_property
+    def mixture(self) -> Mixture:
+        return self._with_weights(np.ones(len(self.x)), None)
+
+    @functools.cached_property
+    def displaced(self) -> list[Mixture]:
+        """In the order plus, minus, plus, ..., in the units of `mixture`."""
+        rng, (samples, d) = np.random.default_rng(0), self.x.shape
+        epsilon = (PAIRS * (1 - d / (samples - self.assigned.max() - 1))) ** -0.5
+        signs = (rng.permuted(np.arange(samples) % 2) * 2 - 1 for _ in range(PAIRS))
+        weights = (1 + sign * epsilon * own for own in signs for sign in (1, -1))
+        return [self._with_weights(w * samples / w.sum(), self.mixture.mean_square_norm) for w in weights]
+
+    def _with_weights(self, weights: np.ndarray, mean_square_norm: float | None) -> Mixture:
+        fit = _fit(self.x, self.number, self.assigned, weights)
+        found = _mixture(fit, self.groups, mean_square_norm)
+        return with_intercept(found, self.x.shape[1]) if self.intercept else found
+
+
+def _mixture(fit: _Fit, groups: int, mean_square_norm: float | None) -> Mixture:
+    """In units of this mean square norm, None for its own."""
+    samples, d = fit.residuals.shape
     freedom = samples - len(fit.counts)
     covariance = fit.residuals.T @ fit.residuals / freedom
-    mean_square_norm = float(np.trace(covariance))
+    if mean_square_norm is None:
+        mean_square_norm = float(np.trace(covariance))
     unit = d / mean_square_norm
     s, vectors = np.linalg.eigh(covariance * unit)
     z = np.geomspace(0.03 * s[0], 10 * s[-1], _RIDGES)
     trace = np.sum(s / (s + z[:, None]), axis=1)
     kappa = z / (1 - trace / freedom)
-    means, counts, member = group_eigenvalues(spectrum(trace / d, kappa, 1.0, (0.5 * s[0], 1.1 * s[-1]), d), groups)
+    values = spectrum(trace / d, kappa, float(s.mean()), (0.5 * s[0], 1.1 * s[-1]), d)
+    means, counts, member = group_eigenvalues(values, groups)
     gram = _gram(fit, fit.means @ vectors * np.sqrt(unit), s, z, kappa, freedom, means, member)
-    return Mixture(
-        fit.classes,
-        fit.counts / samples,
-        np.sqrt(fit.squares),
-        means,
-        counts / d,
-        gram * (d / (counts * means**2))[:, None, None],
-        mean_square_norm,
-    )
+    moments = gram * (d / (counts * means**2))[:, None, None]
+    # As many groups for every data set, so that one compiled program serves them all.
+    parent, counts = split_groups(counts, min(groups, d))
+    weights = fit.counts / samples
+    return Mixture(fit.classes, weights, np.sqrt(fit.squares), means[parent], counts / d, moments[parent], mean_square_norm)
 
 
 def with_intercept(mixture: Mixture, dimension: int) -> Mixture:
@@ -128,7 +178,7 @@ def chosen_clusters(x: np.ndarray, projected: np.ndarray, number: np.ndarray) ->
 def _held_out(x, projected, number, clusters: int, train: np.ndarray, test: np.ndarray) -> float:
     """Mean log likelihood of the test samples, up to a constant, under the mixture fitted to the others."""
     d = x.shape[1]
-    fit = _fit(x[train], number[train], _clustered(projected[train], number[train], clusters))
+    fit = _fit(x[train], number[train], _clustered(projected[train], number[train], clusters), np.ones(len(train)))
     covariance = _shrunk(fit.residuals, len(train) - len(fit.counts))
     root = np.linalg.cholesky(covariance)
     white, centers = (solve_triangular(root, a.T, lower=True).T for a in (x[test], fit.means))
@@ -173,18 +223,21 @@ def _clustered(projected: np.ndarray, number: np.ndarray, clusters: int) -> np.n
     return assigned
 
 
-def _fit(x: np.ndarray, number: np.ndarray, assigned: np.ndarray) -> _Fit:
-    counts = np.bincount(assigned)
-    indicators = (assigned[None] == np.arange(len(counts))[:, None]).astype(float)
+def _fit(x: np.ndarray, number: np.ndarray, assigned: np.ndarray, weights: np.ndarray) -> _Fit:
+    """`weights` of the samples, of mean 1."""
+    indicators = (assigned[None] == np.arange(assigned.max() + 1)[:, None]).astype(float)
+    alone = 1 - 1 / indicators.sum(axis=1)
+    indicators = indicators * weights
+    counts = indicators.sum(axis=1)
     means = indicators @ x / counts[:, None]
     residuals = x - means[assigned]
-    squares = indicators @ np.sum(residuals**2, axis=1) / (counts - 1)
+    squares = indicators @ np.sum(residuals**2, axis=1) / (counts * alone)
     # Samples that are all equal have no scale, but a place.
     squares = np.maximum(squares, 1e-6 * squares.max())
     squares = squares * len(x) / np.sum(counts * squares)
     classes = np.zeros(len(counts), dtype=int)
     classes[assigned] = number
-    return _Fit(means, squares, residuals / np.sqrt(squares[assigned])[:, None], counts, classes)
+    return _Fit(means, squares, residuals * np.sqrt(weights / squares[assigned])[:, None], counts, classes)
 
 
 def _gram(fit: _Fit, means, s, z, kappa, freedom: int, eigenvalues, member) -> np.ndarray:
@@ -192,13 +245,15 @@ def _gram(fit: _Fit, means, s, z, kappa, freedom: int, eigenvalues, member) -> n
     the noise of all means is alike."""
     root = np.sqrt(fit.counts / fit.counts.sum())
     means = root[:, None] * means
-    noise = fit.squares / fit.counts.sum()
-    diagonal = np.arange(len(noise))
+    # Means are those of centered samples: along `root` there is neither a mean nor noise. Were noise taken away there, the trace
+    # would lack it, which for two clusters halves what a weak mean has.
+    centered = np.eye(len(root)) - np.outer(root, root)
+    noise = centered @ np.diag(fit.squares / fit.counts.sum()) @ centered
     target = np.stack([(means * (ridge / (s + ridge))) @ means.T for ridge in z])
-    target[:, diagonal, diagonal] -= noise * (freedom * (kappa - z))[:, None]
+    target -= (freedom * (kappa - z))[:, None, None] * noise
     # Start: of the sample's eigenvectors in turn, those that the groups are made of.
     start = np.stack([means[:, member == a] @ means[:, member == a].T for a in range(len(eigenvalues))])
-    start[:, diagonal, diagonal] -= noise * np.bincount(member, weights=s)[:, None]
+    start -= np.bincount(member, weights=s)[:, None, None] * noise
     # Of a mean's noise, a ridge's share has this deviation.
     deviation = np.sqrt(np.sum((s * z[:, None] / (s + z[:, None])) ** 2, axis=1))
     kernel = kappa[:, None] / (eigenvalues + kappa[:, None]) / deviation[:, None]

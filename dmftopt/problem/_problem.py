@@ -15,6 +15,7 @@ from ..numerics.matrices import square_root, triangular_root
 from ..tasks import AbstractTask, GaussianMixture, LeastSquares, Updated
 from ..tasks.losses import AbstractLoss, named
 from ._data import DataMap, describe, describe_classes
+from ._mixture_data import Mixture
 from ._population import Population
 from .features import Features
 from .parametrizations import AbstractParametrization, Direct
@@ -255,12 +256,21 @@ class Problem(eqx.Module):
         squares, see `dmftopt.estimation_error`. One compiled program serves them all.
 
         Raises ValueError for a problem that `from_data` did not estimate."""
-        if self.data is None or self.data.displaced is None:
+        if self.data is None or not self.data.estimated:
             raise ValueError('The problem has no replicates. Make it by Problem.from_data(..., population="estimate").')
-        return [self._of(Population(*each)) for each in zip(*self.data.displaced, strict=True)]
+        return [self._of(population) for population in self.data.others()]
 
-    def _of(self, population: Population) -> "Problem":
-        """With this population; the task has a label noise."""
+    def _of(self, population: Population | Mixture) -> "Problem":
+        """With this population; the task has a label noise, or clusters."""
+        if isinstance(population, Mixture):
+            scale, correlation = population.teacher(self.m)
+            return dataclasses.replace(
+                self,
+                task=self.task.with_clusters(population.weights, population.scales),
+                features=Features(jnp.asarray(population.eigenvalues), jnp.asarray(population.shares)),
+                teacher_scale=jnp.asarray(scale),
+                initial_correlation=jnp.asarray(correlation),
+            )
         return dataclasses.replace(
             self,
             task=dataclasses.replace(self.task, label_noise=float(population.label_noise)),
@@ -297,7 +307,7 @@ class Problem(eqx.Module):
           is: their spectrum, too wide by a relative variance of d / samples, and the least-squares fit to them, its power
           and the label noise corrected for the fit's own variance (sigma² = RSS / (samples - d - 1)).
 
-        Regression (`loss` = None) is least squares; `replicates` are of it alone.
+        Regression (`loss` = None) is least squares.
 
         Classification: features are a `tasks.GaussianMixture` of clusters within the classes (k-means), with one covariance and a
         scale each. (No Gaussian field explains labels of well separated classes.)
@@ -341,21 +351,7 @@ class Problem(eqx.Module):
             clusters=clusters,
             intercept=intercept,
         )
-        mixture = found.mixture
-        scale = np.sqrt(np.diagonal(mixture.moments, axis1=1, axis2=2))
-        safe = np.where(scale > 0, scale, 1.0)
-        count = scale.shape[1]
-        correlation = np.broadcast_to(np.eye(count + found.columns), (len(scale), *[count + found.columns] * 2)).copy()
-        correlation[:, :count, :count] = mixture.moments / (safe[:, :, None] * safe[:, None])
-        every = np.arange(count)
-        correlation[:, every, every] = 1.0
-        return cls(
-            task=GaussianMixture(found.labels, mixture.weights, loss, mixture.scales),
-            features=Features(mixture.eigenvalues, mixture.shares),
-            delta=found.delta,
-            basis=found.basis,
-            teacher_scale=scale,
-            student_scale=0.0,
-            initial_correlation=correlation,
-            data=found.map,
-        )
+        task = GaussianMixture(found.labels, found.mixture.weights, loss, found.mixture.scales)
+        one = Features(jnp.ones(1), jnp.ones(1))
+        problem = cls(task, one, found.delta, student_scale=0.0, basis=found.basis, data=found.map)
+        return problem._of(found.mixture)

@@ -31,6 +31,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from .._checks import as_number, check_real, front_door, is_concrete
+from ..numerics.ties import shares_of_largest
 from ..problem import Problem
 from ..tasks import AbstractTask
 from ..tasks import columns as columns
@@ -125,8 +126,7 @@ class Confusion(AbstractFieldMetric):
     def of_sample(self, task, r, y):
         scores, right = _scores(self, task, r, y)
         own = (jnp.arange(scores.shape[0], dtype=scores.dtype) == right).astype(scores.dtype)
-        best = (scores == jnp.max(scores)).astype(scores.dtype)
-        return jnp.outer(own, best / jnp.sum(best))
+        return jnp.outer(own, shares_of_largest(scores))
 
 
 @front_door

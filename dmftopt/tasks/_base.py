@@ -10,6 +10,7 @@ from jaxtyping import Array, Bool, Float
 
 from ..numerics.matrices import inverse_root, rank_floor, square_root
 from ..numerics.quadrature import gauss_hermite, safe_sqrt, uniform_points
+from ..numerics.ties import shares_of_largest
 from ._derivatives import curvature_of, gradient_of
 from .losses import AbstractLoss
 
@@ -105,9 +106,8 @@ class AbstractTask(eqx.Module):
             if found is None:
                 return None
             scores, number = found
-            best = (scores == jnp.max(scores)).astype(scores.dtype)
             own = (jnp.arange(scores.shape[0], dtype=scores.dtype) == number).astype(scores.dtype)
-            return 1 - jnp.sum(own * best) / jnp.sum(best)
+            return 1 - jnp.sum(own * shares_of_largest(scores))
 
         if self.columns is not None:
             return of_sample(r, y)

@@ -68,6 +68,11 @@ class GaussianMixture(AbstractLossTask):
             check_shape("scales", self.scales, (shape,), "Give one scale per cluster.")
             check_real("scales", self.scales, minimum=0.0, exclusive=True, cure="It is a standard deviation.")
 
+    def with_clusters(self, weights: Any, scales: Any) -> "GaussianMixture":
+        """With these probabilities and scales of the clusters."""
+        parts = as_number(weights), as_number(scales)
+        return eqx.tree_at(lambda task: (task.probabilities, task.scales), self, parts, is_leaf=lambda leaf: leaf is None)
+
     @property
     def classes(self) -> int:
         return self.law.shape[1]

@@ -9,6 +9,7 @@ from jaxtyping import Array, Float
 from .._checks import check_count, front_door
 from ..numerics.matrices import rank_floor, square_root
 from ..numerics.quadrature import uniform_points
+from ..numerics.ties import shares_of_largest
 from . import labels as laws
 from . import losses
 from ._base import AbstractLossTask, student_fields
@@ -84,8 +85,7 @@ class Softmax(AbstractLossTask):
     def test_error(self, Q, O, rho):
         """As test_risk, but what is averaged jumps: good to 2e-3."""
         w, shares = self._nodes(Q, O, rho, 15)
-        best = (w == jnp.max(w, axis=0)[None]).astype(w.dtype)
-        return 1 - jnp.mean(jnp.sum(shares * best, axis=0) / jnp.sum(best, axis=0))
+        return 1 - jnp.mean(jnp.sum(shares * shares_of_largest(w), axis=0))
 
     def moments(self, Q, O, rho):
         """With l = p(w) - 1_y: E[p w_star^T] = E[dp / dw] O by Gaussian integration by parts."""

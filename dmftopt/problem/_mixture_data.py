@@ -16,8 +16,8 @@ freedom. In units of mean eigenvalue 1:
 
   least squares over positive semidefinite matrices, from what the sample's own eigenvectors say.
 
-Sampling errors: half of the samples get the weight 1 + epsilon and the others 1 - epsilon, then the other way round, in a number of
-such pairs (balanced repeated replication, Fay's way). Halved differences of what is predicted for the two are
+Sampling errors: half of the samples get the weight 1 + epsilon and the others 1 - epsilon, then the other way round, in a number
+of such pairs (balanced repeated replication, Fay's way). Halved differences of what is predicted for the two are
 epsilon sum_i s_i phi_i, with random signs s_i and what phi_i each sample contributes to first order; their squares add up to the
 variance sum_i phi_i² / (1 - d / N) if epsilon^-2 = (1 - d / N) pairs. (Left out altogether, a sample of leverage h counts
 1 / (1 - h) times as much, but contributions are not independent, see `_population`.) Clusters stay as they are.

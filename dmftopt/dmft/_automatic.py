@@ -165,7 +165,8 @@ class _Trial:
         settings = Statistics(self.samples, replicates, fine.steps, False, "measured", self.order)
         given = [replicate for replicate, _ in self.outputs], settings, jnp.asarray(accuracy, fine.times.dtype)
         solution, errors = _assembled(problem, noise, self.levels, *given)
-        return Measured(solution, *(float(e) for e in errors), self.order, curvature)
+        of_steps, noise_of_steps, of_samples, bias = (float(e) for e in errors)
+        return Measured(solution, of_steps, noise_of_steps, of_samples, bias, self.order, curvature)
 
     def _replicate(self, key: Array) -> tuple[Replicate, Array]:
         request, (coarse, fine) = self.request, self.levels

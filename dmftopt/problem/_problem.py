@@ -263,6 +263,8 @@ class Problem(eqx.Module):
     def _of(self, population: Population | Mixture) -> "Problem":
         """With this population; the task has a label noise, or clusters."""
         if isinstance(population, Mixture):
+            if not isinstance(self.task, GaussianMixture):
+                raise ValueError(f"task: replicates of classes need the task of from_data, a GaussianMixture, got {self.task}.")
             scale, correlation = population.teacher(self.m)
             return dataclasses.replace(
                 self,

@@ -271,6 +271,16 @@ def test_replicates_of_classes_are_problems():
     assert np.all(error[1:] > 0) and np.all(error < 0.3)
 
 
+def test_a_column_that_clusters_explain():
+    """A class itself among the features has no variance within clusters: rounding may leave it negative."""
+    x, y = table(1, 200)
+    rotation, _ = np.linalg.qr(np.random.default_rng(2).normal(size=(4, 4)))
+    x = np.column_stack([x, 3.0 * y]) @ rotation
+    problem = dmftopt.Problem.from_data(x, y, train_size=100, loss="logistic", clusters=1)
+    for each in (problem, *problem.replicates):
+        assert np.all(np.isfinite(each.features.eigenvalues)) and np.all(np.isfinite(each.rho))
+
+
 def test_the_number_of_clusters_is_what_data_show():
     rng = np.random.default_rng(3)
     d, number = 10, np.repeat([0, 1], 400)

@@ -34,7 +34,7 @@ import numpy as np
 from scipy.linalg import solve_triangular
 from scipy.special import logsumexp
 
-from ._population import PAIRS, spectrum
+from ._population import PAIRS, SMALLEST, spectrum
 from .features import group_eigenvalues, split_groups
 
 _RIDGES = 60
@@ -127,6 +127,8 @@ def _mixture(fit: _Fit, groups: int, mean_square_norm: float | None) -> Mixture:
         mean_square_norm = float(np.trace(covariance))
     unit = d / mean_square_norm
     s, vectors = np.linalg.eigh(covariance * unit)
+    # Clusters may explain a direction altogether.
+    s = np.maximum(s, SMALLEST)
     z = np.geomspace(0.03 * s[0], 10 * s[-1], _RIDGES)
     trace = np.sum(s / (s + z[:, None]), axis=1)
     kappa = z / (1 - trace / freedom)

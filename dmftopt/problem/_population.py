@@ -28,7 +28,7 @@ from .features import group_eigenvalues, split_groups
 # of eight held an eighth at most, and mostly less than a hundredth.
 _POINTS, _ATOMS, PAIRS = 60, 60, 8
 # Eigenvalues below are of directions that no run of SGD learns anything about (mean 1).
-_SMALLEST = 1e-5
+SMALLEST = 1e-5
 # Weight of equations that hold exactly, of a smooth teacher, and of what only makes solutions unique.
 _EXACT, _SMOOTH, _UNIQUE = 1e3, 1e-2, 1e-7
 # Rows of the data at a time.
@@ -81,7 +81,7 @@ def _observe(x: np.ndarray, y: np.ndarray) -> _Observed:
     s = np.maximum(s, 0.0)
     rotation = vectors * np.sqrt(d)
     projections = rotation.T @ (x.T @ y) / freedom
-    z = np.geomspace(0.03 * max(s[0], _SMALLEST), 10 * s[-1], _POINTS)
+    z = np.geomspace(0.03 * max(s[0], SMALLEST), 10 * s[-1], _POINTS)
     resolvent = 1 / (s[:, None] + z)
     trace = np.sum(s[:, None] * resolvent, axis=0)
     left = 1 - trace / freedom
@@ -92,7 +92,7 @@ def _observe(x: np.ndarray, y: np.ndarray) -> _Observed:
     slope = (left - z * np.sum(s[:, None] * resolvent**2, axis=0) / freedom) / left**2
     covariance = _covariance(x, y, rotation, projections, resolvent, z, left) / freedom
     covariance[-_POINTS:, -_POINTS:] *= _independence(z, z / left, slope)
-    return _Observed(z, values, covariance, 0.5 * max(s[0], _SMALLEST), 1.1 * s[-1], d, freedom)
+    return _Observed(z, values, covariance, 0.5 * max(s[0], SMALLEST), 1.1 * s[-1], d, freedom)
 
 
 def _covariance(x, y, rotation, projections, resolvent, z, left) -> np.ndarray:

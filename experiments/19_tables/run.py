@@ -26,6 +26,10 @@ from ..shared.results import SweepSettings, finish, markdown
 jax.config.update("jax_enable_x64", True)
 
 EPOCHS = (1, 2, 4, 8)
+# Of both losses, which start at .5 and log 2.
+DIVERGED = 3.0
+# A prediction whose stated error is larger, relative, says nothing.
+UNKNOWN = 0.25
 # Over the mean square norm of centered features. At larger ones SGD itself diverges on some of the tables, by heavy tails.
 RATES = {"squared": (0.03, 0.1, 0.2), "logistic": (0.5, 2.0, 6.0)}
 KINDS = ("small", "large", "decaying")
@@ -173,19 +177,25 @@ def cell(table, kind, loss, *, random_features, clusters, ratio, splits, steps, 
 
 def compared(name: str, row: dict[str, Any]) -> dict[str, Any]:
     """Real over predicted, less 1, at the end and at worst; the combined error of the first (one standard error); whether that is
-    within 3% or two of them, and all within 5% or two."""
+    within 3% or two of them, and all within 5% or two. Without splits on which SGD diverged (a sample far off, at large rates):
+    how many."""
     values = np.asarray(row["real"][name])
+    stays = np.max(row["real"]["test_risk"], axis=0) < DIVERGED
+    values, diverged = values[:, stays], int(np.sum(~stays))
     mean, error = values.mean(axis=1), values.std(axis=1, ddof=1) / np.sqrt(values.shape[1])
     if None in row["predicted"][name]:
-        return {"real": mean[-1], "good": False, "good_along": False, "predicted": None}
+        return {"real": mean[-1], "good": False, "good_along": False, "predicted": None, "diverged": diverged}
     theory, total = (np.asarray(row["predicted"][key]) for key in (name, f"{name}_total"))
     off, combined = mean / theory - 1, np.hypot(error, total / 1.96) / theory
+    if combined[-1] > UNKNOWN:
+        return {"real": mean[-1], "good": False, "good_along": False, "predicted": None, "diverged": diverged}
     worst = int(np.argmax(np.abs(off)))
     return {
         "predicted": theory[-1],
         "real": mean[-1],
         "off": off[-1],
         "error": combined[-1],
+        "diverged": diverged,
         "worst": off[worst],
         "good": bool(abs(off[-1]) <= max(0.03, 2 * combined[-1])),
         "good_along": bool(np.all(np.abs(off) <= np.maximum(0.05, 2 * combined))),
@@ -220,8 +230,9 @@ def tables(found: dict[str, Any], rows: dict[str, dict]) -> dict[str, str]:
                 f"{c['off']:+.1%} ± {c['error']:.1%}{note}",
                 f"{c['worst']:+.1%}",
             ]
-        lines.append([*name.split(" | "), f"{r['dimension']}, {r['clusters']}", *cells])
-    head = ["table", "features", "loss", "schedule", "d, clusters"]
+        diverged = row["test_risk"]["diverged"]
+        lines.append([*name.split(" | "), f"{r['dimension']}, {r['rows']}", str(diverged) if diverged else "", *cells])
+    head = ["table", "features", "loss", "schedule", "d, rows", "diverged splits"]
     for shown in NAMES.values():
         head += [f"{shown}: predicted / real", "differs", "at worst"]
     counts = []
@@ -245,6 +256,14 @@ def draw(rows: dict[str, dict]) -> Figure:
             axis.errorbar(predicted, real, xerr=bars, fmt="o", ms=4, lw=1, color=f"C{place}", label=table)
         axis.axline((0.1, 0.1), slope=1, color="0.8", zorder=0)
         axis.set(xscale="log", yscale="log", xlabel=f"predicted final test {shown} (2 s.e.)", ylabel="real")
+        ticks = [0.03, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0]
+        axis.set_xticks(ticks, [f"{t:g}" for t in ticks])
+        axis.set_yticks(ticks, [f"{t:g}" for t in ticks])
+        axis.minorticks_off()
+        ends = np.asarray(
+            [c[key] for row in rows.values() for c in [row[quantity]] if c["predicted"] for key in ("real", "predicted")]
+        )
+        axis.set(xlim=(0.8 * ends.min(), 1.25 * ends.max()), ylim=(0.8 * ends.min(), 1.25 * ends.max()))
     axes[0].legend()
     return figure
 

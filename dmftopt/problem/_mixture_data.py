@@ -248,7 +248,7 @@ def _gram(fit: _Fit, means, s, z, kappa, freedom: int, eigenvalues, member) -> n
     root = np.sqrt(fit.counts / fit.counts.sum())
     means = root[:, None] * means
     # Means are those of centered samples: along `root` there is neither a mean nor noise. Were noise taken away there, the trace
-    # would lack it, which for two clusters halves what a weak mean has.
+    # would lack it, and the means would be too small.
     centered = np.eye(len(root)) - np.outer(root, root)
     noise = centered @ np.diag(fit.squares / fit.counts.sum()) @ centered
     target = np.stack([(means * (ridge / (s + ridge))) @ means.T for ridge in z])

@@ -183,11 +183,10 @@ def compared(name: str, row: dict[str, Any]) -> dict[str, Any]:
     stays = np.max(row["real"]["test_risk"], axis=0) < DIVERGED
     values, diverged = values[:, stays], int(np.sum(~stays))
     mean, error = values.mean(axis=1), values.std(axis=1, ddof=1) / np.sqrt(values.shape[1])
-    if None in row["predicted"][name]:
-        return {"real": mean[-1], "good": False, "good_along": False, "predicted": None, "diverged": diverged}
-    theory, total = (np.asarray(row["predicted"][key]) for key in (name, f"{name}_total"))
+    # None, as JSON has no NaN.
+    theory, total = (np.asarray(row["predicted"][key], dtype=float) for key in (name, f"{name}_total"))
     off, combined = mean / theory - 1, np.hypot(error, total / 1.96) / theory
-    if combined[-1] > UNKNOWN:
+    if not np.all(np.isfinite(theory)) or combined[-1] > UNKNOWN:
         return {"real": mean[-1], "good": False, "good_along": False, "predicted": None, "diverged": diverged}
     worst = int(np.argmax(np.abs(off)))
     return {

@@ -8,6 +8,7 @@ from matplotlib import pyplot
 
 import dmftopt
 from dmftopt.design import Fidelity
+from dmftopt.tasks.losses import named
 
 matplotlib.use("agg")
 KEY = jax.random.key(1)
@@ -55,7 +56,7 @@ def test_the_figure():
     np.testing.assert_allclose(axes.lines[0].get_ydata(), FOUND.theory)
     assert [text.get_text() for text in axes.get_legend().get_texts()] == [
         "theory",
-        "SGD on Gaussian data, d = 50",
+        "SGD on surrogate data, d = 50",
         "SGD on the data",
     ]
     pyplot.close("all")
@@ -68,6 +69,7 @@ BAD = {
     "order": ({"order": "fixed"}, ValueError, "order must be one of"),
     "momentum": ({"protocol": dmftopt.Protocol(0.5, momentum=0.9)}, ValueError, "protocol: fidelity takes plain SGD"),
     "no protocol": ({"protocol": 0.5}, TypeError, "protocol must be a Protocol"),
+    "intercept": ({"intercept": True, "loss": "logistic"}, ValueError, "intercept: the surrogate has no constant"),
     "no epochs": ({"epochs": 0.0}, ValueError, "epochs must be > 0"),
 }
 
@@ -78,6 +80,75 @@ def test_bad_input(name):
     arguments = {"protocol": dmftopt.Protocol(0.5), "train_size": 20, "epochs": 1.0, "key": KEY} | changes
     with pytest.raises(error, match=match):
         dmftopt.fidelity(X, Y, **arguments)
+
+
+def clusters(samples, d, seed, classes=2):
+    """Classes that are one Gaussian cluster each."""
+    rng = np.random.default_rng(seed)
+    number, means = rng.integers(classes, size=samples), 1.8 * rng.normal(size=(classes, d)) / d**0.5
+    return rng.normal(size=(samples, d)) * np.arange(1, d + 1) ** -0.2 + means[number], np.asarray(list("abc"))[number]
+
+
+def by_numpy(steps, x, y, queue, slope, theta):
+    """Plain SGD through this queue of samples."""
+    start = 0
+    for rate, size, decay in zip(steps.learning_rate, steps.batch_size, steps.weight_decay, strict=True):
+        seen = queue[start : start + size]
+        start += size
+        theta = theta - rate * (slope(x[seen] @ theta.T, y[seen]).T @ x[seen] / size + decay * theta)
+    return theta
+
+
+@pytest.mark.parametrize("order", ["replacement", "shuffled"])
+@pytest.mark.parametrize("loss", ["logistic", "softmax"])
+def test_sgd_on_data_follows_the_recipe(loss, order):
+    x, labels = clusters(90, 5, 0, 3 if loss == "softmax" else 2)
+    y = np.unique(labels, return_inverse=True)[1] * 1.0
+    protocol = dmftopt.Protocol(
+        dmftopt.schedules.linear_decay(1.0, 9.0), dmftopt.schedules.piecewise_linear(9.0, 2, lambda t: 1 + t), ridge=0.2
+    )
+    steps = dmftopt.recipe(protocol, horizon=9.0, dimension=5, delta=4.0, mean_square_norm=3.0)
+    rows = np.stack([np.arange(20), np.arange(20, 40)])
+    queue = dmftopt.simulate.queues(rows, steps, order == "shuffled", np.random.default_rng(1))
+    at = np.asarray([0, 7, len(steps)])
+    if loss == "softmax":
+        one_hot = np.eye(3)
+
+        def slope(r, label):
+            return np.exp(r) / np.exp(r).sum(axis=1, keepdims=True) - one_hot[label.astype(int)]
+
+    else:
+        y = 2 * y - 1
+
+        def slope(r, label):
+            return -label[:, None] / (1 + np.exp(label[:, None] * r))
+
+    found = np.asarray(dmftopt.simulate.follow(steps, x, y, named(loss), queue, at))
+    assert found.shape == (3, 2, 3 if loss == "softmax" else 1, 5) and steps.batch_size.max() > 5
+    assert np.all(found[0] == 0)
+    for run in range(2):
+        np.testing.assert_allclose(found[2, run], by_numpy(steps, x, y, queue[run], slope, found[0, run]), rtol=1e-4, atol=1e-6)
+        if order == "shuffled":
+            assert set(queue[run, :20]) == set(queue[run, 20:40]) == set(rows[run])
+
+
+@pytest.mark.slow
+@pytest.mark.long_run
+@pytest.mark.parametrize("loss, order", [("logistic", "replacement"), ("squared hinge", "shuffled"), ("softmax", "shuffled")])
+def test_clusters_agree(loss, order):
+    """On data that are what theory takes them for, as below."""
+    x, y = clusters(1200, 60, 0)
+    protocol = dmftopt.Protocol(dmftopt.schedules.linear_decay(0.8, 8.0), ridge=0.1)
+    found = dmftopt.fidelity(x, y, protocol, train_size=240, epochs=2.0, order=order, records=8, key=KEY, loss=loss)
+    print(found)
+    errors = found.of_test_error
+    assert errors is not None and found.quantity == "test risk" and errors.quantity == "test error"
+    for each in (found, errors):
+        assert all(abs(difference.sigmas) < 3 for difference in each.differences.values())
+        combined = np.sqrt(each.real_error**2 + each.estimation_error**2 + each.theory_error**2)
+        assert np.all(np.abs(each.real - each.theory) < 3 * combined + 1e-6)
+        assert each.real[-1] < 0.7 * each.real[0]
+    assert "final test error, d = 60" in str(found)
 
 
 @pytest.mark.slow

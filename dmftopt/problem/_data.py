@@ -42,6 +42,22 @@ class DataMap(Aside):
         """Whether the sampling error of the data is known."""
         return self.displaced is not None or self.samples is not None
 
+    def centered(self, features: Any, labels: Any) -> tuple[np.ndarray, np.ndarray]:
+        """As `Problem.centered`, of classes their numbers 0, 1, ..."""
+        x = as_matrix("features", features)
+        if x.shape[1] != self.dimension:
+            raise ValueError(f"features must have the {self.dimension} columns that the problem was made of, got {x.shape[1]}.")
+        x = x - self.feature_center
+        if self.samples is not None and self.samples.intercept:
+            x = np.append(x, np.ones((len(x), 1)), axis=1)
+        if self.classes is None:
+            return x, as_vector("labels", labels) - self.label_center
+        number, names = as_classes("labels", labels)
+        unknown = sorted(set(names) - set(self.classes))
+        if unknown:
+            raise ValueError(f"labels: the classes {unknown} are not among those that the problem was made of.")
+        return x, np.asarray([self.classes.index(name) for name in names], dtype=float)[number]
+
     def others(self) -> list[Population] | list[Mixture]:
         """The displaced populations, in the order plus, minus, plus, ..."""
         if self.samples is not None:

@@ -260,6 +260,17 @@ class Problem(eqx.Module):
             raise ValueError('The problem has no replicates. Make it by Problem.from_data(..., population="estimate").')
         return [self._of(population) for population in self.data.others()]
 
+    def centered(self, features: Any, labels: Any) -> tuple[np.ndarray, np.ndarray]:
+        """Data as SGD has to see them for this problem of `from_data` to predict it: features less their center, beside them a
+        constant 1 where the problem has an `intercept`; labels less theirs, or of classes -1 and 1, or for "softmax" 0, 1, ...
+
+        Raises ValueError for a problem that is not of `from_data`, other numbers of columns, and unknown classes."""
+        if self.data is None:
+            raise ValueError("The problem does not come from data. Make it by Problem.from_data(...).")
+        x, y = self.data.centered(features, labels)
+        one = isinstance(self.task, GaussianMixture) and self.task.columns == 1
+        return x, 2 * y - 1 if one else y
+
     def _of(self, population: Population | Mixture) -> "Problem":
         """With this population; the task has a label noise, or clusters."""
         if isinstance(population, Mixture):

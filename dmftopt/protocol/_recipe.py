@@ -81,6 +81,12 @@ class Recipe(eqx.Module):
         check_real("base", base, minimum=0.0, exclusive=True, cure="It is the optimizer's own learning rate.")
         return Multiplier(self.learning_rate, float(base))
 
+    @property
+    def constant_momentum(self) -> float:
+        if np.ptp(self.momentum) > 0:
+            raise ValueError("momentum: optax takes a constant one. Follow recipe.momentum step by step.")
+        return float(self.momentum[0])
+
     def to_optax(self) -> optax.GradientTransformation:
         """The optimizer with its schedules of learning rate and weight decay, for gradients of a batch's mean loss, without
         decay. (Momentum that varies is not optax's: a constant one only.)"""
@@ -89,13 +95,16 @@ class Recipe(eqx.Module):
             table = jnp.asarray(values, dtype=float)
             return lambda step: table[jnp.minimum(step, table.size - 1)]
 
-        rate, decay = optax.scale_by_learning_rate(at(self.learning_rate)), optax.add_decayed_weights(at(self.weight_decay))
-        if self.optimizer["name"] != "sgd":
-            return optax.chain(transformation(self.optimizer), decay, rate)
-        if np.ptp(self.momentum) > 0:
-            raise ValueError("momentum: optax takes a constant one. Follow recipe.momentum step by step.")
+        return self.chained(at(self.learning_rate), at(self.weight_decay), self.constant_momentum, self.optimizer)
+
+    @staticmethod
+    def chained(rate: Any, decay: Any, momentum: Any, described: dict[str, Any]) -> optax.GradientTransformation:
+        """What `to_optax` makes of functions of the step, a momentum and `optimizer`."""
+        scaled, decayed = optax.scale_by_learning_rate(rate), optax.add_decayed_weights(decay)
+        if described["name"] != "sgd":
+            return optax.chain(transformation(described), decayed, scaled)
         # The rate first: what is remembered is the change, not the gradient.
-        return optax.chain(decay, rate, optax.trace(float(self.momentum[0])))
+        return optax.chain(decayed, scaled, optax.trace(momentum))
 
     def epochs(self) -> list[Epoch]:
         """The run cut into passes over the training set (the last may be shorter), for loaders whose batch size can change only

@@ -294,19 +294,19 @@ def landscape(
 
 @front_door
 def fidelity(result: Any, *, sigmas: float = 2.0, axes: "Axes | None" = None) -> "Axes":
-    """A `design.Fidelity`: the theory as a line with a band (numerical error and what the data leave open), SGD on the Gaussian
-    surrogate and on the data as points, all with ± `sigmas` standard errors."""
+    """A `design.Fidelity` (or its `of_test_error`): the theory as a line with a band (numerical error and what the data leave
+    open), SGD on surrogate data and on the data as points, all with ± `sigmas` standard errors."""
     axes = _ready(axes)
     times = np.asarray(result.times)
     error = sigmas * np.hypot(result.theory_error, result.estimation_error)
     (line,) = axes.plot(times, result.theory, label="theory")
     axes.fill_between(times, result.theory - error, result.theory + error, color=line.get_color(), alpha=0.25, linewidth=0)
     for name, values, errors in (
-        (f"SGD on Gaussian data, d = {result.dimension}", result.surrogate, result.surrogate_error),
+        (f"SGD on surrogate data, d = {result.dimension}", result.surrogate, result.surrogate_error),
         ("SGD on the data", result.real, result.real_error),
     ):
         axes.errorbar(times, values, sigmas * np.asarray(errors), label=name, **_POINTS)
-    return _finish(axes, _TIME_LABEL, "test risk")
+    return _finish(axes, _TIME_LABEL, result.quantity)
 
 
 def _ready(axes: Any) -> "Axes":

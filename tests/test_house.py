@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 FILES = {str(p.relative_to(ROOT)): p for top in ("dmftopt", "experiments") for p in sorted((ROOT / top).rglob("*.py"))}
-SHARED = {"_checks", "_files", "_memory", "_register"}  # at the top of the package, for all of it
+SHARED = {"_checks", "_compiler", "_files", "_memory", "_register"}  # at the top of the package, for all of it
 
 
 @pytest.mark.parametrize("name", FILES)

@@ -1,6 +1,6 @@
 """Which schedule to run: the usual families and a free one, all tuned under one budget."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import equinox as eqx
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from .._checks import check_count, check_instance, check_key, check_real, front_door
+from .._checks import check_count, check_instance, check_key, check_member, check_real, front_door
 from .._register import register, register_part
 from ..design import Budget, Run, baselines
 from ..problem import Problem, check_problem
@@ -95,6 +95,7 @@ def advise(
     *,
     key: Array,
     protocol: Protocol | None = None,
+    among: Sequence[str] = SIMPLE_FIRST,
     knots: int = 9,
     steps: int = 40,
     tolerance: float = 0.01,
@@ -110,6 +111,7 @@ def advise(
     - `protocol`: all else that is run, in relative time: batch size, ridge, momentum or update. Numbers stay, variables and free
       schedules are tuned along. Its learning rate, a number, is where peaks are looked for: from 1/32 to 8 times it at first,
       tuned up to 16 times. Default `Protocol(1.0)`.
+    - `among`: which of them are looked at, all by default: each takes its time.
     - `steps`: of Adam (0.1) for each family. - `predict`, `grid`: as in `dmftopt.Objective`, whose defaults these are; but least
       squares without data is exact, by `limits.least_squares`.
     - `tolerance`: relative to the risk, what a simpler schedule may cost.
@@ -120,6 +122,10 @@ def advise(
     check_problem(problem)
     check_instance("budget", budget, Budget, "Build it with dmftopt.Budget(epochs=...).")
     check_key(key)
+    for name in among:
+        check_member("among", name, SIMPLE_FIRST)
+    if not among:
+        raise ValueError(f"among must name at least one of {SIMPLE_FIRST}.")
     check_count("knots", knots, minimum=2)
     check_count("steps", steps)
     check_real("tolerance", tolerance, minimum=0.0)
@@ -145,11 +151,12 @@ def advise(
         return eqx.tree_at(lambda p: p.learning_rate, protocol, start)
 
     usual = families(peak)
-    also = [free(usual["constant"].learning_rate)]
-    found = search(
-        objective, free(usual["linear decay"].learning_rate), tune_key, steps, also=also, baselines=usual, progress=progress
-    )
-    tuned = {"free": found.protocol} | found.tuned
+    chosen = {name: usual[name] for name in usual if name in among}
+    also = [free(usual["constant"].learning_rate)] if "free" in among else []
+    first = "free" if also else next(iter(chosen))
+    start = free(usual["linear decay"].learning_rate) if also else chosen.pop(first)
+    found = search(objective, start, tune_key, steps, also=also, baselines=chosen, progress=progress)
+    tuned = {first: found.protocol} | found.tuned
     return _ranked(problem, objective, tuned, fresh, tolerance)
 
 
@@ -174,5 +181,6 @@ def _ranked(problem: Problem, objective, tuned: dict[str, Any], keys: list[Array
         for i in order
     }
     least = float(values[0, best])
-    good = [name for name in SIMPLE_FIRST if ranked[name].gap <= max(ranked[name].gap_error, tolerance * least)]
+    simple_first = [name for name in SIMPLE_FIRST if name in ranked]
+    good = [name for name in simple_first if ranked[name].gap <= max(ranked[name].gap_error, tolerance * least)]
     return Advice(ranked, good[0], {name: objective.run(row.protocol) for name, row in ranked.items()}, tolerance)

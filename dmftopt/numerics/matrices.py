@@ -150,6 +150,22 @@ def triangular_root(
     return roots
 
 
+def pivoted_root(matrix: Float[Array, "m m"], drop: float) -> Float[Array, "m m"]:
+    """A root R, R R^T = matrix (positive semidefinite), whose last columns are 0 where the rank is low: Cholesky's, always with
+    the row of which most is left, until that is less than `drop`. In the order of the rows one would leave out rows of which
+    little is left, and with them the square root of that of what they have in common with later ones."""
+    diagonal = jnp.diagonal(matrix)
+
+    def column(c, root):
+        left = diagonal - jnp.sum(root**2, axis=1)
+        p = jnp.argmax(left)
+        keep = left[p] > drop
+        length = jnp.sqrt(jnp.where(keep, left[p], 1.0))
+        return root.at[:, c].set(jnp.where(keep, (matrix[:, p] - root @ root[p]) / length, 0.0))
+
+    return jax.lax.fori_loop(0, matrix.shape[0], column, jnp.zeros_like(matrix))
+
+
 def exponential(matrix: Float[Array, "n n"]) -> Float[Array, "n n"]:
     """e^matrix of a small matrix of norm up to some hundred, by Taylor's series and squaring: products only (batches of LAPACK's
     factorizations, which `jax.scipy.linalg.expm` needs, can hang jaxlib's CPU threads)."""

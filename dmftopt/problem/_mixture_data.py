@@ -27,6 +27,7 @@ et al., arXiv:2006.14709 (mixtures of Gaussians in place of data); Judkins, J. O
 """
 
 import functools
+import importlib
 import warnings
 from typing import Any, NamedTuple
 
@@ -85,10 +86,11 @@ class Sampled:
 
     def __init__(self, x: np.ndarray, number: np.ndarray, clusters: int | None, groups: int, intercept: bool = False):
         self.x, self.number, self.groups, self.intercept = x, number, groups, intercept
-        projected = _projected(x)
-        if clusters is None:
-            clusters = chosen_clusters(x, projected, number)
-        self.assigned = _clustered(projected, number, clusters)
+        with _one_thread():
+            projected = _projected(x)
+            if clusters is None:
+                clusters = chosen_clusters(x, projected, number)
+            self.assigned = _clustered(projected, number, clusters)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Sampled) and all(map(np.array_equal, self._parts(), other._parts()))
@@ -113,8 +115,8 @@ class Sampled:
         return [self._with_weights(w * samples / w.sum(), self.mixture.mean_square_norm) for w in weights]
 
     def _with_weights(self, weights: np.ndarray, mean_square_norm: float | None) -> Mixture:
-        fit = _fit(self.x, self.number, self.assigned, weights)
-        found = _mixture(fit, self.groups, mean_square_norm)
+        with _one_thread():
+            found = _mixture(_fit(self.x, self.number, self.assigned, weights), self.groups, mean_square_norm)
         return with_intercept(found, self.x.shape[1]) if self.intercept else found
 
 
@@ -289,11 +291,19 @@ def _semidefinite(matrices: np.ndarray) -> np.ndarray:
     return (vectors * values[:, None]) @ np.swapaxes(vectors, 1, 2)
 
 
-def _sklearn(module: str) -> Any:
-    try:
-        import importlib
+def _one_thread() -> Any:
+    """Factorizations of thousands of small matrices, which threads that wait for each other slow down a hundredfold."""
+    return _imported("threadpoolctl").threadpool_limits(limits=1)
 
-        return importlib.import_module(f"sklearn.{module}")
+
+def _sklearn(module: str) -> Any:
+    return _imported(f"sklearn.{module}")
+
+
+def _imported(module: str) -> Any:
+    """Of scikit-learn and what comes with it."""
+    try:
+        return importlib.import_module(module)
     except ImportError as error:
         raise ImportError(
             'loss: classes are found with scikit-learn, which is not installed. Install it by pip install "dmftopt[data]".'

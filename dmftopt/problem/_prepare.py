@@ -42,7 +42,7 @@ def prepare(table: Any) -> "Pipeline":
     out, and 2 more; ImportError without scikit-learn.
     """
     try:
-        from ._prepared import pipeline
+        from .prepared import pipeline
     except ImportError as error:
         raise ImportError("prepare needs scikit-learn. Install it with: pip install 'dmftopt[data]'.") from error
     prepared = pipeline()

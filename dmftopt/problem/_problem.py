@@ -10,8 +10,9 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from .._checks import as_number, check_instance, check_member, check_real, check_shape, front_door, is_concrete
+from .._compiler import warn_of_compiler
 from .._memory import check_memory
-from ..numerics.matrices import square_root, triangular_root
+from ..numerics.matrices import pivoted_root, square_root
 from ..tasks import AbstractTask, GaussianMixture, LeastSquares, Updated
 from ..tasks.losses import AbstractLoss, named
 from ._data import DataMap, describe, describe_classes
@@ -25,6 +26,7 @@ from .regularizers import AbstractRegularizer, Ridge
 
 def check_problem(problem: Any) -> None:
     """What every route asks of its problem at the front door."""
+    warn_of_compiler()
     check_instance("problem", problem, Problem, "Build it with dmftopt.Problem(...).")
     columns, groups = problem.m + problem.m_star, problem.features.groups
     request = f"problem with {columns} columns of student and teacher and {groups} eigenvalue groups"
@@ -55,10 +57,10 @@ def check_direct(problem: "Problem", route: str) -> None:
         raise ValueError(f"{route} takes parametrizations.Direct() only, got {name}. Use solve without it.")
 
 
-def _triangular(correlation: Float[Array, "group column column"]) -> Float[Array, "group column column"]:
+def _roots(correlation: Float[Array, "group column column"]) -> Float[Array, "group column column"]:
     """Of each group a root whose last columns are 0 where the rank is low: then few coordinates can show it exactly."""
     drop = float(jnp.finfo(correlation.dtype).eps) ** 0.75
-    return jax.vmap(lambda matrix: triangular_root(matrix, jnp.ones_like(matrix[0]), drop)[0])(correlation)
+    return jax.vmap(lambda matrix: pivoted_root(matrix, drop))(correlation)
 
 
 _BASES = {"aligned": 1.0, "rotated": 0.0, "mixed": -1.0}
@@ -193,7 +195,7 @@ class Problem(eqx.Module):
         close = close & jnp.allclose(jnp.diagonal(correlation, axis1=-2, axis2=-1), 1.0, atol=1e-5)
         if correlation.ndim == 3:
             # What its root makes of it (batches of LAPACK's factorizations can hang jaxlib's CPU threads).
-            root = _triangular(correlation)
+            root = _roots(correlation)
             return ok & close & jnp.allclose(root @ jnp.swapaxes(root, 1, 2), correlation, atol=1e-3)
         return ok & close & (jnp.linalg.eigvalsh(correlation)[0] > -1e-5)
 
@@ -231,7 +233,7 @@ class Problem(eqx.Module):
             return scale[:, :, None] * jnp.eye(self.m_star + self.m)[None]
         correlation = jnp.asarray(self.initial_correlation, dtype=float)
         if correlation.ndim == 3:
-            return scale[:, :, None] * _triangular(correlation)
+            return scale[:, :, None] * _roots(correlation)
         if correlation.ndim == 0:
             correlation = jnp.eye(2) + correlation * (1 - jnp.eye(2))
         return scale[:, :, None] * square_root(correlation, 4 * jnp.finfo(correlation.dtype).eps)[None]

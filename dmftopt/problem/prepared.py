@@ -76,14 +76,18 @@ class Columns(TransformerMixin, BaseEstimator):
 
 
 class Independent(TransformerMixin, BaseEstimator):
-    """Columns that vary and are not linear in those before them (Gram and Schmidt's procedure, each column twice)."""
+    """Columns that vary and are not linear in those before them (Gram and Schmidt's procedure, each column twice). `name`: what
+    errors call the table."""
+
+    def __init__(self, name: str = "table"):
+        self.name = name
 
     def fit(self, columns: Any, labels: Any = None) -> "Independent":
         size = np.linalg.norm(columns, axis=0)
         varies = size > 1e-7 * np.sqrt(len(columns))
         if len(columns) < _FEWEST * varies.sum() + _MORE:
             raise ValueError(
-                f"table has {len(columns)} samples and {varies.sum()} columns, categories encoded; at least {_FEWEST} "
+                f"{self.name} has {len(columns)} samples and {varies.sum()} columns, categories encoded; at least {_FEWEST} "
                 f"per column, and {_MORE} more, are needed. Give more samples, fewer columns, or join rare categories."
             )
         basis, kept = np.zeros_like(columns, order="F"), []

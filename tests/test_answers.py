@@ -297,7 +297,27 @@ def test_the_command_line_says_what_is_wrong(tmp_path, capsys):
     assert main(["advise", str(tmp_path / "none.csv"), "--label", "y", "--epochs", "2"]) == 2
     (tmp_path / "text.csv").write_text("a,y\n1,yes\n2,no\n")
     assert main(["advise", str(tmp_path / "text.csv"), "--label", "y", "--epochs", "2"]) == 2
-    assert "must be numbers" in capsys.readouterr().err
+    assert "must be numbers. For classes give a --loss" in capsys.readouterr().err
+    for bad in ("", "a,y\n1,2\n1,2,3\n"):
+        (tmp_path / "bad.csv").write_text(bad)
+        assert main(["advise", str(tmp_path / "bad.csv"), "--label", "y", "--epochs", "2"]) == 2
+        assert "error: " in capsys.readouterr().err
+    assert main(["advise", data, "--label", "y", "--epochs", "2", "--loss", "log"]) == 2
+    assert "loss must be one of" in capsys.readouterr().err
+
+
+def test_the_command_line_reads_tables_as_they_come(tmp_path, monkeypatch, capsys):
+    """Text, gaps and classes: what is asked of `advise`."""
+    asked = []
+    monkeypatch.setattr("dmftopt.__main__.advise", lambda problem, budget, **_: asked.append(problem))
+    rows = [
+        f"{i % 7},{'' if i % 9 == 0 else i % 5},{('Ulm', 'Kiel', 'Bonn')[i % 3]},{'yes' if i % 2 else 'no'}" for i in range(60)
+    ]
+    (tmp_path / "mixed.csv").write_text("\n".join(["a,b,city,y", *rows]))
+    assert main(["advise", str(tmp_path / "mixed.csv"), "--label", "y", "--epochs", "2", "--loss", "logistic"]) == 0
+    (problem,) = asked
+    assert problem.data.classes == ("no", "yes") and problem.data.dimension == 4 and problem.data.train_size == 60
+    assert "note: schedules are for features as dmftopt.prepare makes them" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -12,8 +12,6 @@ import pytest
 import dmftopt
 from dmftopt.problem import check_problem
 
-PROBLEM = dmftopt.Problem(dmftopt.tasks.LeastSquares(0.1), dmftopt.features.isotropic(), 2.0)
-
 
 @pytest.mark.parametrize("version, x64, flags, warned", [
     ("0.10.2", False, "", True),
@@ -27,7 +25,7 @@ def test_a_compiler_that_computes_wrong_numbers_is_named(monkeypatch, version, x
     monkeypatch.setenv("XLA_FLAGS", flags)
     with jax.enable_x64(x64), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        check_problem(PROBLEM)
+        check_problem(dmftopt.Problem(dmftopt.tasks.LeastSquares(0.1), dmftopt.features.isotropic(), 2.0))
     found = [str(w.message) for w in caught if "can compute wrong numbers in float32" in str(w.message)]
     assert bool(found) == warned
     assert all(version in message and "xla_cpu_experimental_ynn_fusion_type" in message for message in found)

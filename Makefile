@@ -17,11 +17,9 @@ test: $(VENV)/.ready
 test-slow: $(VENV)/.ready
 	$(BIN)/python -m pytest $(TWO) -m slow
 
-# The tests with the oldest packages that pyproject.toml allows, which may find one another deprecated. XLA before that of JAX 0.10.2
-# needs half an array more than the ceiling of the one left out.
+# The tests with the oldest packages that pyproject.toml allows, which may find one another deprecated.
 test-lowest: $(LOWEST)/.ready
-	$(LOWEST)/bin/python -m pytest $(TWO) -W ignore::DeprecationWarning \
-		--deselect tests/test_gradients.py::test_memory_of_the_gradient_is_linear_in_steps
+	$(LOWEST)/bin/python -m pytest $(TWO) -W ignore::DeprecationWarning
 
 # Random problems against independent routes, for so many minutes; goes on with what is in results/fuzz.jsonl.
 MINUTES ?= 10

@@ -68,8 +68,8 @@ def test_gradient_equals_central_differences(key, task, noise, richardson, names
 
 
 def test_memory_of_the_gradient_is_linear_in_steps(key):
-    """In arrays of samples × steps: 2 directions, innovations, multipliers, 2 cotangents, and less than 2 for everything else,
-    where saving the history at every step would take one for each of 128 steps."""
+    """In arrays of samples × steps: 2 directions, innovations, multipliers, 2 cotangents, and less than 3 for everything else
+    (with the XLA of jaxlib 0.10.2 less than 2), where saving the history at every step would take one for each of 128 steps."""
     samples = 4096
 
     def bytes_used(steps):
@@ -82,7 +82,7 @@ def test_memory_of_the_gradient_is_linear_in_steps(key):
         memory = jax.jit(jax.grad(final)).lower(jnp.array(1.0)).compile().memory_analysis()
         return memory.temp_size_in_bytes / (8 * samples * steps)
 
-    assert bytes_used(128) < 8
+    assert bytes_used(128) < 9
 
 
 def test_gradient_through_vmap_and_jit(key):

@@ -11,6 +11,7 @@ from scipy.special import ndtr
 
 import dmftopt
 from dmftopt import tasks
+from dmftopt.numerics.matrices import pivoted_root, triangular_root
 from dmftopt.problem import _mixture_data as mixtures
 
 LAW = np.array([[0.1, 0.9], [0.8, 0.2], [1.0, 0.0]])
@@ -474,3 +475,19 @@ def test_a_traced_correlation_of_each_group():
     assert jax.jit(valid)(good)
     assert not jax.jit(valid)(good.at[1, 0, 1].set(0.9))
     assert not jax.jit(valid)(good.at[1, 0, 1].set(-1.5).at[1, 1, 0].set(-1.5))
+
+
+def test_roots_of_low_rank_correlations():
+    """In float32 too to rounding, in few columns. In the order of the rows, the second, of which less than the tolerance is new,
+    would lose 2e-3 of what it shares with the third."""
+    columns = np.asarray([[1.0, 0.0], [1.0, 2.4e-3], [0.5, 0.87], [-0.3, 0.2]])
+    columns /= np.linalg.norm(columns, axis=1, keepdims=True)
+    with jax.enable_x64(False):
+        correlation, drop = jnp.asarray(columns @ columns.T), float(jnp.finfo(jnp.float32).eps) ** 0.75
+        root = pivoted_root(correlation, drop)
+        np.testing.assert_allclose(root @ root.T, correlation, atol=1e-6)
+        np.testing.assert_array_equal(root[:, 2:], 0.0)
+        by_rows = triangular_root(correlation, jnp.ones_like(correlation[0]), drop)[0]
+        assert np.max(np.abs(by_rows @ by_rows.T - correlation)) > 1e-3
+        slopes = jax.grad(lambda c: jnp.sum(pivoted_root(c, drop) @ pivoted_root(c, drop).T))(jnp.eye(3) + 0.5)
+        np.testing.assert_allclose(slopes + slopes.T, 2.0, rtol=1e-5)

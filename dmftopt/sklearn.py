@@ -31,6 +31,10 @@ from .tasks.losses import Squared, named
 _RIDGE = 0.01
 
 
+def _validated(estimator: Any, X: Any, y: Any, **options: Any) -> Any:
+    return validate_data(estimator, X, y, dtype=np.float64, ensure_min_samples=2, **options)
+
+
 class _ScheduledSGD(BaseEstimator):
     """What both have in common. Sets `advice_`, `problem_`, `recipe_` and `n_iter_` (steps), None and 0 where nothing varies."""
 
@@ -96,7 +100,7 @@ class ScheduledSGDRegressor(RegressorMixin, _ScheduledSGD):
         self.random_state = random_state
 
     def fit(self, X, y):
-        X, y = validate_data(self, X, y, dtype=np.float64, y_numeric=True, ensure_min_samples=2)
+        X, y = _validated(self, X, y, y_numeric=True)
         y = np.asarray(y, dtype=np.float64)
         if np.ptp(y) == 0:
             coefficients, constants = np.zeros((1, X.shape[1])), None
@@ -156,7 +160,7 @@ class ScheduledSGDClassifier(ClassifierMixin, _ScheduledSGD):
         self.random_state = random_state
 
     def fit(self, X, y):
-        X, y = validate_data(self, X, y, dtype=np.float64, ensure_min_samples=2)
+        X, y = _validated(self, X, y)
         check_classification_targets(y)
         self.classes_, number = np.unique(y, return_inverse=True)
         if len(self.classes_) < 2:

@@ -6,7 +6,7 @@ import sys
 import warnings
 
 import jax
-import jaxlib
+import jaxlib.version
 import pytest
 
 import dmftopt
@@ -21,7 +21,7 @@ from dmftopt.problem import check_problem
     ("0.10.1", False, "", False),
 ])  # fmt: skip
 def test_a_compiler_that_computes_wrong_numbers_is_named(monkeypatch, version, x64, flags, warned):
-    monkeypatch.setattr(jaxlib, "__version__", version)
+    monkeypatch.setattr(jaxlib.version, "__version__", version)
     monkeypatch.setenv("XLA_FLAGS", flags)
     with jax.enable_x64(x64), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")

@@ -222,7 +222,7 @@ def _predicted(problem: Problem, protocol: Protocol, grid: TimeGrid, order: str,
     fine, asked = grid, {"replicates": _REPLICATES, "estimate_discretization": not isinstance(problem.task, LeastSquares)}
     while fine.steps < _FINE:
         fine = fine.refined()
-    result = predict(problem, fine, _SAMPLES, throw=False, **asked)
+    result: Any = predict(problem, fine, _SAMPLES, throw=False, **asked)
     while result.result == RESULTS.inaccurate and fine.steps < _FINEST:
         fine = fine.refined()
         result = predict(problem, fine, _SAMPLES, throw=False, **asked)

@@ -39,16 +39,17 @@ def on_splits(
     orders = rng.permuted(np.tile(np.arange(len(y)), (splits, 1)), axis=1)
     train, test = orders[:, : steps.samples], orders[:, steps.samples :]
     weights = simulate.follow(steps, x, y, loss, simulate.queues(train, steps, shuffled, rng), at)
-    losses, errors = (np.asarray(a, dtype=float) for a in _tested(weights, *_arrays(x, y), jnp.asarray(test), loss))
+    seen, labels = jnp.asarray(x, dtype=float), jnp.asarray(y, dtype=float)
+    losses, errors = (np.asarray(a, dtype=float) for a in _tested(weights, seen, labels, jnp.asarray(test), loss))
     if not np.all(np.isfinite(losses)):
         raise RuntimeError("SGD on the data became infinite, in theory it does not. Lower the learning rate.")
     means = losses.mean(axis=2)
     diverged = int(np.sum(means[-1] > _DIVERGED * means[0]))
-    return tuple(Tested(values.mean(axis=(1, 2)), _error(values, test, len(y)), diverged) for values in (losses, errors))
 
+    def tested(values: np.ndarray) -> Tested:
+        return Tested(values.mean(axis=(1, 2)), _error(values, test, len(y)), diverged)
 
-def _arrays(*values: np.ndarray) -> list[Array]:
-    return [jnp.asarray(value, dtype=float) for value in values]
+    return tested(losses), tested(errors)
 
 
 @eqx.filter_jit

@@ -1,6 +1,6 @@
 """SGD on data of one's own, step by step as a recipe says."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -34,16 +34,31 @@ def follow(
     the rows of `x` and `y` in the order in which they are seen."""
     sizes = np.asarray(steps.batch_size)
     width, m = int(sizes.max(initial=1)), len(np.unique(y)) if loss.per_class else 1
-    arrays = [jnp.asarray(a, dtype=float) for a in (x, y, steps.learning_rate, steps.weight_decay)]
     # A step reads as many entries as the largest batch has, and drops those beyond its own.
-    queue = np.pad(queue, ((0, 0), (0, width)))
-    order = (jnp.asarray(queue), jnp.asarray(np.cumsum(sizes) - sizes), jnp.asarray(sizes), jnp.asarray(np.append(0, at)))
-    described = tuple(sorted(steps.optimizer.items()))
-    return _follow(*arrays, *order, loss, jnp.asarray(steps.constant_momentum, dtype=float), described, width, m)
+    table = _Table(
+        *(jnp.asarray(a, dtype=float) for a in (x, y, steps.learning_rate, steps.weight_decay, steps.constant_momentum)),
+        *(jnp.asarray(a) for a in (np.pad(queue, ((0, 0), (0, width))), np.cumsum(sizes) - sizes, sizes, np.append(0, at))),
+    )
+    return _follow(table, loss, tuple(sorted(steps.optimizer.items())), width, m)
+
+
+class _Table(NamedTuple):
+    """Data, and what is done at each step: rates, decays, the momentum of all, where in the queue its batch starts, its size."""
+
+    x: Array
+    y: Array
+    rates: Array
+    decays: Array
+    momentum: Array
+    queue: Array
+    starts: Array
+    sizes: Array
+    edges: Array
 
 
 @eqx.filter_jit
-def _follow(x, y, rates, decays, queue, starts, sizes, edges, loss, momentum, described, width: int, m: int):
+def _follow(table: _Table, loss: AbstractLoss, described: tuple, width: int, m: int):
+    x, y, rates, decays, momentum, queues, starts, sizes, edges = table
     optimizer = Recipe.chained(lambda k: rates[k], lambda k: decays[k], momentum, dict(described))
 
     def gradient(theta, k, queue):
@@ -67,4 +82,4 @@ def _follow(x, y, rates, decays, queue, starts, sizes, edges, loss, momentum, de
         theta = jnp.zeros((m, x.shape[1]), x.dtype)
         return jax.lax.scan(record, (theta, optimizer.init(theta)), jnp.stack([edges[:-1], edges[1:]], axis=1))[1]
 
-    return jax.vmap(run, out_axes=1)(queue)
+    return jax.vmap(run, out_axes=1)(queues)

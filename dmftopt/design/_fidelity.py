@@ -238,5 +238,5 @@ def _predicted(problem: Problem, protocol: Protocol, grid: TimeGrid, order: str,
     return (
         curves(result),
         jax.tree.map(jnp.zeros_like, curves(result)) if known is None else curves(known, _QUANTILE),
-        curves(estimation_error(lambda problem: predict(problem, fine), problem)),
+        curves(estimation_error(lambda problem: predict(problem, fine, throw=False), problem)),
     )

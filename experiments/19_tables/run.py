@@ -186,7 +186,9 @@ def compared(name: str, row: dict[str, Any]) -> dict[str, Any]:
     # None, as JSON has no NaN.
     theory, total = (np.asarray(row["predicted"][key], dtype=float) for key in (name, f"{name}_total"))
     off, combined = mean / theory - 1, np.hypot(error, total / 1.96) / theory
-    if not np.all(np.isfinite(theory)) or combined[-1] > UNKNOWN:
+    # A run that went wrong can have a 0-1 error that is sure, and wrong.
+    lost = name != "test_risk" and compared("test_risk", row)["predicted"] is None
+    if lost or not np.all(np.isfinite(theory)) or combined[-1] > UNKNOWN:
         return {"real": mean[-1], "good": False, "good_along": False, "predicted": None, "diverged": diverged}
     worst = int(np.argmax(np.abs(off)))
     return {
@@ -235,12 +237,22 @@ def tables(found: dict[str, Any], rows: dict[str, dict]) -> dict[str, str]:
     for shown in NAMES.values():
         head += [f"{shown}: predicted / real", "differs", "at worst"]
     counts = []
-    for quantity, shown in NAMES.items():
-        values = [row[quantity] for row in rows.values() if row[quantity]["predicted"] is not None]
-        good, along = (sum(v[key] for v in values) for key in ("good", "good_along"))
-        median = np.median([abs(v["off"]) for v in values])
-        counts.append([shown, len(values), good, along, f"{median:.1%}", f"{np.mean([v['off'] for v in values]):+.1%}"])
-    of_counts = ["", "cases", "final within 3% or 2 s.e.", "all within 5% or 2 s.e.", "median difference", "mean difference"]
+    for kind in sorted({name.split(" | ")[1] for name in rows}):
+        for quantity, shown in NAMES.items():
+            own = [row[quantity] for name, row in rows.items() if name.split(" | ")[1] == kind]
+            values = [v for v in own if v["predicted"] is not None]
+            good, along = (sum(v[key] for v in values) for key in ("good", "good_along"))
+            median, mean = np.median([abs(v["off"]) for v in values]), np.mean([v["off"] for v in values])
+            counts.append([kind, shown, f"{len(values)} of {len(own)}", good, along, f"{median:.1%}", f"{mean:+.1%}"])
+    of_counts = [
+        "features",
+        "",
+        "known",
+        "final within 3% or 2 s.e.",
+        "all within 5% or 2 s.e.",
+        "median difference",
+        "mean difference",
+    ]
     return {"counts": markdown(of_counts, counts), "cases": markdown(head, lines)}
 
 

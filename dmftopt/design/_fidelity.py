@@ -216,7 +216,7 @@ def _predicted(problem: Problem, protocol: Protocol, grid: TimeGrid, order: str,
         if exact:
             return least_squares(problem, protocol, grid)
         noise = Shuffled() if order == "shuffled" else Poisson()
-        samples = max(samples, 1 << (_ENOUGH * problem.m * (2 * fine.steps + 1) - 1).bit_length())
+        samples = max(samples, 1 << (_ENOUGH * problem.m * (fine.steps + 1) - 1).bit_length())
         return solve(problem, protocol, fine, noise=noise, samples=samples, key=key, **options)
 
     fine, asked = grid, {"replicates": _REPLICATES, "estimate_discretization": not isinstance(problem.task, LeastSquares)}

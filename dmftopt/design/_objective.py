@@ -75,6 +75,7 @@ class Objective(AbstractObjective):
             check_problem(one)
         if budget is not None:
             check_instance("budget", budget, Budget, "Build it with dmftopt.Budget(samples=...).")
+        chosen = predict is None
         predict = _default_prediction(problems, budget) if predict is None else predict
         for name, value in (("measure", measure), ("predict", predict)):
             if not callable(value) or isinstance(value, type):
@@ -89,6 +90,10 @@ class Objective(AbstractObjective):
         if grid is None:
             grid = TimeGrid.uniform(1.0, 20) if epochs is None else _default_grid(epochs)
         check_instance("grid", grid, TimeGrid, "Build it with dmftopt.TimeGrid.uniform(1.0, steps).")
+        columns = max(one.m for one in problems)
+        while chosen and isinstance(predict, Solve) and predict.solver.samples < 16 * columns * (grid.steps + 1):
+            # As many as the directions of many epochs take.
+            predict = predict.finer(samples=2, replicates=predict.replicates, noise=None)
         if abs(float(grid.times[-1]) - 1) > 1e-6:
             raise ValueError(f"grid must end at 1, got {float(grid.times[-1]):g}: it is in relative time.")
         self.epochs = None if epochs is None else tuple(epochs)

@@ -47,10 +47,12 @@ class _ScheduledSGD(BaseEstimator):
     def _trained(self, x: np.ndarray, labels: np.ndarray, own: Any, columns: int, **of_classes: Any) -> tuple[Any, Any]:
         """Coefficients (column, feature) and intercepts (column,) for raw features, by the loss `own`; or None."""
         coefficients = np.zeros((columns, x.shape[1]))
-        centered = x - x.mean(axis=0)
-        kept = Independent("X").fit(centered).kept_
         self.advice_ = self.problem_ = self.recipe_ = None
         self.n_iter_ = 0
+        if np.ptp(labels) == 0:
+            return coefficients, None
+        centered = x - x.mean(axis=0)
+        kept = Independent("X").fit(centered).kept_
         if not kept.size:
             warnings.warn("X has no column that varies: predictions are all alike.", DataWarning, stacklevel=3)
             return coefficients, None
@@ -102,12 +104,7 @@ class ScheduledSGDRegressor(RegressorMixin, _ScheduledSGD):
     def fit(self, X, y):
         X, y = _validated(self, X, y, y_numeric=True)
         y = np.asarray(y, dtype=np.float64)
-        if np.ptp(y) == 0:
-            coefficients, constants = np.zeros((1, X.shape[1])), None
-            self.advice_ = self.problem_ = self.recipe_ = None
-            self.n_iter_ = 0
-        else:
-            coefficients, constants = self._trained(X, y, Squared(), 1)
+        coefficients, constants = self._trained(X, y, Squared(), 1)
         self.coef_ = coefficients[0]
         self.intercept_ = float(y.mean() + (0.0 if constants is None else constants[0]))
         return self

@@ -11,7 +11,7 @@ from jaxtyping import Array
 from .. import simulate
 from .._checks import check_count, check_instance, check_key, check_member, front_door
 from .._register import register
-from ..dmft import solve
+from ..dmft import enough_samples, solve
 from ..limits import least_squares
 from ..problem import Problem
 from ..protocol import Protocol, TimeGrid, recipe
@@ -25,8 +25,6 @@ from ._splits import Tested, on_splits
 _QUANTILE = 1.96
 # Of the solver, in epochs; and where it is asked again, for what the data leave open.
 _SAMPLES, _FEWER, _REPLICATES = 4096, 1024, 4
-# Of each, for a column and a step, at the least.
-_ENOUGH = 16
 # Steps of the solver, at the least, and at most where the time step's error is too large.
 _FINE, _FINEST = 40, 320
 
@@ -216,7 +214,7 @@ def _predicted(problem: Problem, protocol: Protocol, grid: TimeGrid, order: str,
         if exact:
             return least_squares(problem, protocol, grid)
         noise = Shuffled() if order == "shuffled" else Poisson()
-        samples = max(samples, 1 << (_ENOUGH * problem.m * (fine.steps + 1) - 1).bit_length())
+        samples = max(samples, enough_samples(problem.m, fine.steps + 1))
         return solve(problem, protocol, fine, noise=noise, samples=samples, key=key, **options)
 
     fine, asked = grid, {"replicates": _REPLICATES, "estimate_discretization": not isinstance(problem.task, LeastSquares)}

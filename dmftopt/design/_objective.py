@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from .._checks import check_instance, check_member, check_real, check_shape, front_door, numbers_to_arrays
+from ..dmft import enough_samples
 from ..problem import Problem, check_problem
 from ..protocol import Protocol
 from ..protocol.grid import TimeGrid, spread_epochs
@@ -90,10 +91,10 @@ class Objective(AbstractObjective):
         if grid is None:
             grid = TimeGrid.uniform(1.0, 20) if epochs is None else _default_grid(epochs)
         check_instance("grid", grid, TimeGrid, "Build it with dmftopt.TimeGrid.uniform(1.0, steps).")
-        columns = max(one.m for one in problems)
-        while chosen and isinstance(predict, Solve) and predict.solver.samples < 16 * columns * (grid.steps + 1):
-            # As many as the directions of many epochs take.
-            predict = predict.finer(samples=2, replicates=predict.replicates, noise=None)
+        if chosen and isinstance(predict, Solve):
+            # Many epochs are many steps.
+            enough = enough_samples(max(one.m for one in problems), grid.steps + 1)
+            predict = Solve(predict.noise, samples=max(predict.solver.samples, enough))
         if abs(float(grid.times[-1]) - 1) > 1e-6:
             raise ValueError(f"grid must end at 1, got {float(grid.times[-1]):g}: it is in relative time.")
         self.epochs = None if epochs is None else tuple(epochs)

@@ -4,6 +4,7 @@ from ._adjoint import AbstractAdjoint as AbstractAdjoint
 from ._adjoint import DirectAdjoint as DirectAdjoint
 from ._adjoint import WriteOnceAdjoint as WriteOnceAdjoint
 from ._causal import CausalInnovations as CausalInnovations
+from ._causal import enough_samples as enough_samples
 from ._fixed_point import FixedPoint as FixedPoint
 from ._solution import Solution as Solution
 from ._solve import solve as solve

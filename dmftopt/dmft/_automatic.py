@@ -25,7 +25,7 @@ from ..results.observables import mean_and_error, sampling_error, student_quanti
 from ..tasks import columns as columns
 from ._accuracy import extrapolates, is_algorithm, order_of, relative_errors, stability, stiffness
 from ._adaptive import seen
-from ._causal import SAMPLES_PER_DIRECTION, CausalInnovations
+from ._causal import CausalInnovations, enough_samples
 from ._choice import Density, Numbers, inner_knots
 from ._motion import curvature_ratio
 from ._program import assembled, check_fits, drawn, run_level
@@ -264,8 +264,7 @@ def _spread(replicates: int) -> float:
 def _allowed(request: Request, effort: Effort) -> Effort:
     """Within what an automatic solve may take, with enough samples for the directions."""
     steps, replicates = min(effort.steps, _MOST_STEPS), effort.replicates
-    needed = _power_of_two(SAMPLES_PER_DIRECTION * request.problem.m * steps)
-    samples = min(max(effort.samples, needed), _MOST_SAMPLES)
+    samples = min(max(effort.samples, enough_samples(request.problem.m, steps)), _MOST_SAMPLES)
     while steps > _FIRST_STEPS and replicates * samples * steps**2 > _MOST_WORK:
         if replicates > request.replicates:
             replicates //= 2

@@ -40,6 +40,11 @@ from ._weights import Start
 SAMPLES_PER_DIRECTION = 16
 
 
+def enough_samples(columns: int, steps: int) -> int:
+    """The least power of two that is enough for so many steps of so many columns."""
+    return 1 << (SAMPLES_PER_DIRECTION * columns * steps - 1).bit_length()
+
+
 @front_door
 class CausalInnovations(AbstractSolver):
     """The default solver: one causal pass, O(samples * steps²) time, O(samples * steps) memory, no iteration, no kernel ever
@@ -112,7 +117,7 @@ class CausalInnovations(AbstractSolver):
         if self.samples < needed:
             raise ValueError(
                 f"samples must be at least {needed}, {SAMPLES_PER_DIRECTION} for each column and step, got {self.samples}: with "
-                f"fewer the bias is several percent. Pass samples={1 << (needed - 1).bit_length()}, or use fewer steps."
+                f"fewer the bias is several percent. Pass samples={enough_samples(problem.m, steps)}, or use fewer steps."
             )
         needed = 8 * problem.m * _points.zeta_parts(noise) * (steps + 1)
         if 0 < self._particles(problem.linear_weights) < needed:

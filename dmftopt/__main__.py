@@ -1,35 +1,65 @@
 """dmftopt from a terminal: python -m dmftopt advise data.csv --label y --epochs 3 --out schedule.csv"""
 
-import argparse
 import csv
 import os
 import sys
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+import tyro
 
-from . import Budget, Problem, SolveError, advise, prepare
+from . import Budget, Problem, SolveError, prepare
+from . import advise as ask
 from .problem import DataWarning
 
+app = tyro.extras.SubcommandApp()
 
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m dmftopt", description="Which schedule to train with, without training.")
-    commands = parser.add_subparsers(required=True, metavar="command")
-    one = commands.add_parser("advise", help="a learning-rate schedule for a table")
-    one.add_argument("data", type=Path, help="CSV file with a header, of numbers; of others too with scikit-learn")
-    one.add_argument("--label", required=True, help="name of the column that is to be predicted")
-    one.add_argument("--epochs", type=float, required=True, help="passes over the data")
-    one.add_argument("--loss", help='for classes: "logistic", "softmax", "squared hinge", ... (default: least squares)')
-    one.add_argument("--train-size", type=int, help="how many of the rows are trained on (default: all)")
-    one.add_argument("--steps", type=int, default=40, help="of tuning, for each family of schedules")
-    one.add_argument("--seed", type=int, default=0)
-    one.add_argument("--out", type=Path, help="where to write what to do at each step (.csv or .json)")
-    given = parser.parse_args(arguments)
+
+@app.command
+def advise(
+    data: tyro.conf.Positional[Path],
+    *,
+    label: str,
+    epochs: float,
+    loss: str | None = None,
+    train_size: int | None = None,
+    steps: int = 40,
+    seed: int = 0,
+    out: Path | None = None,
+) -> str:
+    """A learning-rate schedule for a table, and what it gains, without training.
+
+    Args:
+        data: CSV file with a header, of numbers; of others too with scikit-learn.
+        label: Name of the column that is to be predicted.
+        epochs: Passes over the data.
+        loss: For classes: logistic, softmax, "squared hinge", ... None is least squares.
+        train_size: How many of the rows are trained on. None: all.
+        steps: Of tuning, for each family of schedules.
+        seed: Of the random numbers.
+        out: Where to write what to do at each step, a .csv or .json file.
+    """
+    if out is not None and out.suffix not in (".csv", ".json"):
+        raise ValueError(f"--out must end in .csv or .json, got {out}.")
+    x, y = _read(data, label, loss is not None)
+    problem = Problem.from_data(x, y, train_size=len(y) if train_size is None else train_size, loss=loss)
+    found = ask(problem, Budget(epochs=epochs), key=jax.random.key(seed), steps=steps)
+    if out is None:
+        return str(found)
+    assert problem.data is not None
+    recipe = found.run.recipe(dimension=x.shape[1], delta=float(problem.delta), mean_square_norm=problem.data.mean_square_norm)
+    recipe.save(out)
+    return f"{found}\nwrote {out}: {len(recipe.learning_rate)} steps"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit code: 0, 1 where no schedule could be found, 2 of a wrong argument."""
     try:
-        print(_advise(given))
+        print(app.cli(args=arguments, prog="python -m dmftopt", description="Which schedule to train with, without training."))
     except (ValueError, TypeError, OSError, ImportError, csv.Error) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -37,20 +67,6 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
-
-
-def _advise(given: argparse.Namespace) -> str:
-    if given.out is not None and given.out.suffix not in (".csv", ".json"):
-        raise ValueError(f"--out must end in .csv or .json, got {given.out}.")
-    x, y = _read(given.data, given.label, given.loss is not None)
-    problem = Problem.from_data(x, y, train_size=given.train_size or len(y), loss=given.loss)
-    found = advise(problem, Budget(epochs=given.epochs), key=jax.random.key(given.seed), steps=given.steps)
-    if given.out is None:
-        return str(found)
-    assert problem.data is not None
-    recipe = found.run.recipe(dimension=x.shape[1], delta=float(problem.delta), mean_square_norm=problem.data.mean_square_norm)
-    recipe.save(given.out)
-    return f"{found}\nwrote {given.out}: {len(recipe.learning_rate)} steps"
 
 
 class _Table(dict):

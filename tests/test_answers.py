@@ -309,7 +309,7 @@ def test_the_command_line_says_what_is_wrong(tmp_path, capsys):
 def test_the_command_line_reads_tables_as_they_come(tmp_path, monkeypatch, capsys):
     """Text, gaps and classes: what is asked of `advise`."""
     asked = []
-    monkeypatch.setattr("dmftopt.__main__.advise", lambda problem, budget, **_: asked.append(problem))
+    monkeypatch.setattr("dmftopt.__main__.ask", lambda problem, budget, **_: asked.append(problem))
     rows = [
         f"{i % 7},{'' if i % 9 == 0 else i % 5},{('Ulm', 'Kiel', 'Bonn')[i % 3]},{'yes' if i % 2 else 'no'}" for i in range(60)
     ]

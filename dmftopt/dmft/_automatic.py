@@ -29,6 +29,7 @@ from ._causal import CausalInnovations, enough_samples
 from ._choice import Density, Numbers, inner_knots
 from ._motion import curvature_ratio
 from ._program import assembled, check_fits, drawn, run_level
+from ._relaxation import relaxation_error
 from ._replicate import Level, Replicate, error_of_fine, extrapolated_at_all_times, on_fine
 from ._solution import Solution, Statistics
 from ._solver import AbstractSolver, configured
@@ -178,7 +179,8 @@ class _Trial:
 
         runs = [run(coarse, coarser), run(fine, points)]
         of_halves = [run(coarse, half).observables for half in halves]
-        return _judged(request.problem, request.noise, self.levels, runs, of_halves, self.order)
+        step = self.solver.step_for(request.noise)
+        return _judged(request.problem, request.noise, step, self.levels, runs, of_halves, self.order)
 
 
 @eqx.filter_jit
@@ -193,7 +195,8 @@ def _assembled(problem, noise, levels, replicates: list[Replicate], settings: St
     sampling = sampling_error(solution.standard_error, settings.replicates)
     parts = sure, noise_of_mean, sampling, solution.bias
     relative = [relative_errors(solution.observables, part, problem.rho) for part in parts]
-    return solution, [jnp.max(jnp.stack(list(r.values()))) for r in relative]
+    of_steps, *others = (jnp.max(jnp.stack(list(r.values()))) for r in relative)
+    return solution, [jnp.maximum(of_steps, jnp.max(stacked.relaxation)), *others]
 
 
 @eqx.filter_jit
@@ -204,7 +207,7 @@ def _coarser(points: Any, fine: Level, noise: AbstractNoise) -> tuple[Any, Any, 
 
 
 @eqx.filter_jit
-def _judged(problem, noise, levels, runs, halves, order: int) -> tuple[Replicate, Array]:
+def _judged(problem, noise, step, levels, runs, halves, order: int) -> tuple[Replicate, Array]:
     coarse, fine = (run.observables for run in runs)
     # A bias grows with steps / samples: on half the steps that of half the samples is the fine level's own, and does not count as
     # an error of the steps.
@@ -222,7 +225,8 @@ def _judged(problem, noise, levels, runs, halves, order: int) -> tuple[Replicate
     halves = jax.tree.map(lambda *leaves: jnp.stack(leaves), *[half(h) for h in halves])
     given = problem, levels[1].inputs(noise), runs[1].curvature
     converged = runs[0].converged & runs[1].converged
-    replicate = Replicate(full, halves, difference, converged, agree, stiffness(*given), stability(*given))
+    relaxation = relaxation_error(problem, step, levels[1].inputs(noise), runs[1].curvature, fine.train_loss)
+    replicate = Replicate(full, halves, difference, relaxation, converged, agree, stiffness(*given), stability(*given))
     return replicate, runs[1].curvature.size
 
 

@@ -14,7 +14,7 @@ from ..protocol.noise import AbstractNoise
 from ..results.codes import RESULTS, blank
 from ..results.measure import Metrics
 from ..results.observables import Observables, mean_and_error
-from ._accuracy import ROUNDING, relative_errors, rough_error
+from ._accuracy import ROUNDING, relative_errors, rough_error, scaled
 from ._mesh import REPLICATES, SAMPLES, axis_size, constrained
 from ._replicate import Level, Replicate, replicate, widened
 from ._solution import Solution, Statistics, judge
@@ -117,12 +117,15 @@ def assembled(
 
 def _of_time_step(outputs: Replicate, settings: Statistics) -> Observables | None:
     """Its error (30): the mean over replicates, in which what is noise of the two levels averages out, and its own standard
-    error."""
+    error; and at the least that of modes that relax within the steps (39)."""
     if outputs.level_difference is None:
         return None
     mean, error = mean_and_error(jax.lax.stop_gradient(outputs.level_difference))
     size = jax.tree.map(jnp.abs, mean) if error is None else jax.tree.map(jnp.hypot, mean, error)
-    return size if settings.richardson else widened(size)
+    size = size if settings.richardson else widened(size)
+    relaxation = jnp.mean(outputs.relaxation, axis=0)
+    mean = jax.tree.map(lambda values: jnp.mean(values, axis=0), outputs.full)
+    return jax.tree.map(jnp.maximum, size, scaled(relaxation, relaxation, mean))
 
 
 def _bias(outputs: Replicate) -> tuple[Observables | None, Observables | None]:

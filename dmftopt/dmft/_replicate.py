@@ -17,6 +17,7 @@ from ..protocol.rates import Averages, averaged
 from ..results.measure import Metrics
 from ..results.observables import Observables
 from ._accuracy import gain_of, order_of, stability, stiffness
+from ._relaxation import relaxation_error
 from ._solver import AbstractSolver, Inputs, Outcome, Randomness
 from ._step import AbstractStep
 
@@ -68,12 +69,14 @@ class Level(NamedTuple):
 
 class Replicate(NamedTuple):
     """Observables at the grid's times; with half the samples, once for each half (None unless asked for); the estimated error of
-    the time step, with its sign, at the times of the coarse level (None for one level); whether the solver met its tolerance and
-    two levels agree enough to be extrapolated; stiffness and stability of each step."""
+    the time step, with its sign, at the times of the coarse level, and what it is at the least by the relaxation of modes, relative, at
+    the observables' times (None for one level); whether the solver met its tolerance and two levels agree enough to be
+    extrapolated; stiffness and stability of each step."""
 
     full: Observables
     halves: Observables | None
     level_difference: Observables | None
+    relaxation: Float[Array, " time"] | None
     converged: Bool[Array, ""]
     agree: Bool[Array, ""]
     stiffness: Float[Array, " step"]
@@ -122,7 +125,11 @@ def replicate(
     judged = 0 if richardson else -1
     given = problem, levels[judged].inputs(noise), runs[judged].curvature
     converged = jnp.all(jnp.stack([r.converged for r in runs]))
-    return Replicate(full, halves, difference, converged, agree, stiffness(*given), stability(*given))
+    relaxation = None
+    if len(runs) == 2:
+        fine = levels[-1].inputs(noise), runs[1].curvature, runs[1].observables.train_loss
+        relaxation = relaxation_error(problem, solver.step_for(noise), *fine)[:: 2 if richardson else 1]
+    return Replicate(full, halves, difference, relaxation, converged, agree, stiffness(*given), stability(*given))
 
 
 def levels_agree(coarse: Observables, fine: Observables) -> Bool[Array, ""]:

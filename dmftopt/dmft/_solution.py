@@ -35,7 +35,8 @@ class Solution(AbstractResult):
       steps / samples, and no standard error shows it), and `bias_standard_error`. Raise unless asked for with
       `estimate_bias=True`.
     - `discretization_error`: of the time step. Measured with a second level (`estimate_discretization=True`, `richardson=True`,
-      or a horizon in place of the grid); otherwise rough, from `stiffness`, at no cost. 0 where the step is the algorithm.
+      or a horizon in place of the grid), and where steps are longer than modes take to relax at the least what that does on a
+      linear problem, equation (39); otherwise rough, from `stiffness`, at no cost. 0 where the step is the algorithm.
     - `total_error`: half the width of the interval that holds the exact value in 95 of 100 cases, from all of these that are
       known.
     - `stiffness` (step,): step times the rate of what is moving, equation (27); below 0.3 the time step is good to a percent.

@@ -103,9 +103,17 @@ class DiscreteStep(AbstractStep):
         return Factors(jnp.ones_like(x), jnp.ones_like(x), jnp.zeros_like(x))
 
 
+def sample_modes(curvature_ratio: Float[Array, " group"]) -> tuple[Float[Array, "group node"], Float[Array, "group node"]]:
+    """Nodes and weights of the sample's curvature over the population's in the bulk of each group: Marchenko and Pastur's law."""
+    cosine, weight = jnp.asarray(_SEMICIRCLE, curvature_ratio.dtype)
+    spread = jnp.sqrt(curvature_ratio)[:, None] - 1
+    mu = 1 + 2 * spread * cosine[None] + spread**2
+    return mu, weight[None] / mu
+
+
 def _lasting_swing(f: Array, c: Array, x: Array, curvature_ratio: Array) -> Array:
     """The factor of the swing with which noise of constant power adds up, over all steps to come, to what it does in continuous
-    time, on the sample curvature: equation (15)."""
+    time, on the sample curvature: equation (26)."""
     spread = jnp.sqrt(curvature_ratio)[None] - 1
     cosine, weight = jnp.asarray(_SEMICIRCLE, x.dtype).reshape(2, -1, *[1] * x.ndim)
     excess = x[None] * (spread**2 + 2 * spread * cosine)

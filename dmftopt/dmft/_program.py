@@ -118,14 +118,15 @@ def assembled(
 def _of_time_step(outputs: Replicate, settings: Statistics) -> Observables | None:
     """Its error (30): the mean over replicates, in which what is noise of the two levels averages out, and its own standard
     error; and at the least that of modes that relax within the steps (39)."""
-    if outputs.level_difference is None:
+    if outputs.level_difference is None or outputs.relaxation is None:
         return None
     mean, error = mean_and_error(jax.lax.stop_gradient(outputs.level_difference))
     size = jax.tree.map(jnp.abs, mean) if error is None else jax.tree.map(jnp.hypot, mean, error)
     size = size if settings.richardson else widened(size)
     relaxation = jnp.mean(outputs.relaxation, axis=0)
     mean = jax.tree.map(lambda values: jnp.mean(values, axis=0), outputs.full)
-    return jax.tree.map(jnp.maximum, size, scaled(relaxation, relaxation, mean))
+    # Of a run that fails the largest values are not known.
+    return jax.tree.map(jnp.fmax, size, scaled(relaxation, relaxation, mean))
 
 
 def _bias(outputs: Replicate) -> tuple[Observables | None, Observables | None]:

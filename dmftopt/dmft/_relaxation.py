@@ -18,7 +18,7 @@ from ._step import AbstractStep, sample_modes
 # By random least-squares problems with steps of 1 to 10 000 relaxation times: errors of the mean are up to so much larger where
 # overlaps are squares and modes of many groups meet on the same samples. Of what noise keeps alive up to a half is wrong, which
 # vanishes in the online limit, from so many samples per dimension on.
-_OF_MEAN, _OF_NOISE, _ONLINE = 4.0, 0.5, 5.0
+_OF_MEAN, _OF_NOISE, _ONLINE = 6.0, 0.5, 5.0
 
 
 class _Mode(NamedTuple):
@@ -45,7 +45,8 @@ def relaxation_error(
     kicks = jnp.zeros_like(pace)
     if inputs.epoch_start is None and not is_adaptive(inputs.update):
         # Of the power E[l²] along the run, as it moves the risk; of epochs and of rates that follow the loss nothing is told.
-        power = curvature.quadratic * slope * train_loss / jnp.max(train_loss)
+        largest = jnp.maximum(jnp.max(jnp.abs(train_loss)), jnp.finfo(train_loss.dtype).tiny)
+        power = curvature.quadratic * slope * train_loss / largest
         kicks = features.eigenvalues[:, None] * (inputs.deviation**2 / problem.delta * power[:-1])[None]
     mu, of_mean = sample_modes(kappa[:, 0])
     of_mean = (features.weights * features.eigenvalues)[:, None] * of_mean

@@ -69,9 +69,9 @@ class Level(NamedTuple):
 
 class Replicate(NamedTuple):
     """Observables at the grid's times; with half the samples, once for each half (None unless asked for); the estimated error of
-    the time step, with its sign, at the times of the coarse level, and what it is at the least by the relaxation of modes, relative, at
-    the observables' times (None for one level); whether the solver met its tolerance and two levels agree enough to be
-    extrapolated; stiffness and stability of each step."""
+    the time step, with its sign, at the times of the coarse level, and what it is at the least by the relaxation of modes,
+    relative, at the observables' times (None for one level); whether the solver met its tolerance and two levels agree enough to
+    be extrapolated; stiffness and stability of each step."""
 
     full: Observables
     halves: Observables | None

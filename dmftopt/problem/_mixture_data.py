@@ -152,7 +152,8 @@ def with_intercept(mixture: Mixture, dimension: int) -> Mixture:
     if speed > 30:
         raise ValueError(
             f"intercept: with features of mean square {1 / speed:.2g} within clusters it learns {speed:.0f} times as fast "
-            "as they do, which the time steps of the theory would not resolve. Scale the features to unit variance."
+            "as they do, which the time steps of the theory would not resolve. Scale the features to unit variance within "
+            "clusters, or leave the intercept out."
         )
     share, eigenvalue = 1 / dimension, _INTERCEPT_EIGENVALUE * speed
     rest = 1 - share

@@ -126,11 +126,11 @@ def test_classification(loss, count):
 
 
 def test_many_epochs_take_more_samples():
-    """By default; 2048 are too few for the 240 steps of 30 epochs, which an objective used to refuse."""
+    """By default; 2048 are too few for the 240 steps of 60 epochs, which an objective used to refuse."""
     x, y = regression(300, 8, 1)
     problem = dmftopt.Problem.from_data(x, y, train_size=300)
-    few, many = (dmftopt.Objective(problem, dmftopt.Budget(epochs=n)) for n in (3.0, 30.0))
-    assert few.predict.solver.samples == 2048 and many.predict.solver.samples == 4096 and many.grid.steps == 240
+    few, many = (dmftopt.Objective(problem, dmftopt.Budget(epochs=n)) for n in (3.0, 60.0))
+    assert few.predict.solver.samples == 2048 and many.predict.solver.samples == 4096 and many.grid.steps == 240 and few.grid.steps == 24
 
 
 def not_for_theory(estimator):

@@ -285,10 +285,10 @@ LONG = {
 }
 
 
-@pytest.mark.parametrize("name", LONG)
-def test_steps_longer_than_relaxation_are_flagged(name, key):
+@pytest.mark.parametrize("case", LONG)
+def test_steps_longer_than_relaxation_are_flagged(case, key):
     """Two levels err alike there."""
-    posed, protocol, noise, horizon = LONG[name]
+    posed, protocol, noise, horizon = LONG[case]
     grid = TimeGrid.logarithmic(horizon, 32, 0.02)
     options = {"samples": 2048, "replicates": 2, "estimate_discretization": True, "accuracy": 0.01, "throw": False}
     found = solve(posed, protocol, grid, key=key, noise=noise, **options)

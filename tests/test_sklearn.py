@@ -136,14 +136,12 @@ def test_many_epochs_take_more_samples():
 
 def not_for_theory(estimator):
     """What it refuses, with a cure, where scikit-learn's check would have it learn."""
-    return (
-        {}
-        if isinstance(estimator, ScheduledSGDRegressor)
-        else {
-            "check_fit2d_1feature": "ten samples of three classes: one of them has fewer than four",
-            "check_classifiers_classes": "classes 12 deviations apart: an intercept beside them is not resolved by the theory",
-        }
-    )
+    if isinstance(estimator, ScheduledSGDRegressor):
+        return {}
+    return {
+        "check_fit2d_1feature": "ten samples of three classes: one of them has fewer than four",
+        "check_classifiers_classes": "classes 12 deviations apart: an intercept beside them is not resolved by the theory",
+    }
 
 
 @pytest.mark.slow

@@ -213,7 +213,7 @@ def _default_grid(epochs: list[float]) -> TimeGrid:
     if max(epochs) > min(epochs) * (1 + 1e-9):
         raise ValueError(f"budget: these problems are run for {epochs} epochs. Give a budget of epochs, the same for all.")
     parts = int(np.ceil(epochs[0] - 1e-9))
-    # Eight an epoch. Of many epochs four are enough: a final risk after 16 or 30 is then off by less than .2%.
+    # Eight an epoch. Of many epochs four are enough: a final risk after 16 is then off by .1%.
     return TimeGrid(spread_epochs(epochs[0], max(20, min(8 * parts, max(64, 4 * parts)))) / epochs[0])
 
 

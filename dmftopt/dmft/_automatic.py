@@ -225,7 +225,7 @@ def _judged(problem, noise, step, levels, runs, halves, order: int) -> tuple[Rep
     halves = jax.tree.map(lambda *leaves: jnp.stack(leaves), *[half(h) for h in halves])
     given = problem, levels[1].inputs(noise), runs[1].curvature
     converged = runs[0].converged & runs[1].converged
-    relaxation = relaxation_error(problem, step, levels[1].inputs(noise), runs[1].curvature, fine.train_loss)
+    relaxation = relaxation_error(*given, step, fine.train_loss)
     replicate = Replicate(full, halves, difference, relaxation, converged, agree, stiffness(*given), stability(*given))
     return replicate, runs[1].curvature.size
 
@@ -285,7 +285,7 @@ def _sized(request: Request, effort: Effort) -> AbstractSolver:
     solver = configured(request.solver, effort.samples, None)
     if isinstance(solver, CausalInnovations) and not request.problem.linear_weights:
         # As many as `check` asks for, and as many as there are samples.
-        needed = _power_of_two(16 * request.problem.m * (effort.steps + 1))
+        needed = enough_samples(request.problem.m, effort.steps + 1)
         solver = dataclasses.replace(solver, particles=max(solver.particles, effort.samples, needed))
     solver.check(request.problem, request.protocol, request.noise, effort.steps)
     check_fits(request.problem, solver, request.noise, effort.steps, request.replicates, 1)

@@ -13,7 +13,7 @@ from ._accuracy import stiffness
 from ._adaptive import seen
 from ._motion import curvature_ratio
 from ._solver import Curvature, Inputs
-from ._step import AbstractStep, sample_modes
+from ._step import AbstractStep, phi, sample_modes
 
 # By random least-squares problems with steps of 1 to 10 000 relaxation times: errors of the mean are up to so much larger where
 # overlaps are squares and modes of many groups meet on the same samples. Of what noise keeps alive up to a half is wrong, which
@@ -22,7 +22,7 @@ _OF_MEAN, _OF_NOISE, _ONLINE = 6.0, 0.5, 5.0
 
 
 class _Mode(NamedTuple):
-    """Per group and node: the mean at this time and the last; exactly, the mean and the variance."""
+    """Per node and group: the mean at this time and the last; exactly, the mean and the variance."""
 
     mean: Array
     last: Array
@@ -31,7 +31,7 @@ class _Mode(NamedTuple):
 
 
 def relaxation_error(
-    problem: Problem, step: AbstractStep, inputs: Inputs, curvature: Curvature, train_loss: Float[Array, " time"]
+    problem: Problem, inputs: Inputs, curvature: Curvature, step: AbstractStep, train_loss: Float[Array, " time"]
 ) -> Float[Array, " time"]:
     """Relative to an observable's largest value; 0 for parametrizations and with friction, of which it knows nothing."""
     if inputs.friction is not None or not problem.direct:
@@ -48,19 +48,19 @@ def relaxation_error(
         largest = jnp.maximum(jnp.max(jnp.abs(train_loss)), jnp.finfo(train_loss.dtype).tiny)
         power = curvature.quadratic * slope * train_loss / largest
         kicks = features.eigenvalues[:, None] * (inputs.deviation**2 / problem.delta * power[:-1])[None]
-    mu, of_mean = sample_modes(kappa[:, 0])
-    of_mean = (features.weights * features.eigenvalues)[:, None] * of_mean
+    above, weight = sample_modes(kappa[:, 0])
+    mu = 1 + above
+    of_mean = (features.weights * features.eigenvalues)[None] * weight / mu
     of_noise = _OF_NOISE * jnp.minimum(1.0, _ONLINE / problem.delta) * of_mean
 
     def move(mode: _Mode, x) -> tuple[_Mode, Array]:
-        pace, shrinkage, f, c, kick = (a[:, None] for a in x)
-        rest, whole = pace * (mu - 1), pace * mu + shrinkage
+        pace, shrinkage, f, c, kick = (a[None] for a in x)
+        rest, whole = pace * above, pace * mu + shrinkage
         mean = mode.mean - f * whole * mode.mean - c * rest * (mode.mean - mode.last)
         decay = jnp.exp(-whole)
-        spread = jnp.where(whole > 1e-6, -jnp.expm1(-2 * whole) / jnp.where(whole > 1e-6, 2 * whole, 1.0), 1.0)
-        exact, variance = decay * mode.exact, decay**2 * mode.variance + kick * spread
+        exact, variance = decay * mode.exact, decay**2 * mode.variance + kick * phi(2 * whole)
         squares = mean**2 - exact**2
-        wrong = jnp.stack([jnp.sum(weight * of_mean) for weight in (mean - exact, squares, mu * squares)])
+        wrong = jnp.stack([jnp.sum(of_mean * values) for values in (mean - exact, squares, mu * squares)])
         error = _OF_MEAN * jnp.max(jnp.abs(wrong)) + jnp.sum(of_noise * variance)
         return _Mode(mean, mode.mean, exact, variance), error
 

@@ -127,8 +127,9 @@ def replicate(
     converged = jnp.all(jnp.stack([r.converged for r in runs]))
     relaxation = None
     if len(runs) == 2:
-        fine = levels[-1].inputs(noise), runs[1].curvature, runs[1].observables.train_loss
-        relaxation = relaxation_error(problem, solver.step_for(noise), *fine)[:: 2 if richardson else 1]
+        fine, curvature = runs[1].observables, runs[1].curvature
+        relaxation = relaxation_error(problem, levels[-1].inputs(noise), curvature, solver.step_for(noise), fine.train_loss)
+        relaxation = relaxation[::2] if richardson else relaxation
     return Replicate(full, halves, difference, relaxation, converged, agree, stiffness(*given), stability(*given))
 
 

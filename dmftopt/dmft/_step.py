@@ -82,8 +82,8 @@ class ExponentialStep(AbstractStep):
         damped = jnp.minimum(x, 0.0) + positive * (1 - (feedback - 1) * jnp.expm1(-((feedback * positive) ** 2)))
         # Adams-Bashforth is stable up to a step of 1 of what it extrapolates, Euler's scheme up to 2.
         fading = jnp.exp(-(((curvature_ratio - 1) * positive) ** 4))
-        f, c = _phi(damped), fading * ratio * _phi2(damped)
-        return Factors(f, jnp.where(x > 0, _lasting_swing(f, c, positive, curvature_ratio), jnp.sqrt(_phi(2 * x))), c)
+        f, c = phi(damped), fading * ratio * _phi2(damped)
+        return Factors(f, jnp.where(x > 0, _lasting_swing(f, c, positive, curvature_ratio), jnp.sqrt(phi(2 * x))), c)
 
 
 class DiscreteStep(AbstractStep):
@@ -103,27 +103,26 @@ class DiscreteStep(AbstractStep):
         return Factors(jnp.ones_like(x), jnp.ones_like(x), jnp.zeros_like(x))
 
 
-def sample_modes(curvature_ratio: Float[Array, " group"]) -> tuple[Float[Array, "group node"], Float[Array, "group node"]]:
-    """Nodes and weights of the sample's curvature over the population's in the bulk of each group: Marchenko and Pastur's law."""
-    cosine, weight = jnp.asarray(_SEMICIRCLE, curvature_ratio.dtype)
-    spread = jnp.sqrt(curvature_ratio)[:, None] - 1
-    mu = 1 + 2 * spread * cosine[None] + spread**2
-    return mu, weight[None] / mu
+def sample_modes(curvature_ratio: Float[Array, "*group"]) -> tuple[Float[Array, "node *group"], Float[Array, "node *one"]]:
+    """Nodes of Marchenko and Pastur's law: by how much the sample's curvature is above the population's in the bulk of each
+    group, over the population's; and weights, of the law times that curvature."""
+    cosine, weight = jnp.asarray(_SEMICIRCLE, curvature_ratio.dtype).reshape(2, -1, *[1] * curvature_ratio.ndim)
+    spread = jnp.sqrt(curvature_ratio)[None] - 1
+    return spread**2 + 2 * spread * cosine, weight
 
 
 def _lasting_swing(f: Array, c: Array, x: Array, curvature_ratio: Array) -> Array:
     """The factor of the swing with which noise of constant power adds up, over all steps to come, to what it does in continuous
     time, on the sample curvature: equation (26)."""
-    spread = jnp.sqrt(curvature_ratio)[None] - 1
-    cosine, weight = jnp.asarray(_SEMICIRCLE, x.dtype).reshape(2, -1, *[1] * x.ndim)
-    excess = x[None] * (spread**2 + 2 * spread * cosine)
+    above, weight = sample_modes(curvature_ratio)
+    excess = x[None] * above
     memory = c[None] * excess
     restored = jnp.maximum(2 - f[None] * (x[None] + excess) - 2 * memory, 0.05)
     lasting = jnp.sum(weight * 2 * (1 - memory) / ((1 + memory) * f[None] * restored), axis=0)
     return 1 / jnp.sqrt(lasting)
 
 
-def _phi(x):
+def phi(x):
     """(1 - e^-x) / x, analytic at 0."""
     small = jnp.abs(x) < 1e-4
     safe = jnp.where(small, 1.0, x)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
-from ._scan import history_scan
+from ._scan import history_scan, written_at
 
 
 class AbstractAdjoint(eqx.Module):
@@ -17,8 +17,8 @@ class AbstractAdjoint(eqx.Module):
 
         carry, row, output = advance(constants, parameters, x, carry, history, k)     for k = 0..length-1
 
-    on a history of `length` rows, shaped like `row`, of which step k writes row k and reads only those before it. Nothing is
-    differentiated in `constants`. `order`: of the derivatives it is right for."""
+    on a history of `length` blocks like `row`, one after the other along the first axis, of which step k writes block k and reads
+    only those before it. Nothing is differentiated in `constants`. `order`: of the derivatives it is right for."""
 
     order: ClassVar[int]
 
@@ -55,13 +55,12 @@ class DirectAdjoint(AbstractAdjoint):
 
     def scan(self, advance, length, constants, parameters, xs, carry, row):
         constants = jax.lax.stop_gradient(constants)
-        history = jax.tree.map(lambda r: jnp.zeros((length, *r.shape), r.dtype), row)
+        history = jax.tree.map(lambda r: jnp.zeros((length * r.shape[0], *r.shape[1:]), r.dtype), row)
 
         def body(state, inputs):
             k, x = inputs
             carry, history = state
             carry, written, output = advance(constants, parameters, x, carry, history, k)
-            history = jax.tree.map(lambda h, w: jax.lax.dynamic_update_index_in_dim(h, w, k, 0), history, written)
-            return (carry, history), output
+            return (carry, written_at(k, history, written)), output
 
         return jax.lax.scan(body, (carry, history), (jnp.arange(length), xs))[1]

@@ -29,6 +29,7 @@ from . import _weights as weights
 from ._adjoint import AbstractAdjoint, WriteOnceAdjoint
 from ._fields import Sample
 from ._innovations import Advance, Constants, History, Parameters, Readout, State
+from ._orthogonal import as_family
 from ._points import Points
 from ._response import is_told, response
 from ._sobol import MAX_DIMENSION
@@ -177,13 +178,14 @@ def _laid_out(problem: Problem, points: Points, start: Start, zetas: Array | Non
 
     known, labels = columns.sample(problem.task, points.teacher, points.label, start.root)
     multipliers = jax.tree.map(laid_out, points.multipliers)
-    return Constants(laid_out(points.innovations), multipliers, zetas), Sample(laid_out(known), laid_out(labels))
+    return Constants(as_family(laid_out(points.innovations)), multipliers, zetas), Sample(laid_out(known), laid_out(labels))
 
 
 def _row(start: Start, sample: Sample, directions: int, inputs: Inputs) -> History:
     """Of the history, empty."""
-    gradients = jnp.zeros((directions, *sample.labels.shape), sample.labels.dtype)
-    return History(gradients, jnp.zeros_like(start.theta), None if inputs.waiting is None else gradients)
+    gradients = as_family(jnp.zeros((directions, *sample.labels.shape), sample.labels.dtype))
+    phi = jnp.zeros_like(start.theta).reshape(start.theta.shape[0], -1)
+    return History(gradients, phi, None if inputs.waiting is None else gradients)
 
 
 def _start(problem: Problem, start: Start, inputs: Inputs, zetas: int, optimizer: Any) -> State:

@@ -30,10 +30,10 @@ class Past(NamedTuple):
     row, then those of its m swings), `innovations` of the m columns of phi, `written` (row,) 1 or 0. In epochs, `differences`:
     gradients of the samples' twins less their own, and `of_epoch` (row,) 1 for the written rows of this one."""
 
-    gradients: Float[Array, "row*direction shard local"]
-    innovations: Float[Array, "row*m shard local"]
+    gradients: Float[Array, "past *sample"]
+    innovations: Float[Array, "column *sample"]
     written: Float[Array, " row"]
-    differences: Float[Array, "row*direction shard local"] | None = None
+    differences: Float[Array, "past *sample"] | None = None
     of_epoch: Float[Array, " row"] | None = None
 
     def each(self, rows: Float[Array, " row"]) -> Float[Array, " {self.gradients.shape[0]}"]:

@@ -17,16 +17,18 @@ from . import _weights as weights
 from ._adaptive import Scale
 from ._fields import Past, Sample
 from ._motion import Last
+from ._orthogonal import as_family
+from ._scan import written_at
 from ._solver import Curvature, Inputs
 
 
 class History(NamedTuple):
-    """Row k is written at step k: the directions (column sample) of the gradients, first the m mean gradients', then the m
+    """Block k is written at step k: the directions (column sample) of the gradients, first the m mean gradients', then the m
     swings', phi, and in epochs what the directions of the samples' twins have more."""
 
-    gradients: Float[Array, "*row direction shard local"]
-    phi: Float[Array, "*row m group basis"]
-    differences: Float[Array, "*row direction shard local"] | None
+    gradients: Float[Array, "past *sample"]
+    phi: Float[Array, "column coordinate"]
+    differences: Float[Array, "past *sample"] | None
 
 
 class State(NamedTuple):
@@ -43,7 +45,7 @@ class State(NamedTuple):
 class Constants(NamedTuple):
     """The random numbers that no parameter enters."""
 
-    innovations: Float[Array, "row m shard local"]
+    innovations: Float[Array, "column *sample"]
     multipliers: Multipliers | None
     zetas: Float[Array, "zeta particle"] | None
 
@@ -91,7 +93,7 @@ class Advance:
         task, features, sample = problem.task, problem.features, parameters.sample
         space = weights.space(problem, constants.zetas)
         theta = motion.weights(problem, state.trained)
-        past = _past(constants, history, x, k, sample.labels.dtype)
+        past = _past(problem.m, constants, history, x, k)
 
         # Weights to fields.
         reading = weights.read(theta, parameters.known, not task.mixture, history.phi, past.written, k, features, space)
@@ -111,7 +113,7 @@ class Advance:
         gradient = fields.with_swing(task, step, x, problem, at, sample.labels, gradient, multipliers, gains)
         mean, swing = fields.means(task, gradient, r, sample, past, k, metrics.fields)
         pull, new, differences = fields.directions(gradient, mean, swing, past, k, self.order)
-        phi = jax.lax.dynamic_update_index_in_dim(history.phi, reading.phi, k, 0)
+        phi = written_at(k, history.phi, reading.phi)
         overlap = 1.0 if update is None else update.overlap
         plan = motion.Plan(step, gains, overlap, self.optimizer, state.optimizer, state.memory, self.order)
         moved, last, kicks, carried = motion.move(
@@ -128,7 +130,7 @@ class Advance:
         def of_swings(zetas):
             if zetas is None or not self.tells:
                 return None
-            return zetas.reshape(problem.m, features.groups, *history.gradients.shape[:2])[..., problem.m :]
+            return zetas.reshape(problem.m, features.groups, past.written.size, -1)[..., problem.m :]
 
         weight_metrics = {}
         if metrics.weights and parameters.theta_star is not None:
@@ -146,15 +148,15 @@ class Advance:
             of_swings(reading.zetas),
             of_swings(kicks),
         )
-        return State(moved, last, memory, scale, optimizer), History(new, reading.phi, differences), readout
+        row = History(as_family(new), reading.phi, None if differences is None else as_family(differences))
+        return State(moved, last, memory, scale, optimizer), row, readout
 
 
-def _past(constants: Constants, history: History, x: Inputs, k: Int[Array, ""], dtype: Any) -> Past:
-    rows, directions, shards, local = history.gradients.shape
+def _past(m: int, constants: Constants, history: History, x: Inputs, k: Int[Array, ""]) -> Past:
+    rows, dtype = constants.innovations.shape[0] // m, constants.innovations.dtype
     written = (jnp.arange(rows) < k).astype(dtype)
     differences = of_epoch = None
     if history.differences is not None and x.epoch_start is not None:
-        differences = history.differences.reshape(rows * directions, shards, local)
+        differences = history.differences
         of_epoch = jnp.where(jnp.arange(rows, dtype=dtype) >= x.epoch_start, written, 0.0)
-    innovations = constants.innovations.reshape(-1, shards, local)
-    return Past(history.gradients.reshape(rows * directions, shards, local), innovations, written, differences, of_epoch)
+    return Past(history.gradients, constants.innovations, written, differences, of_epoch)

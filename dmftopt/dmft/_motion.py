@@ -81,7 +81,7 @@ def move(
     space: Space,
     trained: Float[Array, "*component m group basis"],
     known: Float[Array, "m_star group basis"],
-    phi: Float[Array, "row m group basis"],
+    phi: Float[Array, "column coordinate"],
     pull: Pull,
     last: Last,
     k: Array,
@@ -106,7 +106,7 @@ def move(
         ahead = step.ahead(pull.power_root, last.power_root, x.ratio) @ inverse_root(power, rank_floor(power), order)
         swing = swing + x.mean * ahead @ jnp.where(mine, on_zetas, 0.0)
         on_zetas = jnp.where(mine, 0.0, on_zetas)
-    drift = jnp.tensordot(pull.known, known, 1) + jnp.tensordot(pull.phi, phi, 2)
+    drift = jnp.tensordot(pull.known, known, 1) + (pull.phi.reshape(m, -1) @ phi).reshape(m, *known.shape[1:])
     drift = jnp.sqrt(problem.features.eigenvalues)[None, :, None] * drift
     if plan.optimizer is not None:
         moved, state = _move_by_optimizer(problem, plan, x, space, trained, drift, on_zetas, swing)

@@ -23,13 +23,23 @@ def drop(m: int, dtype: Any) -> float:
     return DROP if m == 1 else block_drop(dtype)
 
 
-# Vectors over the samples are laid out (shard, local), one row per device. Sums are taken within a shard first, and those of
-# one stage of a step then cross the devices together: stacked, they are one reduction. So are, in reverse mode, the cotangents of
-# coefficients that were handed out to the shards together.
+# Vectors over the samples are laid out (shard, local), one row per device; families of them (row, shard, local), or (row, sample)
+# where there is one shard: XLA on CPUs multiplies an array that a loop carries by a vector as fast as memory, but one that it has
+# to reshape first element by element, twenty times slower. Sums are taken within a shard first, and those of one stage of a step
+# then cross the devices together: stacked, they are one reduction. So are, in reverse mode, the cotangents of coefficients that
+# were handed out to the shards together.
 
 
-def dots(family: Float[Array, "row shard local"], vectors: Float[Array, "m shard local"]) -> Float[Array, "m row shard"]:
+def as_family(vectors: Float[Array, "*row shard local"]) -> Float[Array, "row *sample"]:
+    """Laid out as a family, one after the other."""
+    *_, shards, local = vectors.shape
+    return vectors.reshape(-1, local) if shards == 1 else vectors.reshape(-1, shards, local)
+
+
+def dots(family: Float[Array, "row *sample"], vectors: Float[Array, "m shard local"]) -> Float[Array, "m row shard"]:
     """Sums over each shard of the products of `vectors` with the rows of `family`."""
+    if family.ndim == 2:
+        return jnp.stack([family @ vector[0] for vector in vectors])[..., None]
     # Batched products want the batch first: otherwise XLA copies the whole family in another order. Moved here, where on its
     # own device the shard axis is 1, it costs nothing. One column at a time: matrix-vector products of long rows are as fast as
     # memory, a product with a few columns is not.
@@ -37,9 +47,9 @@ def dots(family: Float[Array, "row shard local"], vectors: Float[Array, "m shard
     return jnp.stack([jnp.einsum("srl,sl->rs", family, vector) for vector in vectors])
 
 
-def combination(
-    coefficients: Float[Array, "m row shard"], family: Float[Array, "row shard local"]
-) -> Float[Array, "m shard local"]:
+def combination(coefficients: Float[Array, "m row shard"], family: Float[Array, "row *sample"]) -> Float[Array, "m shard local"]:
+    if family.ndim == 2:
+        return jnp.stack([c[:, 0] @ family for c in coefficients])[:, None]
     family = jnp.moveaxis(family, 1, 0)
     return jnp.stack([jnp.einsum("sr,srl->sl", c.T, family) for c in coefficients])
 

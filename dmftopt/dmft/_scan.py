@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import PyTree
+from jaxtyping import Array, PyTree
 
 
 def history_scan(
@@ -22,13 +22,18 @@ def history_scan(
 
         carry, row, output = step(constants, parameters, x, carry, history, k)
 
-    for k = 0..length-1. `history` has `length` rows, shapes and dtypes as in `row`; step k writes row k. The step must
-    not let rows k and beyond influence its result. Returns (history, outputs, final carry).
+    for k = 0..length-1. `history` holds `length` blocks like `row`, one after the other along the first axis; step k writes
+    block k. The step must not let blocks k and beyond influence its result. Returns (history, outputs, final carry).
 
     Reverse mode only. `constants` get no derivative (they are held once and never copied); memory is one history for its
     cotangent, the stacked carries, and the working set of a single step.
     """
     return _history_scan(step, length, constants, parameters, xs, carry, row)
+
+
+def written_at(k: Array, history: PyTree, row: PyTree) -> PyTree:
+    """The history with this row as its block k."""
+    return jax.tree.map(lambda h, w: jax.lax.dynamic_update_slice_in_dim(h, w, k * w.shape[0], 0), history, row)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1, 6))
@@ -40,13 +45,13 @@ def _forward(step, length, constants, parameters, xs, carry, row):
     # A zero that depends on the constants: otherwise XLA makes room for the history beside the scratch space of their making.
     some = jax.tree.leaves(constants)[0]
     zero = 0 * some[(0,) * some.ndim]
-    history = jax.tree.map(lambda r: jnp.full((length, *r.shape), zero, r.dtype), row)
+    history = jax.tree.map(lambda r: jnp.full((length * r.shape[0], *r.shape[1:]), zero, r.dtype), row)
 
     def body(state, inputs):
         k, x = inputs
         carry, history = state
         new, written, output = step(constants, parameters, x, carry, history, k)
-        history = jax.tree.map(lambda h, w: jax.lax.dynamic_update_index_in_dim(h, w, k, 0), history, written)
+        history = written_at(k, history, written)
         return (new, history), (output, carry)
 
     return jax.lax.scan(body, (carry, history), (jnp.arange(length), xs))
@@ -68,7 +73,7 @@ def _bwd(step, length, row, residuals, cotangents):
             lambda parameters, x, carry, history: step(constants, parameters, x, carry, history, k),
             parameters, x, carry, history,
         )  # fmt: skip
-        d_row = jax.tree.map(lambda h: jax.lax.dynamic_index_in_dim(h, k, 0, keepdims=False), d_history)
+        d_row = jax.tree.map(lambda h, r: jax.lax.dynamic_slice_in_dim(h, k * r.shape[0], r.shape[0], 0), d_history, row)
         d_params, d_x, d_carry, d_past = pullback((d_carry, d_row, d_output))
         add = partial(jax.tree.map, jnp.add)
         return (d_carry, add(d_history, d_past), add(d_parameters, d_params)), d_x

@@ -144,7 +144,7 @@ class Reading(NamedTuple):
     known: Float[Array, "m m_star"]
     L: Float[Array, "m row m"]
     P: Float[Array, "m zeta"]
-    phi: Float[Array, "m group basis"]
+    phi: Float[Array, "m coordinate"]
     zetas: Float[Array, "m group zeta"]
 
 
@@ -152,7 +152,7 @@ def read(
     theta: Float[Array, "m group basis"],
     known: Float[Array, "m_star group basis"],
     known_are_orthonormal: bool,
-    phi: Float[Array, "row m group basis"],
+    phi: Float[Array, "column coordinate"],
     written: Float[Array, " row"],
     k: Array,
     features: Features,
@@ -160,8 +160,8 @@ def read(
 ) -> Reading:
     """Gram-Schmidt of theta~ = sqrt(lambda) theta, two passes, against the rows of phi where `written` is 1 and, where they are
     orthonormal (the means of clusters are not), the known directions, equation (4)."""
-    rows, m = phi.shape[:2]
-    family, flat_known = phi.reshape(rows * m, -1), known.reshape(known.shape[0], -1)
+    rows, m = written.size, theta.shape[0]
+    flat_known = known.reshape(known.shape[0], -1)
     measure = jnp.repeat(space.share * features.weights, theta.shape[-1])
     root = jnp.sqrt(features.eigenvalues)
     flat = (root[None, :, None] * theta).reshape(m, -1)
@@ -174,15 +174,15 @@ def read(
     for _ in range(2):
         if known_are_orthonormal:
             rest = rest - dot(rest, flat_known) @ flat_known
-        coefficients = written[None] * dot(rest, family)
-        rest = rest - coefficients @ family
+        coefficients = written[None] * dot(rest, phi)
+        rest = rest - coefficients @ phi
         L = L + coefficients
     own = jnp.sum(measure[None] * flat**2, axis=1)
     lengths, normalize = triangular_root(dot(rest, rest), own, drop(m, flat.dtype))
     L = L.reshape(m, rows, m).at[:, k].add(lengths)
     zetas = space.on_zetas(theta)
     P = jnp.einsum("g,mgz->mz", features.weights * root, zetas)
-    return Reading(dot(flat, flat_known), L, P, (normalize @ rest).reshape(theta.shape), zetas)
+    return Reading(dot(flat, flat_known), L, P, normalize @ rest, zetas)
 
 
 def norm(theta: Float[Array, "m group basis"], features: Features, space: Space) -> Float[Array, "m m"]:

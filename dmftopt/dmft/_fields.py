@@ -20,6 +20,7 @@ from ..tasks import AbstractTask
 from ..tasks import columns as columns
 from ._adaptive import Gains
 from ._orthogonal import block_drop, combination, dots, drop, products, spread, totals
+from ._rows import Family
 from ._solver import Curvature, Inputs
 from ._step import AbstractStep
 from ._weights import Reading
@@ -30,10 +31,10 @@ class Past(NamedTuple):
     row, then those of its m swings), `innovations` of the m columns of phi, `written` (row,) 1 or 0. In epochs, `differences`:
     gradients of the samples' twins less their own, and `of_epoch` (row,) 1 for the written rows of this one."""
 
-    gradients: Float[Array, "past *sample"]
+    gradients: Family
     innovations: Float[Array, "column *sample"]
     written: Float[Array, " row"]
-    differences: Float[Array, "past *sample"] | None = None
+    differences: Family | None = None
     of_epoch: Float[Array, " row"] | None = None
 
     def each(self, rows: Float[Array, " row"]) -> Float[Array, " {self.gradients.shape[0]}"]:

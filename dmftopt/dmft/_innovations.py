@@ -18,7 +18,7 @@ from ._adaptive import Scale
 from ._fields import Past, Sample
 from ._motion import Last
 from ._orthogonal import as_family
-from ._scan import written_at
+from ._rows import Family
 from ._solver import Curvature, Inputs
 
 
@@ -26,9 +26,9 @@ class History(NamedTuple):
     """Block k is written at step k: the directions (column sample) of the gradients, first the m mean gradients', then the m
     swings', phi, and in epochs what the directions of the samples' twins have more."""
 
-    gradients: Float[Array, "past *sample"]
-    phi: Float[Array, "column coordinate"]
-    differences: Float[Array, "past *sample"] | None
+    gradients: Family
+    phi: Family
+    differences: Family | None
 
 
 class State(NamedTuple):
@@ -113,11 +113,10 @@ class Advance:
         gradient = fields.with_swing(task, step, x, problem, at, sample.labels, gradient, multipliers, gains)
         mean, swing = fields.means(task, gradient, r, sample, past, k, metrics.fields)
         pull, new, differences = fields.directions(gradient, mean, swing, past, k, self.order)
-        phi = written_at(k, history.phi, reading.phi)
         overlap = 1.0 if update is None else update.overlap
         plan = motion.Plan(step, gains, overlap, self.optimizer, state.optimizer, state.memory, self.order)
         moved, last, kicks, carried = motion.move(
-            problem, plan, x, space, state.trained, parameters.known, phi, pull, state.last, k
+            problem, plan, x, space, state.trained, parameters.known, (history.phi, reading.phi), pull, state.last, k
         )
         memory, optimizer = None, None
         if x.friction is not None:

@@ -11,6 +11,7 @@ from ..problem import Problem
 from ..problem.features import Features
 from ._adaptive import Gains
 from ._fields import Pull
+from ._rows import Family, combined
 from ._solver import Inputs
 from ._step import AbstractStep, Factors
 from ._weights import Space
@@ -81,13 +82,14 @@ def move(
     space: Space,
     trained: Float[Array, "*component m group basis"],
     known: Float[Array, "m_star group basis"],
-    phi: Float[Array, "column coordinate"],
+    phi: tuple[Family, Float[Array, "m coordinate"]],
     pull: Pull,
     last: Last,
     k: Array,
 ) -> tuple[Float[Array, "*component m group basis"], Last, Float[Array, "m group zeta"] | None, PyTree]:
     """What is trained at the next time (without momentum), what this step saw, what it added on the zetas to the weights
-    themselves, None if it is not those that are trained, and the optimizer's state or the velocity."""
+    themselves, None if it is not those that are trained, and the optimizer's state or the velocity. `phi`: of the steps before,
+    and the new ones."""
     step, order = plan.step, plan.order
     m, rows, count = pull.zetas.shape
     # What moves the weights is larger than its part along the features.
@@ -106,7 +108,10 @@ def move(
         ahead = step.ahead(pull.power_root, last.power_root, x.ratio) @ inverse_root(power, rank_floor(power), order)
         swing = swing + x.mean * ahead @ jnp.where(mine, on_zetas, 0.0)
         on_zetas = jnp.where(mine, 0.0, on_zetas)
-    drift = jnp.tensordot(pull.known, known, 1) + (pull.phi.reshape(m, -1) @ phi).reshape(m, *known.shape[1:])
+    past, new = phi
+    of_past = jnp.where(jnp.arange(rows)[:, None] < k, pull.phi, 0.0).reshape(m, -1)
+    on_phi = jnp.stack([combined(c, past) for c in of_past]) + pull.phi[:, k] @ new
+    drift = jnp.tensordot(pull.known, known, 1) + on_phi.reshape(m, *known.shape[1:])
     drift = jnp.sqrt(problem.features.eigenvalues)[None, :, None] * drift
     if plan.optimizer is not None:
         moved, state = _move_by_optimizer(problem, plan, x, space, trained, drift, on_zetas, swing)

@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
+from ._rows import Family, combined, products_with
+
 # A vector whose residual variance is below this fraction of its own is taken to lie in the span of its past: its new
 # direction is dropped (coefficient 0). Rank deficiency is normal (smooth paths); with 1e-12 one run in eight exploded.
 DROP = 1e-9
@@ -36,22 +38,20 @@ def as_family(vectors: Float[Array, "*row shard local"]) -> Float[Array, "row *s
     return vectors.reshape(-1, local) if shards == 1 else vectors.reshape(-1, shards, local)
 
 
-def dots(family: Float[Array, "row *sample"], vectors: Float[Array, "m shard local"]) -> Float[Array, "m row shard"]:
+# One column at a time: matrix-vector products of long rows are as fast as memory, a product with a few columns is not.
+
+
+def dots(family: Family, vectors: Float[Array, "m shard local"]) -> Float[Array, "m row shard"]:
     """Sums over each shard of the products of `vectors` with the rows of `family`."""
-    if family.ndim == 2:
-        return jnp.stack([family @ vector[0] for vector in vectors])[..., None]
-    # Batched products want the batch first: otherwise XLA copies the whole family in another order. Moved here, where on its
-    # own device the shard axis is 1, it costs nothing. One column at a time: matrix-vector products of long rows are as fast as
-    # memory, a product with a few columns is not.
-    family = jnp.moveaxis(family, 1, 0)
-    return jnp.stack([jnp.einsum("srl,sl->rs", family, vector) for vector in vectors])
+    if len(family.shape) == 2:
+        return jnp.stack([products_with(family, vector[0]) for vector in vectors])[..., None]
+    return jnp.stack([products_with(family, vector) for vector in vectors])
 
 
-def combination(coefficients: Float[Array, "m row shard"], family: Float[Array, "row *sample"]) -> Float[Array, "m shard local"]:
-    if family.ndim == 2:
-        return jnp.stack([c[:, 0] @ family for c in coefficients])[:, None]
-    family = jnp.moveaxis(family, 1, 0)
-    return jnp.stack([jnp.einsum("sr,srl->sl", c.T, family) for c in coefficients])
+def combination(coefficients: Float[Array, "m row shard"], family: Family) -> Float[Array, "m shard local"]:
+    if len(family.shape) == 2:
+        return jnp.stack([combined(c[:, 0], family) for c in coefficients])[:, None]
+    return jnp.stack([combined(c, family) for c in coefficients])
 
 
 def products(a: Float[Array, "i shard local"], b: Float[Array, "j shard local"]) -> Float[Array, "i j shard"]:

@@ -22,6 +22,7 @@ from ..problem.priors import orthonormal_entries
 from ..results.measure import linear_values
 from ._orthogonal import drop
 from ._points import Points
+from ._rows import Family, combined, products_with
 
 
 class Start(NamedTuple):
@@ -152,7 +153,7 @@ def read(
     theta: Float[Array, "m group basis"],
     known: Float[Array, "m_star group basis"],
     known_are_orthonormal: bool,
-    phi: Float[Array, "column coordinate"],
+    phi: Family,
     written: Float[Array, " row"],
     k: Array,
     features: Features,
@@ -174,8 +175,8 @@ def read(
     for _ in range(2):
         if known_are_orthonormal:
             rest = rest - dot(rest, flat_known) @ flat_known
-        coefficients = written[None] * dot(rest, phi)
-        rest = rest - coefficients @ phi
+        coefficients = written[None] * jnp.stack([products_with(phi, row) for row in measure[None] * rest])
+        rest = rest - jnp.stack([combined(c, phi) for c in coefficients])
         L = L + coefficients
     own = jnp.sum(measure[None] * flat**2, axis=1)
     lengths, normalize = triangular_root(dot(rest, rest), own, drop(m, flat.dtype))

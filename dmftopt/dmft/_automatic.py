@@ -39,6 +39,10 @@ from ._solver import AbstractSolver, configured
 _FIRST_STEPS, _FIRST_SAMPLES, REPLICATES = 16, 1024, 4
 _MOST_FIRST, _MOST_STEPS, _MOST_SAMPLES, _MOST_REPLICATES, _MOST_WORK = 128, 2048, 2**16, 64, 1e10
 _ROUNDS = 8
+# The next round aims at so much of the accuracy, and at no more than so much less than the last one's error.
+_MARGIN, _MOST_GAIN = 0.8, 16.0
+# What a new program costs, in samples * steps², and at how many steps drawing samples costs as much as running them (two cores).
+_COMPILING, _DRAWING = 5e8, 45
 
 
 class Request(NamedTuple):
@@ -62,10 +66,11 @@ class Effort(NamedTuple):
 
 
 class Measured(NamedTuple):
-    """One round: all replicates on the fine of two levels, what its errors are made of (relative), and the curvature seen. Of the
-    error of the steps, `step_error` is sure, beyond twice what replicates differ, which is `step_noise`."""
+    """One round: all replicates on the fine of two levels, its total error and what that is made of (relative), and the curvature
+    seen. Of the error of the steps, `step_error` is sure, beyond twice what replicates differ, which is `step_noise`."""
 
     solution: Solution
+    total: float
     step_error: float
     step_noise: float
     sampling_error: float
@@ -118,7 +123,7 @@ def solve_to(accuracy: float, request: Request, samples: int | None, progress: b
             bar.set_postfix_str(f"{effort.steps} steps, {effort.replicates} x {effort.samples} samples")
             found = trial.measure(effort.replicates, accuracy)
             bar.update()
-            more = _allowed(request, _more(found, effort, accuracy, request.replicates))
+            more = _allowed(request, _more(found, effort, accuracy, request))
             settled = any(bool(found.solution.result == code) for code in (RESULTS.successful, RESULTS.unstable, RESULTS.invalid))
             if settled or more == effort or bar.n >= _ROUNDS:
                 return found.solution
@@ -166,8 +171,8 @@ class _Trial:
         settings = Statistics(self.samples, replicates, fine.steps, False, "measured", self.order)
         given = [replicate for replicate, _ in self.outputs], settings, jnp.asarray(accuracy, fine.times.dtype)
         solution, errors = _assembled(problem, noise, self.levels, *given)
-        of_steps, noise_of_steps, of_samples, bias = (float(e) for e in errors)
-        return Measured(solution, of_steps, noise_of_steps, of_samples, bias, self.order, curvature)
+        total, of_steps, noise_of_steps, of_samples, bias = (float(e) for e in errors)
+        return Measured(solution, total, of_steps, noise_of_steps, of_samples, bias, self.order, curvature)
 
     def _replicate(self, key: Array) -> tuple[Replicate, Array]:
         request, (coarse, fine) = self.request, self.levels
@@ -185,18 +190,18 @@ class _Trial:
 
 @eqx.filter_jit
 def _assembled(problem, noise, levels, replicates: list[Replicate], settings: Statistics, accuracy):
-    """The solution, and the largest relative errors: of the time step (what is sure of it, and its noise), of sampling and of
-    bias."""
+    """The solution, and the largest relative errors: the total, of the time step (what is sure of it, and its noise), of sampling
+    and of bias."""
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *replicates)
     valid = problem.valid() & levels[0].valid(noise) & levels[1].valid(noise)
     solution = assembled(problem, levels[1].grid.times, stacked, valid, settings, accuracy)
     mean, noise_of_mean = mean_and_error(stacked.level_difference)
     sure = jax.tree.map(lambda a, e: jnp.maximum(jnp.abs(a) - 2 * e, 0.0), mean, noise_of_mean)
     sampling = sampling_error(solution.standard_error, settings.replicates)
-    parts = sure, noise_of_mean, sampling, solution.bias
+    parts = solution.total_error, sure, noise_of_mean, sampling, solution.bias
     relative = [relative_errors(solution.observables, part, problem.rho) for part in parts]
-    of_steps, *others = (jnp.max(jnp.stack(list(r.values()))) for r in relative)
-    return solution, [jnp.maximum(of_steps, jnp.max(stacked.relaxation)), *others]
+    total, of_steps, *others = (jnp.max(jnp.stack(list(r.values()))) for r in relative)
+    return solution, [total, jnp.maximum(of_steps, jnp.max(stacked.relaxation)), *others]
 
 
 @eqx.filter_jit
@@ -230,34 +235,52 @@ def _judged(problem, noise, step, levels, runs, halves, order: int) -> tuple[Rep
     return replicate, runs[1].curvature.size
 
 
-def _more(found: Measured, effort: Effort, accuracy: float, least: int) -> Effort:
-    """The error of the steps is to be at most half of the accuracy, those of the samples four tenths together. What cannot be
-    told yet waits: a level without finite values, or far off, says nothing of the samples. `least`: replicates."""
+def _more(found: Measured, effort: Effort, accuracy: float, request: Request) -> Effort:
+    """The cheapest effort that should reach the accuracy. What cannot be told yet waits: a level without finite values, or far
+    off, says nothing of the samples."""
     steps, samples, replicates = effort
-    if not found.step_error <= 0.1:
+    if not (found.step_error <= 0.1 and found.total < np.inf):
         return Effort(4 * steps if not found.step_error <= 1.0 else 2 * steps, samples, replicates)
-    if found.step_error > 0.5 * accuracy:
-        steps *= _power_of_two(min((2 * found.step_error / accuracy) ** (1 / found.order), 4.0))
-    # What sampling may take; more of it also tells the error of the steps from noise.
-    left = max(0.4 * accuracy - found.bias, 0.2 * accuracy)
-    over = max(found.sampling_error / left, found.step_noise / (0.4 * accuracy))
-    if over > 1 and over * left >= found.bias:
-        # More replicates compile nothing anew and make Student's t smaller; of a bias within the sampling error nothing is known.
-        if replicates < _MOST_REPLICATES:
-            return Effort(steps, samples, _replicates_for(over, effort, 2 * replicates))
-        samples *= 4
-    elif found.bias > 0.3 * accuracy:
-        samples *= 2 if found.bias < 0.6 * accuracy else 4
-        # With so many fewer replicates do.
-        replicates = _replicates_for(over * (effort.samples / samples) ** 0.5, effort, least)
-    return Effort(steps, samples, replicates)
+    if found.total <= accuracy:
+        # The levels differ too much to be extrapolated.
+        return Effort(2 * steps, samples, replicates)
+    target = max(_MARGIN * accuracy, found.total / _MOST_GAIN)
+    allowed = [e for e in _candidates(effort, request.replicates) if _allowed(request, e) == e]
+    reaching = [e for e in allowed if _predicted(found, effort, e) <= target]
+    if reaching:
+        return min(reaching, key=lambda e: _cost(effort, e))
+    return min([effort, *allowed], key=lambda e: _predicted(found, effort, e))
 
 
-def _replicates_for(over: float, effort: Effort, least: int) -> int:
-    """So many, `least` or a power of two times it, that a sampling error that is `over` what it may be is within that."""
+def _candidates(effort: Effort, least: int) -> list[Effort]:
+    """Steps like 2, 3, 4, 6, 8, 12, so that programs are few. More replicates compile nothing anew and make Student's t
+    smaller; with more samples or finer steps fewer may do."""
+    finer = (2, 3, 4, 6, 8) if _power_of_two(effort.steps) == effort.steps else (6, 8, 12, 16, 24)
+    steps = [effort.steps * factor // finer[0] for factor in finer]
+    samples = [effort.samples << i for i in range(6)]
     most = max(_MOST_REPLICATES, effort.replicates)
-    counts = itertools.takewhile(lambda r: r < most, (least * 2**i for i in itertools.count()))
-    return next((r for r in counts if _spread(r) * over <= _spread(effort.replicates)), most)
+    replicates = list(itertools.takewhile(lambda r: r <= most, (least << i for i in itertools.count())))
+    more = [Effort(*e) for e in itertools.product(steps, samples, replicates)]
+    return [e for e in more if e[:2] != effort[:2] or e.replicates > effort.replicates]
+
+
+def _predicted(found: Measured, effort: Effort, other: Effort) -> float:
+    """The total error with another effort, in the proportions in which it is the sum of its parts now."""
+    finer, more = other.steps / effort.steps, other.samples / effort.samples
+    replicates = other.replicates / effort.replicates
+    parts = (
+        (found.step_error, finer**-found.order),
+        (2 * found.step_noise, (more * replicates) ** -0.5),
+        (found.sampling_error, more**-0.5 * _spread(other.replicates) / _spread(effort.replicates)),
+        (found.bias, finer / more),
+    )
+    return found.total * sum(part * factor for part, factor in parts) / sum(part for part, _ in parts)
+
+
+def _cost(effort: Effort, other: Effort) -> float:
+    """Of what is still to be run, in units of samples * steps²."""
+    done, compiling = (effort.replicates, 0.0) if other[:2] == effort[:2] else (0, _COMPILING)
+    return (other.replicates - done) * other.samples * other.steps * (other.steps + _DRAWING) + compiling
 
 
 def _spread(replicates: int) -> float:

@@ -147,6 +147,10 @@ class Advance:
             of_swings(reading.zetas),
             of_swings(kicks),
         )
+        if differences is not None:
+            # What is written is to depend on everything that is read: XLA copies an array of a loop, at each step, that something
+            # else may still want as it was.
+            new = new + 0 * differences
         row = History(as_family(new), reading.phi, None if differences is None else as_family(differences))
         return State(moved, last, memory, scale, optimizer), row, readout
 

@@ -30,6 +30,7 @@ from dmftopt import schedules
 from dmftopt.design import realized
 
 from ..shared import data, sweep
+from ..shared.compilation import compile_anew
 from ..shared.protocols import protocol_of
 from ..shared.results import Settings as Common
 from ..shared.results import finish, markdown, mean_and_error, plus_minus, short
@@ -307,8 +308,7 @@ def tables(results: dict[int, dict], others: dict[str, dict]) -> dict[str, str]:
 
 
 def main(s: Settings) -> None:
-    # Compilation is measured: nothing comes from disk.
-    jax.config.update("jax_enable_compilation_cache", False)
+    compile_anew()
     tiny: Any = {"hyperparameters": (5,), "optimizer_steps": 2, "grid_steps": 4, "samples": 64, "times": 1.0}
     tiny |= {"dimension": 50, "runs": 2, "check_dimension": 50, "check_runs": 16}
     s = s.sized(**tiny, experiments=("08_robust",), experiment_times=0.1, experiment_steps=1)

@@ -20,6 +20,7 @@ from tqdm.auto import tqdm
 import dmftopt
 from dmftopt import noise
 
+from ..shared.compilation import compile_anew
 from ..shared.results import Settings as Common
 from ..shared.results import finish, markdown, write_json
 from .speed import compiled, fastest, floor
@@ -107,8 +108,7 @@ def growth(found: dict[str, dict], stored: dict[str, dict]) -> list[tuple[str, f
 
 
 def main(s: Settings) -> int:
-    # Compilation is measured: nothing comes from disk.
-    jax.config.update("jax_enable_compilation_cache", False)
+    compile_anew()
     s = s.sized(steps=8, samples=512, repeats=1)
     key = jax.random.key(0)
     innovations = jax.random.normal(key, (s.steps, s.samples))

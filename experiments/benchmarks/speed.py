@@ -23,6 +23,7 @@ from tqdm.auto import tqdm
 
 import dmftopt
 
+from ..shared.compilation import compile_anew
 from ..shared.results import Settings as Common
 from ..shared.results import finish, markdown
 
@@ -35,7 +36,7 @@ class Settings(Common):
 
     shapes: tuple[tuple[int, int], ...] = ((20, 8192), (80, 4096), (400, 8192))
     """(steps, samples) to time."""
-    large: tuple[int, int] = (2000, 4096)
+    large: tuple[int, int] = (1000, 16384)
     """(steps, samples) of one large gradient."""
     keys: int = 48
     """Independent replicates behind each root-mean-square error."""
@@ -203,11 +204,10 @@ def errors_in_steps(noise, counts, richardson: bool, samples: int, keys: int) ->
 
 
 def main(s: Settings) -> None:
-    # Compilation is measured: nothing comes from disk.
-    jax.config.update("jax_enable_compilation_cache", False)
+    compile_anew()
     sample_counts, step_counts, largest, keys = (1024, 4096, 16384, 65536), (6, 12, 24, 48), 65536, 4
     growing = {
-        "steps": ((50, 4096), (100, 4096), (200, 4096), (400, 4096)),
+        "steps": ((50, 8192), (100, 8192), (200, 8192), (400, 8192)),
         "samples": ((100, 2048), (100, 4096), (100, 8192), (100, 16384)),
     }
     precise = ((20, 8192), (80, 8192))

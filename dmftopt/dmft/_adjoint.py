@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
-from ._scan import history_scan, written_at
+from ._scan import history_scan, unwritten, written_at
 
 
 class AbstractAdjoint(eqx.Module):
@@ -55,7 +55,6 @@ class DirectAdjoint(AbstractAdjoint):
 
     def scan(self, advance, length, constants, parameters, xs, carry, row):
         constants = jax.lax.stop_gradient(constants)
-        history = jax.tree.map(lambda r: jnp.zeros((length * r.shape[0], *r.shape[1:]), r.dtype), row)
 
         def body(state, inputs):
             k, x = inputs
@@ -63,4 +62,4 @@ class DirectAdjoint(AbstractAdjoint):
             carry, written, output = advance(constants, parameters, x, carry, history, k)
             return (carry, written_at(k, history, written)), output
 
-        return jax.lax.scan(body, (carry, history), (jnp.arange(length), xs))[1]
+        return jax.lax.scan(body, (carry, unwritten(length, row)), (jnp.arange(length), xs))[1]

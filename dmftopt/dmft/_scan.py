@@ -33,6 +33,11 @@ def history_scan(
     return _history_scan(step, length, constants, parameters, xs, carry, row)
 
 
+def unwritten(length: int, row: PyTree[jax.ShapeDtypeStruct], zero: Any = 0.0) -> PyTree:
+    """A history of so many blocks."""
+    return jax.tree.map(lambda r: jnp.full((length * r.shape[0], *r.shape[1:]), zero, r.dtype), row)
+
+
 def written_at(k: Array, history: PyTree, row: PyTree) -> PyTree:
     """The history with this row as its block k."""
     return jax.tree.map(lambda h, w: jax.lax.dynamic_update_slice_in_dim(h, w, k * w.shape[0], 0), history, row)
@@ -47,7 +52,7 @@ def _fwd(step, length, constants, parameters, xs, carry, row):
     # A zero that depends on the constants: otherwise XLA makes room for the history beside the scratch space of their making.
     some = jax.tree.leaves(constants)[0]
     zero = 0 * some[(0,) * some.ndim]
-    history = jax.tree.map(lambda r: jnp.full((length * r.shape[0], *r.shape[1:]), zero, r.dtype), row)
+    history = unwritten(length, row, zero)
     counts = []
 
     def body(state, inputs):
